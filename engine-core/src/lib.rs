@@ -1,1 +1,3 @@
-//! Work in progress.
+//! The device-independent part of Understory.
+
+pub mod weights;
