@@ -11,9 +11,12 @@
 mod codec;
 mod error;
 mod format;
+mod map;
 mod memory;
+mod safetensors;
 mod tensor;
 
+pub use self::safetensors::SafetensorsWeights;
 pub use error::{TensorError, WeightsError};
 pub use format::Format;
 pub use memory::MapWeights;
