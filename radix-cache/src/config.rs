@@ -1,0 +1,65 @@
+//! What a cache is built with.
+
+use crate::error::CacheError;
+
+/// How a cache is laid out and what it evicts first.
+///
+/// ```
+/// use radix_cache::{CacheConfig, RadixCache};
+///
+/// let cache = RadixCache::new(CacheConfig::default().page_size(32))?;
+/// assert_eq!(cache.page_size(), 32);
+/// # Ok::<(), radix_cache::CacheError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct CacheConfig {
+    pub(crate) page_size: usize,
+    pub(crate) policy: Policy,
+    pub(crate) hash_seed: u64,
+}
+
+impl Default for CacheConfig {
+    /// Pages of 16 tokens, least recently used first.
+    fn default() -> Self {
+        Self { page_size: 16, policy: Policy::default(), hash_seed: 0 }
+    }
+}
+
+impl CacheConfig {
+    /// Tokens a page holds: a power of two between 1 and 512.
+    pub fn page_size(mut self, tokens: usize) -> Self {
+        self.page_size = tokens;
+        self
+    }
+
+    /// Which unlocked leaf loses its tail first.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Seeds the hash that finds a child by its first page. It decides neither what matches nor
+    /// what is evicted, only which prompts collide in the table; a service whose users are
+    /// not trusted sets a secret one, so that nobody can write prompts that slow it down.
+    pub fn hash_seed(mut self, seed: u64) -> Self {
+        self.hash_seed = seed;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), CacheError> {
+        if !self.page_size.is_power_of_two() || self.page_size > 512 {
+            return Err(CacheError::PageSize { page_size: self.page_size });
+        }
+        Ok(())
+    }
+}
+
+/// Which unlocked leaf is evicted first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Policy {
+    /// The one that nobody has used for longest.
+    #[default]
+    Lru,
+}

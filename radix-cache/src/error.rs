@@ -1,0 +1,53 @@
+//! What can go wrong, with its operands.
+
+use crate::types::{LockId, PageId};
+
+/// A refused call. The cache is as it was before it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The page size is not a power of two between 1 and 512.
+    #[error("page size {page_size} is not a power of two between 1 and 512")]
+    PageSize {
+        /// The size that was asked for, in tokens.
+        page_size: usize,
+    },
+    /// The lock was released before, or died with the tree it belonged to.
+    #[error("{lock} is not held: it was released, or the cache was reset")]
+    UnknownLock {
+        /// The id that was presented.
+        lock: LockId,
+    },
+    /// The tokens of a run do not fill its pages exactly.
+    #[error("{tokens} tokens do not fill {pages} pages of {page_size} tokens")]
+    RaggedRun {
+        /// Tokens presented.
+        tokens: usize,
+        /// Pages presented.
+        pages: usize,
+        /// Tokens a page holds.
+        page_size: usize,
+    },
+    /// The caller offered a page that the cache already owns at that very place, which would
+    /// give it two owners.
+    #[error("{page} is already cached there and can't be inserted again")]
+    PageAlreadyCached {
+        /// The offending page.
+        page: PageId,
+    },
+    /// The cache would have to number more pages, nodes or locks than 32 bits can.
+    #[error("the cache can't hold {pages} more pages")]
+    Full {
+        /// Pages that were to be added.
+        pages: usize,
+    },
+}
+
+/// A broken invariant, found by [`check_invariants`](crate::RadixCache::check_invariants): a
+/// bug in this crate, never a caller's mistake.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("radix cache invariant broken: {what}")]
+pub struct InvariantViolation {
+    /// What does not hold, and where.
+    pub what: String,
+}

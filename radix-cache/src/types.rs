@@ -1,0 +1,83 @@
+//! The small types that cross the crate's border.
+
+use core::fmt;
+
+/// A vocabulary id.
+pub type Token = u32;
+
+/// The number of a KV page in the pool of whoever owns the memory. The cache never looks inside.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageId(pub u32);
+
+impl fmt::Display for PageId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "page {}", self.0)
+    }
+}
+
+/// Keeps the prefixes of tenants, adapters or cache salts apart: nothing matches across namespaces.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Namespace(pub u64);
+
+/// One hold on one prefix: everything from the root to the lock's end stays until it is released.
+///
+/// A lock is an object of its own. Its id is generational, so an id that was released, or that
+/// was handed out before a [`reset`](crate::RadixCache::reset), is a typed error for ever and
+/// never stands for a later lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LockId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl fmt::Display for LockId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "lock {}.{}", self.index, self.generation)
+    }
+}
+
+/// What [`probe`](crate::RadixCache::probe) found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Match {
+    /// How many leading tokens are cached: a multiple of the page size.
+    pub tokens: usize,
+}
+
+/// What [`acquire`](crate::RadixCache::acquire) locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the lock holds its pages until it is released"]
+#[non_exhaustive]
+pub struct Acquired {
+    /// The hold on the matched prefix, to be given back through
+    /// [`release`](crate::RadixCache::release).
+    pub lock: LockId,
+    /// How many leading tokens the lock covers: a multiple of the page size.
+    pub tokens: usize,
+}
+
+/// What [`insert`](crate::RadixCache::insert) took, and what it left to its caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "the caller still owns the pages that were already present"]
+#[non_exhaustive]
+pub struct Inserted {
+    /// How many leading pages of the run were cached before. The caller keeps its own copies of
+    /// these: it frees them and points its page table at the canonical ones.
+    pub present_pages: usize,
+    /// How many pages the cache took over: the rest of the run.
+    pub new_pages: usize,
+}
+
+/// Pages in the cache, by state. Exact after every call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Pages that [`evict`](crate::RadixCache::evict) could free right now.
+    pub evictable: usize,
+    /// Pages below some lock's end.
+    pub locked: usize,
+    /// All pages the cache owns.
+    pub total: usize,
+}
