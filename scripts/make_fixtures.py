@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Makes the committed fixtures under tests/fixtures from transformers on the CPU.
+
+    pip install -r scripts/requirements.txt
+    python scripts/make_fixtures.py PART [PART ...] [--smollm2 FILE.gguf] [--threads N]
+
+tests/fixtures/README.md says what each part writes, and scripts/README.md how to get the model.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+PARTS = {
+    "tiny": "reference.tiny_models",
+}
+
+
+def main() -> None:
+    """Runs the parts that were named, in the order of the table above."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"])
+    parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads for torch")
+    arguments = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    for part, module in PARTS.items():
+        if part in arguments.parts or "all" in arguments.parts:
+            import_module(module).make(arguments)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    main()

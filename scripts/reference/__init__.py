@@ -1,0 +1,1 @@
+"""Reference answers that the Rust tests compare against, one module a kind of fixture."""
