@@ -1,1 +1,3 @@
-//! Work in progress.
+//! Work in progress: the PJRT client.
+
+pub mod pjrt;
