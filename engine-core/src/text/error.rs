@@ -1,0 +1,75 @@
+//! What can go wrong between text and tokens.
+
+use std::path::PathBuf;
+
+/// An error of [`crate::text`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// A file of the model could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A JSON file of the model is not what it should be.
+    #[error("{path} is malformed: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tokenizer definition (`tokenizer.json`, or the vocabulary of a GGUF file) contradicts
+    /// itself or is incomplete.
+    #[error("the tokenizer definition is invalid: {reason}")]
+    InvalidTokenizer {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The GGUF file names a kind of tokenizer that is not supported.
+    #[error("tokenizer model {model:?} is not supported (supported: \"gpt2\")")]
+    UnsupportedTokenizerModel {
+        /// The value of `tokenizer.ggml.model`.
+        model: String,
+    },
+    /// The GGUF file names a pre-tokenizer that is not supported.
+    #[error("pre-tokenizer {pre:?} is not supported (supported: {supported})")]
+    UnsupportedPreTokenizer {
+        /// The value of `tokenizer.ggml.pre`.
+        pre: String,
+        /// The names that are supported.
+        supported: String,
+    },
+    /// The tokenizer turns tokens into text by a rule that is not supported.
+    #[error("the tokenizer's decoder is not supported: {decoder}")]
+    UnsupportedDecoder {
+        /// The decoder as the tokenizer definition writes it.
+        decoder: String,
+    },
+    /// The tokenizer has tokens that the model has no embedding for.
+    #[error(
+        "the tokenizer has token ids up to {largest_id}, the model's vocabulary only {model_size} \
+         entries"
+    )]
+    VocabularyMismatch {
+        /// The largest token id of the tokenizer.
+        largest_id: u32,
+        /// The number of rows in the model's embedding.
+        model_size: usize,
+    },
+    /// The tokenizer could not encode a text.
+    #[error("cannot tokenize the text: {reason}")]
+    Encode {
+        /// The tokenizer's message.
+        reason: String,
+    },
+    /// A stop string is empty, so it would match everywhere.
+    #[error("stop string {index} is empty")]
+    EmptyStopString {
+        /// Its position in the list.
+        index: usize,
+    },
+}

@@ -1,0 +1,240 @@
+//! Text into tokens and back.
+
+use std::fmt;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::token_table::TokenTable;
+use super::{GgufVocabulary, IncrementalDetokenizer, SpecialTokens, TextError};
+
+/// A model's tokenizer: text into tokens and back.
+///
+/// Cloning is cheap; clones share the vocabulary.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    table: Arc<TokenTable>,
+    special: Arc<SpecialTokens>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a Hugging Face model directory: `tokenizer.json`, the names of the
+    /// special tokens from `tokenizer_config.json`, and further tokens that end a turn from
+    /// `generation_config.json`. Only the first of the three must exist.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError`] if a file cannot be read, is malformed or is not supported.
+    pub fn from_directory(directory: &Path) -> Result<Self, TextError> {
+        let path = directory.join("tokenizer.json");
+        let definition =
+            fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        let tokenizer = Self::from_json(&definition)?;
+        let config = read_optional_object(&directory.join("tokenizer_config.json"))?;
+        let mut special =
+            SpecialTokens::from_tokenizer_config(&config, |text| tokenizer.inner.token_to_id(text));
+        let generation = read_optional_object(&directory.join("generation_config.json"))?;
+        match generation.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.iter().filter_map(token_id).for_each(|id| {
+                special.add_eos(id);
+            }),
+            Some(id) => token_id(id).into_iter().for_each(|id| special.add_eos(id)),
+            None => {}
+        }
+        Ok(tokenizer.with_special_tokens(special))
+    }
+
+    /// Builds a tokenizer from the contents of a `tokenizer.json`. Such a file does not name the
+    /// special tokens: see [`with_special_tokens`](Self::with_special_tokens).
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::InvalidTokenizer`] and [`TextError::UnsupportedDecoder`].
+    pub fn from_json(definition: &[u8]) -> Result<Self, TextError> {
+        let mut inner =
+            guarded(|| tokenizers::Tokenizer::from_bytes(definition)).map_err(invalid)?;
+        // A training script's settings, left in the file; they would cut or pad prompts.
+        inner.with_truncation(None).map_err(invalid)?;
+        inner.with_padding(None);
+        let decoder = serde_json::to_value(inner.get_decoder()).map_err(invalid)?;
+        let special = |text: &str| inner.get_added_vocabulary().is_special_token(text);
+        let tokens = inner.get_vocab(true).into_iter().map(|(text, id)| {
+            let special = special(&text);
+            (text, id, special)
+        });
+        let table = TokenTable::new(tokens, &decoder)?;
+        Ok(Self {
+            inner: Arc::new(inner),
+            table: Arc::new(table),
+            special: Arc::new(SpecialTokens::default()),
+        })
+    }
+
+    /// Builds a tokenizer from the vocabulary of a GGUF file.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::UnsupportedTokenizerModel`], [`TextError::UnsupportedPreTokenizer`] and
+    /// [`TextError::InvalidTokenizer`].
+    pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self, TextError> {
+        let definition = vocabulary.to_tokenizer_json()?;
+        let definition = serde_json::to_vec(&definition).map_err(invalid)?;
+        let mut special = SpecialTokens { bos: vocabulary.bos, ..SpecialTokens::default() };
+        vocabulary.eos.iter().for_each(|id| special.add_eos(*id));
+        let named = [
+            ("bos_token", vocabulary.bos),
+            ("eos_token", vocabulary.eos.first().copied()),
+            ("pad_token", vocabulary.padding),
+            ("unk_token", vocabulary.unknown),
+        ];
+        for (name, id) in named {
+            if let Some(text) = id.and_then(|id| vocabulary.tokens.get(id as usize)) {
+                special.named.insert(name.to_owned(), text.clone());
+            }
+        }
+        Ok(Self::from_json(&definition)?.with_special_tokens(special))
+    }
+
+    /// The same tokenizer with these special tokens.
+    #[must_use]
+    pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
+        self.special = Arc::new(special);
+        self
+    }
+
+    /// Turns a text into tokens. Special tokens that are written out in the text, as a chat
+    /// template writes them, are recognised. `add_special_tokens` adds what the tokenizer
+    /// definition puts around a text, usually the token that begins it; text from a chat template
+    /// already has it.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::Encode`].
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens))
+            .map_err(|reason| TextError::Encode { reason })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Turns tokens into text, as [`IncrementalDetokenizer`] does. Ids outside the vocabulary
+    /// contribute nothing.
+    #[must_use]
+    pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> String {
+        let mut detokenizer = self.detokenizer(skip_special_tokens);
+        let mut text = String::new();
+        for token in tokens {
+            text.push_str(detokenizer.push(*token));
+        }
+        text.push_str(detokenizer.finish());
+        text
+    }
+
+    /// A detokenizer for one stream of tokens.
+    #[must_use]
+    pub fn detokenizer(&self, skip_special_tokens: bool) -> IncrementalDetokenizer {
+        IncrementalDetokenizer::new(Arc::clone(&self.table), skip_special_tokens)
+    }
+
+    /// The token as the vocabulary writes it (`Ġthe` for " the"), or `None` outside the
+    /// vocabulary.
+    #[must_use]
+    pub fn id_to_token(&self, token: u32) -> Option<&str> {
+        self.table.text(token)
+    }
+
+    /// The id of a token as the vocabulary writes it.
+    #[must_use]
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The bytes that the token stands for within a text, not necessarily whole characters; or
+    /// `None` outside the vocabulary.
+    #[must_use]
+    pub fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.table.append_bytes(token, false, &mut bytes).then_some(bytes)
+    }
+
+    /// Whether the token is special, so that it can be left out of text.
+    #[must_use]
+    pub fn is_special(&self, token: u32) -> bool {
+        self.table.is_special(token)
+    }
+
+    /// One more than the largest token id.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The tokens that begin and end a text, and other named ones.
+    #[must_use]
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// Checks that a model with `model_size` rows in its embedding has one for every token. It may
+    /// have more: embeddings are often padded.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::VocabularyMismatch`].
+    pub fn check_vocabulary(&self, model_size: usize) -> Result<(), TextError> {
+        let named = self.special.bos.iter().chain(&self.special.eos).copied().max();
+        let last = u32::try_from(self.vocab_size().saturating_sub(1)).unwrap_or(u32::MAX);
+        let largest_id = named.map_or(last, |named| named.max(last));
+        if (largest_id as usize) < model_size {
+            return Ok(());
+        }
+        Err(TextError::VocabularyMismatch { largest_id, model_size })
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("special", &self.special)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs code of the `tokenizers` crate. A definition that is well-formed but contradicts itself
+/// makes some of that code panic, while reading it or only at a text; as the definition comes
+/// from a file, that must be an error. Nothing is left half-changed: behind the shared reference
+/// there is only a cache, which gives up on a poisoned lock.
+fn guarded<T>(action: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(action)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "the definition contradicts itself".to_owned())),
+    }
+}
+
+fn invalid(error: impl fmt::Display) -> TextError {
+    TextError::InvalidTokenizer { reason: error.to_string() }
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// The JSON object in a file, or an empty one if there is no such file.
+pub(super) fn read_optional_object(path: &Path) -> Result<Map<String, Value>, TextError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
+        Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|error| TextError::Malformed { path: path.to_owned(), reason: error.to_string() })
+}
