@@ -3,5 +3,12 @@
 // Exactly one block is allowed, where it stands: the memory map of model files.
 #![deny(unsafe_code)]
 
+pub mod backend;
+pub mod kv;
+pub mod model;
+pub mod request;
+pub mod schedule;
 pub mod text;
 pub mod weights;
+
+pub use radix_cache::{Namespace, PageId, Token};

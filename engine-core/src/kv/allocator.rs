@@ -1,0 +1,94 @@
+//! Free pages of one page group.
+
+use radix_cache::PageId;
+
+/// The free pages of one page group. Last freed, first given: those are warm.
+#[derive(Clone, Debug)]
+pub struct PageAllocator {
+    free: Vec<PageId>,
+    /// Which pages are free, to refuse a page that is freed twice.
+    is_free: Vec<bool>,
+}
+
+/// A page was freed that can't be: the engine's accounting is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AllocatorError {
+    /// It is free already.
+    #[error("page {} was freed twice", .0.0)]
+    FreedTwice(PageId),
+    /// There is no such page.
+    #[error("page {} does not exist", .0.0)]
+    Unknown(PageId),
+}
+
+impl PageAllocator {
+    /// All pages free.
+    pub fn new(capacity: u32) -> Self {
+        Self {
+            free: (0..capacity).rev().map(PageId).collect(),
+            is_free: vec![true; capacity as usize],
+        }
+    }
+
+    /// Number of pages, free or not.
+    pub fn capacity(&self) -> usize {
+        self.is_free.len()
+    }
+
+    /// Number of free pages.
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Whether the page is free.
+    pub fn is_free(&self, page: PageId) -> bool {
+        self.is_free.get(page.0 as usize).copied().unwrap_or(false)
+    }
+
+    /// Takes a page, or `None` when there is none.
+    pub fn take(&mut self) -> Option<PageId> {
+        let page = self.free.pop()?;
+        self.is_free[page.0 as usize] = false;
+        Some(page)
+    }
+
+    /// Gives a page back.
+    ///
+    /// # Errors
+    ///
+    /// A page that is free already or does not exist; nothing changes.
+    pub fn give(&mut self, page: PageId) -> Result<(), AllocatorError> {
+        match self.is_free.get_mut(page.0 as usize) {
+            None => Err(AllocatorError::Unknown(page)),
+            Some(true) => Err(AllocatorError::FreedTwice(page)),
+            Some(is_free) => {
+                *is_free = true;
+                self.free.push(page);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_freed_twice_is_refused_and_nothing_changes() {
+        let mut pages = PageAllocator::new(2);
+        let page = pages.take().unwrap();
+        assert_eq!(pages.give(page), Ok(()));
+        assert_eq!(pages.give(page), Err(AllocatorError::FreedTwice(page)));
+        assert_eq!(pages.give(PageId(2)), Err(AllocatorError::Unknown(PageId(2))));
+        assert_eq!(pages.free(), 2);
+    }
+
+    #[test]
+    fn an_empty_allocator_gives_nothing() {
+        let mut pages = PageAllocator::new(1);
+        assert!(pages.take().is_some());
+        assert_eq!(pages.take(), None);
+    }
+}

@@ -1,0 +1,249 @@
+//! The prefix tree and the free pages, seen as one supply.
+
+use radix_cache::{
+    Acquired, CacheConfig, CacheError, Inserted, LockId, Namespace, PageId, RadixCache, Token,
+};
+
+use super::allocator::{AllocatorError, PageAllocator};
+
+/// KV pages of one page group: free ones, and those that the prefix tree holds.
+///
+/// Whoever needs pages takes them from here; when none is free, the tree evicts.
+#[derive(Debug)]
+pub struct KvPool {
+    cache: RadixCache,
+    pages: PageAllocator,
+    page_size: usize,
+    /// Kept, so that moving pages about allocates nothing.
+    scratch: Vec<PageId>,
+    evicted: u64,
+}
+
+/// Pages by owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCounts {
+    /// Owned by nobody.
+    pub free: usize,
+    /// Owned by the tree; may be evicted.
+    pub cached_evictable: usize,
+    /// Owned by the tree; a sequence reads them.
+    pub cached_locked: usize,
+    /// Owned by sequences: the rest.
+    pub owned_by_sequences: usize,
+    /// All of them.
+    pub capacity: usize,
+}
+
+/// The accounting of pages is broken, or a call makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// See [`AllocatorError`].
+    #[error(transparent)]
+    Allocator(#[from] AllocatorError),
+    /// See [`CacheError`].
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// More pages are needed than are free or evictable. Callers ask [`KvPool::available`]
+    /// first.
+    #[error("{needed} pages are needed, but only {available} can be had")]
+    Exhausted {
+        /// Pages asked for.
+        needed: usize,
+        /// Pages free or evictable.
+        available: usize,
+    },
+}
+
+impl KvPool {
+    /// A pool of `capacity` free pages and an empty tree.
+    ///
+    /// # Errors
+    ///
+    /// A page size that the tree refuses.
+    pub fn new(capacity: u32, config: CacheConfig) -> Result<Self, PoolError> {
+        let cache = RadixCache::new(config)?;
+        let page_size = cache.page_size();
+        let pages = PageAllocator::new(capacity);
+        Ok(Self { cache, pages, page_size, scratch: Vec::new(), evicted: 0 })
+    }
+
+    /// Tokens in a page.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Largest multiple of the page size that is at most `tokens`.
+    pub fn floor_page(&self, tokens: usize) -> usize {
+        tokens / self.page_size * self.page_size
+    }
+
+    /// Pages that hold `tokens` positions.
+    pub fn pages_for(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.page_size)
+    }
+
+    /// Pages that can be had now: free ones and evictable ones. Locks change it: read it again
+    /// after each.
+    pub fn available(&self) -> usize {
+        self.pages.free() + self.cache.counts().evictable
+    }
+
+    /// Pages by owner.
+    pub fn counts(&self) -> PageCounts {
+        let cached = self.cache.counts();
+        let (free, capacity) = (self.pages.free(), self.pages.capacity());
+        PageCounts {
+            free,
+            cached_evictable: cached.evictable,
+            cached_locked: cached.locked,
+            owned_by_sequences: capacity.saturating_sub(free + cached.evictable + cached.locked),
+            capacity,
+        }
+    }
+
+    /// Pages that were evicted since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// The prefix tree, to look at.
+    pub fn cache(&self) -> &RadixCache {
+        &self.cache
+    }
+
+    /// Whether a page is free.
+    pub fn is_free(&self, page: PageId) -> bool {
+        self.pages.is_free(page)
+    }
+
+    /// How many of the tokens are in the tree. Reads only.
+    pub fn probe(&self, namespace: Namespace, tokens: &[Token]) -> usize {
+        self.cache.probe(namespace, tokens).tokens
+    }
+
+    /// Locks the longest cached prefix and appends its pages to `table`.
+    ///
+    /// # Errors
+    ///
+    /// As [`RadixCache::acquire`].
+    pub fn acquire(
+        &mut self,
+        namespace: Namespace,
+        tokens: &[Token],
+        table: &mut Vec<PageId>,
+    ) -> Result<Acquired, PoolError> {
+        Ok(self.cache.acquire(namespace, tokens, table)?)
+    }
+
+    /// A second lock where `lock` ends.
+    ///
+    /// # Errors
+    ///
+    /// A lock that was released.
+    pub fn fork(&mut self, lock: LockId) -> Result<LockId, PoolError> {
+        Ok(self.cache.fork(lock)?)
+    }
+
+    /// Lets go of a lock. With `keep` the pages stay cached; without, those that nobody else
+    /// needs become free.
+    ///
+    /// # Errors
+    ///
+    /// A lock that was released.
+    pub fn release(&mut self, lock: LockId, keep: bool) -> Result<(), PoolError> {
+        if keep {
+            return Ok(self.cache.release(lock)?);
+        }
+        self.scratch.clear();
+        self.cache.release_and_drop(lock, &mut self.scratch)?;
+        Self::give_all(&mut self.pages, &self.scratch)
+    }
+
+    /// Appends `count` pages to `table`, evicting where none is free.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Exhausted`]; nothing changes then.
+    pub fn take(&mut self, count: usize, table: &mut Vec<PageId>) -> Result<(), PoolError> {
+        let available = self.available();
+        if count > available {
+            return Err(PoolError::Exhausted { needed: count, available });
+        }
+        let missing = count.saturating_sub(self.pages.free());
+        if missing > 0 {
+            self.scratch.clear();
+            self.evicted += self.cache.evict(missing, &mut self.scratch) as u64;
+            Self::give_all(&mut self.pages, &self.scratch)?;
+        }
+        for _ in 0..count {
+            let page = self.pages.take();
+            table.push(page.ok_or(PoolError::Exhausted { needed: count, available })?);
+        }
+        Ok(())
+    }
+
+    /// Gives back pages that a sequence owned.
+    ///
+    /// # Errors
+    ///
+    /// A page that is free already.
+    pub fn give(&mut self, pages: &[PageId]) -> Result<(), PoolError> {
+        Self::give_all(&mut self.pages, pages)
+    }
+
+    /// Moves whole computed pages from a sequence into the tree, at the end of its lock, which
+    /// moves to the end of the run.
+    ///
+    /// Pages that the tree held already are freed, and `pages` is overwritten with the tree's:
+    /// **the caller's page table is re-pointed by this call**, and the caller announces it to
+    /// the device for the first [`Inserted::present_pages`] entries.
+    ///
+    /// # Errors
+    ///
+    /// A lock that was released, or tokens that don't fill the pages.
+    pub fn insert(
+        &mut self,
+        lock: LockId,
+        tokens: &[Token],
+        pages: &mut [PageId],
+    ) -> Result<Inserted, PoolError> {
+        let mut canonical = std::mem::take(&mut self.scratch);
+        canonical.clear();
+        let inserted = self.cache.insert(lock, tokens, pages, &mut canonical)?;
+        for (mine, &cached) in pages.iter_mut().zip(&canonical) {
+            self.pages.give(*mine)?;
+            *mine = cached;
+        }
+        self.scratch = canonical;
+        Ok(inserted)
+    }
+
+    /// Drops every cached page that nobody reads.
+    ///
+    /// # Errors
+    ///
+    /// Broken accounting.
+    pub fn clear(&mut self) -> Result<(), PoolError> {
+        self.scratch.clear();
+        self.cache.clear(&mut self.scratch);
+        Self::give_all(&mut self.pages, &self.scratch)
+    }
+
+    /// The device lost its KV: all cached pages become free and every lock is void. Sequences
+    /// give their own pages back by themselves.
+    ///
+    /// # Errors
+    ///
+    /// Broken accounting.
+    pub fn reset(&mut self) -> Result<(), PoolError> {
+        self.scratch.clear();
+        self.cache.reset(&mut self.scratch);
+        Self::give_all(&mut self.pages, &self.scratch)
+    }
+
+    fn give_all(allocator: &mut PageAllocator, pages: &[PageId]) -> Result<(), PoolError> {
+        pages.iter().try_for_each(|&page| allocator.give(page))?;
+        Ok(())
+    }
+}

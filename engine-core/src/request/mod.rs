@@ -1,0 +1,5 @@
+//! What a caller asks for and what comes back.
+
+mod params;
+
+pub use params::{ParamsError, SamplingParams};

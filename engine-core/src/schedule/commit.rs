@@ -1,0 +1,142 @@
+//! A step has ended: its tokens become known, its KV becomes cacheable.
+
+use radix_cache::Token;
+
+use super::scheduler::{Event, Launched, ScheduleError, Scheduler};
+use super::seeded::SeededBug;
+use super::sequence::{FinishReason, SequenceKey};
+use crate::backend::{RowFailure, StepError, StepResult};
+
+impl Scheduler {
+    /// Retires the oldest step in flight with what [`Executor::wait`](crate::backend::Executor::wait) gave: the result, and the error if
+    /// there was one.
+    ///
+    /// [`StepError::Dead`] is not committed: the engine ends instead.
+    ///
+    /// # Errors
+    ///
+    /// A commit without a launch, a result that lacks a token, broken accounting.
+    pub fn commit(
+        &mut self,
+        result: &StepResult,
+        error: Option<&StepError>,
+    ) -> Result<(), ScheduleError> {
+        let launched = self.in_flight.pop_front().ok_or(ScheduleError::NothingInFlight)?;
+        match error {
+            None => self.commit_rows(&launched, result, &[])?,
+            Some(StepError::Rows(failures)) => self.commit_rows(&launched, result, failures)?,
+            Some(error) => self.lose_kv(&launched, &error.to_string())?,
+        }
+        self.retire(launched);
+        debug_assert!(self.check().is_ok(), "{:?}", self.check());
+        Ok(())
+    }
+
+    fn commit_rows(
+        &mut self,
+        launched: &Launched,
+        result: &StepResult,
+        failures: &[RowFailure],
+    ) -> Result<(), ScheduleError> {
+        let mut sampled = result.sampled.iter().enumerate().peekable();
+        for (index, row) in launched.rows.iter().enumerate() {
+            let mut answers = row.outputs.range().map(|output| output as u32);
+            let key = match self.sequences.get(row.key) {
+                Some(sequence) if sequence.epoch == row.epoch => row.key,
+                // It ended, or was put back, after this row was launched.
+                _ => match self.occupant_of_stale_row(row.slot) {
+                    Some(key) => key,
+                    None => continue,
+                },
+            };
+            if let Some(failure) = failures.iter().find(|failure| failure.row as usize == index) {
+                self.finish(key, FinishReason::Error(failure.reason.clone()))?;
+                continue;
+            }
+            let sequence = &mut self.sequences[key];
+            let was_prefilling = sequence.is_prefilling();
+            sequence.computed = row.end;
+            let mut finished = None;
+            if let Some(output) = answers.next() {
+                while sampled.next_if(|(_, s)| s.output < output).is_some() {}
+                let Some((sampled, answer)) = sampled.next_if(|(_, s)| s.output == output) else {
+                    return Err(ScheduleError::MissingOutput { step: launched.step, output });
+                };
+                finished = self.append(key, answer.token, sampled as u32);
+            }
+            if row.is_prefill && (was_prefilling || self.sequences[key].generated() <= 1) {
+                self.insert_computed(key)?;
+                self.free_early(key)?;
+            }
+            if let Some(reason) = finished {
+                self.finish(key, reason)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a token known. Returns the reason if it is the last one.
+    fn append(&mut self, key: SequenceKey, token: Token, sampled: u32) -> Option<FinishReason> {
+        let sequence = &mut self.sequences[key];
+        sequence.tokens.push(token);
+        sequence.pending = sequence.pending.saturating_sub(1);
+        self.stats.generated_tokens += 1;
+        self.events.push(Event::Token { id: sequence.id, sampled });
+        if sequence.stop_tokens.contains(&token) {
+            Some(FinishReason::Stop)
+        } else if sequence.generated() >= sequence.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+
+    /// The KV memory is gone. The step's sequences end; the others are computed again.
+    fn lose_kv(&mut self, launched: &Launched, reason: &str) -> Result<(), ScheduleError> {
+        for row in &launched.rows {
+            if self.sequences.get(row.key).is_some_and(|sequence| sequence.epoch == row.epoch) {
+                self.finish(row.key, FinishReason::Error(reason.to_owned()))?;
+            }
+        }
+        let survivors = std::mem::take(&mut self.running);
+        for &key in survivors.iter().rev() {
+            self.vacate(key)?;
+            self.requeue(key);
+        }
+        if !self.has_bug(SeededBug::TreeKeptAfterKvLoss) {
+            self.pool.reset()?;
+        }
+        self.draining = true;
+        Ok(())
+    }
+
+    /// Only a seeded bug keeps a stale row: for whoever sits in its slot now.
+    fn occupant_of_stale_row(&self, slot: crate::backend::SlotId) -> Option<SequenceKey> {
+        if !self.has_bug(SeededBug::StaleRowKept) {
+            return None;
+        }
+        let sits = |&&key: &&SequenceKey| {
+            self.sequences[key].place.is_some_and(|place| place.slot == slot)
+        };
+        self.running.iter().find(sits).copied()
+    }
+
+    /// Only a seeded bug frees a page of a running sequence.
+    fn free_early(&mut self, key: SequenceKey) -> Result<(), ScheduleError> {
+        if !self.has_bug(SeededBug::EarlyFree) {
+            return Ok(());
+        }
+        let sequence = &self.sequences[key];
+        let own = sequence.protected / self.config.page_size;
+        if let Some(place) = sequence.place
+            && let Some(&page) = self
+                .slots
+                .pages(place.slot, super::scheduler::GROUP)
+                .get(own..)
+                .and_then(<[_]>::last)
+        {
+            self.pool.give(&[page])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,533 @@
+//! The state machine: its state, what it is told, and what can be asked of it.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use radix_cache::{CacheConfig, Namespace};
+use slotmap::SlotMap;
+
+use super::config::{Refusal, SchedulerConfig};
+use super::reserve::ReserveRatio;
+use super::seeded::SeededBug;
+use super::sequence::{Arrival, FinishReason, Place, RequestId, Sequence, SequenceId, SequenceKey};
+use crate::backend::{
+    Batch, GroupId, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span,
+};
+use crate::kv::{KvPool, PageCounts, PoolError};
+
+/// The one page group of today's programs.
+pub(super) const GROUP: GroupId = GroupId(0);
+
+/// Most steps that are launched and not committed.
+const MAX_IN_FLIGHT: usize = 2;
+
+/// Decides what runs next. See the [module](super).
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(super) config: SchedulerConfig,
+    pub(super) sequences: SlotMap<SequenceKey, Sequence>,
+    pub(super) by_id: HashMap<SequenceId, SequenceKey>,
+    /// In queue order; resumed ones in front.
+    pub(super) waiting: VecDeque<SequenceKey>,
+    /// In the order of admission.
+    pub(super) running: Vec<SequenceKey>,
+    pub(super) pool: KvPool,
+    pub(super) slots: Slots,
+    pub(super) free_slots: Vec<SlotId>,
+    /// Launched steps, oldest first.
+    pub(super) in_flight: VecDeque<Launched>,
+    /// Retired ones, for their memory.
+    spare: Vec<Launched>,
+    pub(super) next: NextBatch,
+    /// Slot events since the last launch; they travel with the next one.
+    pub(super) slot_events: Vec<SlotEvent>,
+    pub(super) reserve: ReserveRatio,
+    pub(super) events: Vec<Event>,
+    pub(super) stats: SchedulerStats,
+    /// KV was lost: plan nothing until all steps launched before have been committed.
+    pub(super) draining: bool,
+    pub(super) last_forced_retraction: u64,
+    step: u64,
+    arrivals: u64,
+}
+
+/// What the engine should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Launch [`Scheduler::batch`].
+    Launch,
+    /// Wait for the oldest step in flight, commit it, and plan again.
+    Sync,
+    /// Nothing can run until something arrives.
+    Idle,
+}
+
+/// What happened to a sequence.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// It runs, for the first time.
+    Admitted {
+        /// Who.
+        id: SequenceId,
+        /// Prompt tokens whose KV was in the cache.
+        cached_tokens: u32,
+    },
+    /// It has a new token.
+    Token {
+        /// Who.
+        id: SequenceId,
+        /// Index into [`StepResult::sampled`](crate::backend::StepResult::sampled) of the result that was committed.
+        sampled: u32,
+    },
+    /// It ended and holds nothing any more.
+    Finished {
+        /// Who.
+        id: SequenceId,
+        /// Why.
+        reason: FinishReason,
+    },
+}
+
+/// Counts since the start, and what is so now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SchedulerStats {
+    /// Sequences that run.
+    pub running: usize,
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// Steps launched.
+    pub steps: u64,
+    /// Prompt tokens of admitted sequences.
+    pub prompt_tokens: u64,
+    /// Of those, tokens whose KV was in the cache.
+    pub cached_tokens: u64,
+    /// Positions that launched prefill rows compute, those after a retraction included.
+    pub prefill_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Sequences put back because pages ran out.
+    pub retractions: u64,
+    /// Pages evicted from the tree.
+    pub evicted_pages: u64,
+}
+
+/// The scheduler can't go on: its own accounting is broken, or the backend broke its contract.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// The limits or the page size make no sense.
+    #[error("invalid scheduler configuration: {0}")]
+    Config(String),
+    /// See [`PoolError`].
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A commit without a launch.
+    #[error("a step was committed, but none is in flight")]
+    NothingInFlight,
+    /// A result lacks a token that was asked for.
+    #[error("step {step} returned no token for output {output}")]
+    MissingOutput {
+        /// The step.
+        step: u64,
+        /// Index of the output.
+        output: u32,
+    },
+    /// Sequences wait and nothing runs, yet none can be admitted.
+    #[error("{waiting} sequences wait and none can ever run")]
+    Stuck {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// A page or slot has no owner, or more than one.
+    #[error("ownership is broken: {0}")]
+    Ownership(String),
+}
+
+/// A launched step, as far as its commit needs it.
+#[derive(Debug, Default)]
+pub(super) struct Launched {
+    pub(super) step: u64,
+    pub(super) rows: Vec<LaunchedRow>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LaunchedRow {
+    pub(super) key: SequenceKey,
+    pub(super) epoch: u32,
+    pub(super) slot: SlotId,
+    /// Positions that exist once the row has run.
+    pub(super) end: usize,
+    pub(super) outputs: Span,
+    pub(super) is_prefill: bool,
+}
+
+/// The batch that was planned last. Kept for its memory.
+#[derive(Debug, Default)]
+pub(super) struct NextBatch {
+    pub(super) tokens: Vec<InputToken>,
+    pub(super) rows: Vec<Row>,
+    pub(super) decode_rows: u32,
+    pub(super) outputs: Vec<OutputRequest>,
+    events: Vec<SlotEvent>,
+    pub(super) launched: Launched,
+}
+
+impl Scheduler {
+    /// A scheduler with empty cache and queue.
+    ///
+    /// # Errors
+    ///
+    /// A page size or limits that make no sense.
+    pub fn new(config: SchedulerConfig) -> Result<Self, ScheduleError> {
+        if config.max_running == 0 || config.pages == 0 || config.context_length < 2 {
+            return Err(ScheduleError::Config(format!(
+                "{} slots, {} pages and a context of {} tokens can't serve a request",
+                config.max_running, config.pages, config.context_length
+            )));
+        }
+        let cache =
+            CacheConfig::default().page_size(config.page_size).policy(config.eviction_policy);
+        let pool = KvPool::new(config.pages, cache)?;
+        Ok(Self {
+            sequences: SlotMap::with_key(),
+            by_id: HashMap::new(),
+            waiting: VecDeque::new(),
+            running: Vec::with_capacity(config.max_running as usize),
+            pool,
+            slots: Slots::new(config.max_running, 1),
+            free_slots: (0..config.max_running).rev().map(SlotId).collect(),
+            in_flight: VecDeque::with_capacity(MAX_IN_FLIGHT),
+            spare: Vec::with_capacity(MAX_IN_FLIGHT + 1),
+            next: NextBatch::default(),
+            slot_events: Vec::new(),
+            reserve: ReserveRatio::new(),
+            events: Vec::new(),
+            stats: SchedulerStats::default(),
+            draining: false,
+            last_forced_retraction: 0,
+            step: 0,
+            arrivals: 0,
+            config,
+        })
+    }
+
+    /// What it was built with.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// Puts a sequence into the queue.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`]; nothing changes then.
+    pub fn arrive(&mut self, arrival: Arrival) -> Result<(), Refusal> {
+        self.config.check_arrival(&arrival)?;
+        if self.waiting.len() >= self.config.max_waiting {
+            return Err(Refusal::QueueFull { waiting: self.waiting.len() });
+        }
+        let key = self.add(arrival)?;
+        self.waiting.push_back(key);
+        Ok(())
+    }
+
+    /// Ends a request's sequences wherever they are. Rows that are in flight will be dropped.
+    /// Does nothing where they have ended already.
+    ///
+    /// # Errors
+    ///
+    /// Broken accounting.
+    pub fn abort(&mut self, request: RequestId, samples: u32) -> Result<(), ScheduleError> {
+        (0..samples)
+            .try_for_each(|index| self.end(SequenceId { request, index }, FinishReason::Abort))
+    }
+
+    /// Ends one sequence with a reason that the scheduler can't see, such as a stop string in
+    /// its text. Does nothing where it has ended already.
+    ///
+    /// # Errors
+    ///
+    /// Broken accounting.
+    pub fn end(&mut self, id: SequenceId, reason: FinishReason) -> Result<(), ScheduleError> {
+        match self.by_id.get(&id) {
+            None => Ok(()),
+            Some(&key) => self.finish(key, reason),
+        }
+    }
+
+    /// Decides the next step. On [`Plan::Launch`] the batch is counted as launched: launch it.
+    ///
+    /// # Errors
+    ///
+    /// Broken accounting.
+    pub fn plan(&mut self) -> Result<Plan, ScheduleError> {
+        if self.in_flight.len() >= MAX_IN_FLIGHT || (self.draining && !self.in_flight.is_empty()) {
+            return Ok(Plan::Sync);
+        }
+        self.draining = false;
+        if self.must_retract() {
+            let in_flight = !self.in_flight.is_empty();
+            if in_flight && !self.has_bug(SeededBug::RetractionUnderPendingStep) {
+                return Ok(Plan::Sync);
+            }
+            self.retract_until_decode_fits()?;
+        }
+        self.begin_batch();
+        self.plan_decode()?;
+        let mut budget = self.plan_prefill()?;
+        self.admit(&mut budget)?;
+        if self.next.rows.is_empty() {
+            return self.plan_without_rows();
+        }
+        self.end_batch();
+        Ok(Plan::Launch)
+    }
+
+    /// The batch of the last [`Plan::Launch`].
+    pub fn batch(&self) -> Batch<'_> {
+        let NextBatch { tokens, rows, decode_rows, outputs, events, launched } = &self.next;
+        let step = self.in_flight.back().map_or(launched.step, |launched| launched.step);
+        Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots)
+    }
+
+    /// What happened since the events were cleared, in order.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// Forgets the events, once they have been passed on.
+    pub fn clear_events(&mut self) {
+        self.events.clear();
+    }
+
+    /// The known tokens of a sequence, prompt first.
+    pub fn tokens(&self, id: SequenceId) -> Option<&[radix_cache::Token]> {
+        let key = self.by_id.get(&id)?;
+        Some(&self.sequences[*key].tokens)
+    }
+
+    /// Steps launched and not committed.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether nothing runs, waits or is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Counts.
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            steps: self.step,
+            evicted_pages: self.pool.evicted(),
+            ..self.stats
+        }
+    }
+
+    /// Pages by owner.
+    pub fn pages(&self) -> PageCounts {
+        self.pool.counts()
+    }
+
+    /// The page pool, to look at.
+    pub fn pool(&self) -> &KvPool {
+        &self.pool
+    }
+
+    /// Checks that every page and slot has exactly one owner. Looks at everything: for tests
+    /// and debug builds.
+    ///
+    /// # Errors
+    ///
+    /// The first violation.
+    pub fn check(&self) -> Result<(), ScheduleError> {
+        let broken = |what: String| Err(ScheduleError::Ownership(what));
+        if let Err(violation) = self.pool.cache().check_invariants() {
+            return broken(format!("prefix tree: {violation}"));
+        }
+        let counts = self.pool.counts();
+        let mut is_owned = vec![false; counts.capacity];
+        let mut owned = 0;
+        for &key in &self.running {
+            let sequence = &self.sequences[key];
+            let Some(place) = sequence.place else {
+                return broken(format!("{:?} runs without a slot", sequence.id));
+            };
+            let table = self.slots.pages(place.slot, GROUP);
+            let Some(own) = table.get(sequence.protected / self.pool.page_size()..) else {
+                return broken(format!("{:?} protects more than its table", sequence.id));
+            };
+            for page in own {
+                match is_owned.get_mut(page.0 as usize) {
+                    Some(mark) if !*mark && !self.pool.is_free(*page) => *mark = true,
+                    _ => return broken(format!("page {} of {:?}", page.0, sequence.id)),
+                }
+            }
+            owned += own.len();
+            if self.pool.cache().locked_tokens(place.lock).ok() != Some(sequence.protected) {
+                return broken(format!("the lock of {:?} is elsewhere", sequence.id));
+            }
+        }
+        let accounted = counts.free + counts.cached_evictable + counts.cached_locked + owned;
+        if accounted != counts.capacity {
+            return broken(format!("{owned} pages are owned by sequences in {counts:?}"));
+        }
+        if self.running.is_empty() && counts.cached_locked != 0 {
+            return broken(format!("nothing runs, yet pages are locked: {counts:?}"));
+        }
+        if self.free_slots.len() + self.running.len() != self.slots.len() {
+            return broken(format!("{} slots are free", self.free_slots.len()));
+        }
+        Ok(())
+    }
+
+    /// Adds a sequence that is neither waiting nor running yet.
+    pub(super) fn add(&mut self, arrival: Arrival) -> Result<SequenceKey, Refusal> {
+        let id = arrival.id;
+        if self.by_id.contains_key(&id) {
+            return Err(Refusal::Exists(id));
+        }
+        let mut sequence = Sequence::new(arrival, self.arrivals);
+        if self.has_bug(SeededBug::NamespaceIgnored) {
+            sequence.namespace = Namespace::default();
+        }
+        self.arrivals += 1;
+        let key = self.sequences.insert(sequence);
+        self.by_id.insert(id, key);
+        Ok(key)
+    }
+
+    /// Takes a sequence out, wherever it is, and frees what it holds.
+    pub(super) fn finish(
+        &mut self,
+        key: SequenceKey,
+        reason: FinishReason,
+    ) -> Result<(), ScheduleError> {
+        if self.sequences[key].place.is_some() {
+            if !matches!(reason, FinishReason::Error(_)) {
+                self.insert_computed(key)?;
+            }
+            let twice = reason == FinishReason::Abort && self.has_bug(SeededBug::AbortFreesTwice);
+            if twice && let Some(place) = self.sequences[key].place {
+                let own = self.sequences[key].protected / self.config.page_size;
+                self.pool.give(&self.slots.pages(place.slot, GROUP)[own..])?;
+            }
+            self.vacate(key)?;
+            self.running.retain(|&other| other != key);
+        } else {
+            self.waiting.retain(|&other| other != key);
+        }
+        if let Some(sequence) = self.sequences.remove(key) {
+            self.by_id.remove(&sequence.id);
+            self.events.push(Event::Finished { id: sequence.id, reason });
+        }
+        Ok(())
+    }
+
+    /// Gives slot, lock and own pages back. Rows in flight become stale.
+    pub(super) fn vacate(&mut self, key: SequenceKey) -> Result<(), ScheduleError> {
+        let own = self.sequences[key].protected / self.config.page_size;
+        let sequence = &mut self.sequences[key];
+        let Some(Place { slot, lock }) = sequence.place.take() else { return Ok(()) };
+        sequence.epoch += 1;
+        (sequence.launched, sequence.computed) = (0, 0);
+        (sequence.protected, sequence.pending) = (0, 0);
+        let table = self.slots.pages_mut(slot, GROUP);
+        self.pool.give(table.get(own..).unwrap_or_default())?;
+        table.clear();
+        self.pool.release(lock, self.config.cache)?;
+        if !self.has_bug(SeededBug::SlotNotClosed) {
+            self.slot_events.push(SlotEvent::Close { slot });
+        }
+        self.free_slots.push(slot);
+        Ok(())
+    }
+
+    /// Moves what is whole, computed and known into the tree.
+    pub(super) fn insert_computed(&mut self, key: SequenceKey) -> Result<(), ScheduleError> {
+        let page_size = self.config.page_size;
+        let (last_token, partial) = (
+            self.has_bug(SeededBug::LastSampledTokenCached),
+            self.has_bug(SeededBug::PartialPageCached),
+        );
+        let no_repoint = self.has_bug(SeededBug::NoRepointAfterDuplicate);
+        let sequence = &mut self.sequences[key];
+        let Some(Place { slot, lock }) = sequence.place else { return Ok(()) };
+        let computed = sequence.computed.min(sequence.known());
+        let mut cacheable = self.pool.floor_page(computed);
+        let table = self.slots.pages_mut(slot, GROUP);
+        if last_token {
+            cacheable = self.pool.floor_page(sequence.known()).min(table.len() * page_size);
+        }
+        if partial {
+            let whole = self.pool.pages_for(computed) * page_size;
+            cacheable = whole.min(self.pool.floor_page(sequence.known())).max(cacheable);
+            cacheable = cacheable.min(table.len() * page_size);
+        }
+        if cacheable <= sequence.protected {
+            return Ok(());
+        }
+        let (from, to) = (sequence.protected / page_size, cacheable / page_size);
+        let tokens = &sequence.tokens[sequence.protected..cacheable];
+        let before = no_repoint.then(|| table.clone());
+        let inserted = self.pool.insert(lock, tokens, &mut table[from..to])?;
+        sequence.protected = cacheable;
+        if let Some(before) = before {
+            table.clone_from(&before);
+        } else if inserted.present_pages > 0 {
+            let entries = Span { start: from as u32, len: inserted.present_pages as u32 };
+            self.slot_events.push(SlotEvent::Pages { slot, group: GROUP, entries });
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_bug(&self, bug: SeededBug) -> bool {
+        cfg!(feature = "seeded-bugs") && self.config.seeded_bug == Some(bug)
+    }
+
+    fn begin_batch(&mut self) {
+        let batch = &mut self.next;
+        batch.tokens.clear();
+        batch.rows.clear();
+        batch.outputs.clear();
+        batch.decode_rows = 0;
+        batch.launched = self.spare.pop().unwrap_or_default();
+        batch.launched.rows.clear();
+    }
+
+    fn end_batch(&mut self) {
+        self.next.events.clear();
+        std::mem::swap(&mut self.next.events, &mut self.slot_events);
+        let mut launched = std::mem::take(&mut self.next.launched);
+        launched.step = self.step;
+        self.step += 1;
+        self.in_flight.push_back(launched);
+        self.reserve.decay();
+    }
+
+    pub(super) fn retire(&mut self, launched: Launched) {
+        self.spare.push(launched);
+    }
+
+    fn plan_without_rows(&mut self) -> Result<Plan, ScheduleError> {
+        let unused = std::mem::take(&mut self.next.launched);
+        self.spare.push(unused);
+        if !self.in_flight.is_empty() {
+            return Ok(Plan::Sync);
+        }
+        if !self.running.is_empty() {
+            // Half-computed prompts hold all the pages: one of them goes back, the others go on.
+            self.retract_one()?;
+            return self.plan();
+        }
+        match self.waiting.len() {
+            0 => Ok(Plan::Idle),
+            waiting => Err(ScheduleError::Stuck { waiting }),
+        }
+    }
+}

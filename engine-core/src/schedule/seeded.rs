@@ -1,0 +1,75 @@
+//! Known bugs, planted on purpose: the test suite must catch each of them.
+//!
+//! Without the feature `seeded-bugs` the switch is gone from the build.
+
+/// A bug that a test build can plant in the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SeededBug {
+    /// After an insert that found duplicates, the page table still names the freed ones.
+    NoRepointAfterDuplicate,
+    /// A sequence's last page is freed while it runs.
+    EarlyFree,
+    /// The page of the last sampled token is cached before its KV exists.
+    LastSampledTokenCached,
+    /// A page that is only partly computed is cached.
+    PartialPageCached,
+    /// A row that ended in the step before is not dropped.
+    StaleRowKept,
+    /// Sequences are retracted while a step is in flight.
+    RetractionUnderPendingStep,
+    /// A fork gets a page for the partial tail, but not its content.
+    ForkWithoutPartialPage,
+    /// All namespaces are one.
+    NamespaceIgnored,
+    /// A decode row names another slot's next token.
+    WrongSlotForNextToken,
+    /// An abort gives the pages back twice.
+    AbortFreesTwice,
+    /// The whole prompt is matched, so that nothing is left to compute.
+    WholePromptMatched,
+    /// The page budget is not read again after locking.
+    NoRecheckAfterLock,
+    /// A retracted sequence forgets what it generated.
+    ResumeForgetsOutput,
+    /// A retracted sequence keeps its lock.
+    RetractionKeepsLock,
+    /// New pages are not announced to the device.
+    PagesNotAnnounced,
+    /// Matched pages are not announced to the device.
+    MatchNotAnnounced,
+    /// The tree survives the loss of the KV memory.
+    TreeKeptAfterKvLoss,
+    /// A chunk starts one token late.
+    ChunkOffByOne,
+    /// A finished sequence's slot is not closed before it is opened again.
+    SlotNotClosed,
+    /// The length limit counts only tokens that are known.
+    LimitIgnoresLaunched,
+}
+
+impl SeededBug {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::NoRepointAfterDuplicate,
+        Self::EarlyFree,
+        Self::LastSampledTokenCached,
+        Self::PartialPageCached,
+        Self::StaleRowKept,
+        Self::RetractionUnderPendingStep,
+        Self::ForkWithoutPartialPage,
+        Self::NamespaceIgnored,
+        Self::WrongSlotForNextToken,
+        Self::AbortFreesTwice,
+        Self::WholePromptMatched,
+        Self::NoRecheckAfterLock,
+        Self::ResumeForgetsOutput,
+        Self::RetractionKeepsLock,
+        Self::PagesNotAnnounced,
+        Self::MatchNotAnnounced,
+        Self::TreeKeptAfterKvLoss,
+        Self::ChunkOffByOne,
+        Self::SlotNotClosed,
+        Self::LimitIgnoresLaunched,
+    ];
+}
