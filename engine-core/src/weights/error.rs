@@ -2,7 +2,7 @@
 
 use std::{io, ops::Range, path::PathBuf};
 
-use super::{Format, Shape};
+use super::{Format, GgufError, Shape};
 
 /// A tensor whose format, shape and bytes don't fit together, or a slice that doesn't fit
 /// the tensor.
@@ -134,6 +134,14 @@ pub enum WeightsError {
         name: String,
         /// The shard.
         shard: PathBuf,
+    },
+    /// A GGUF file that is malformed.
+    #[error("{} is not a usable GGUF file", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GgufError,
     },
     /// No tensor of that name.
     #[error("the model has no tensor `{name}`")]

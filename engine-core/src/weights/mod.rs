@@ -11,6 +11,7 @@
 mod codec;
 mod error;
 mod format;
+pub mod gguf;
 mod map;
 mod memory;
 mod safetensors;
@@ -19,6 +20,7 @@ mod tensor;
 pub use self::safetensors::SafetensorsWeights;
 pub use error::{TensorError, WeightsError};
 pub use format::Format;
+pub use gguf::{GgufError, GgufFile, GgufWeights, GgufWriter, Value};
 pub use memory::MapWeights;
 pub use tensor::{Shape, Tensor};
 

@@ -1,0 +1,380 @@
+//! Configurations as they occur, and as they should not.
+
+use serde_json::{Value as Json, json};
+
+use super::*;
+use crate::weights::{Format, GgufError, GgufWriter, Shape, Tensor, Value, gguf::Array};
+
+/// A small Llama with `changes` made; `null` removes a field.
+fn config(changes: Json) -> Result<ModelConfig, ConfigError> {
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+    });
+    for (field, value) in changes.as_object().expect("changes are an object") {
+        config[field] = value.clone();
+    }
+    ModelConfig::from_huggingface(&config.to_string())
+}
+
+fn valid(changes: Json) -> ModelConfig {
+    config(changes).expect("a valid configuration")
+}
+
+/// The same model as GGUF metadata, with `changes` made; `None` removes a key.
+fn gguf(changes: &[(&str, Option<Value>)], tensors: &[&str]) -> GgufFile {
+    let mut pairs = vec![
+        ("general.architecture", Value::String("llama".into())),
+        ("llama.vocab_size", Value::U32(128)),
+        ("llama.embedding_length", Value::U32(64)),
+        ("llama.feed_forward_length", Value::U32(96)),
+        ("llama.block_count", Value::U32(2)),
+        ("llama.attention.head_count", Value::U32(4)),
+        ("llama.attention.head_count_kv", Value::U32(2)),
+        ("llama.context_length", Value::U32(256)),
+        ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+    ];
+    for (key, value) in changes {
+        pairs.retain(|(known, _)| known != key);
+        pairs.extend(value.clone().map(|value| (*key, value)));
+    }
+    let writer = pairs
+        .into_iter()
+        .fold(GgufWriter::new(), |writer, (key, value)| writer.metadata(key, value));
+    let tensor = Tensor::from_f32(Format::F32, Shape::Vector(8), &[2.0; 8]).expect("valid");
+    let writer = tensors.iter().fold(writer, |writer, name| writer.tensor(name, &tensor));
+    GgufFile::from_bytes(writer.finish()).expect("well-formed")
+}
+
+fn read_gguf(changes: &[(&str, Option<Value>)]) -> Result<ModelConfig, ConfigError> {
+    ModelConfig::from_gguf(&gguf(changes, &["output.weight"]))
+}
+
+#[test]
+fn both_readers_agree_on_the_same_model() {
+    assert_eq!(valid(json!({})), read_gguf(&[]).expect("valid"));
+}
+
+#[test]
+fn absent_fields_mean_what_they_mean_to_transformers() {
+    let llama = valid(json!({"num_key_value_heads": null, "rms_norm_eps": null}));
+    assert_eq!((llama.kv_heads, llama.head_dim), (4, 16));
+    assert_eq!((llama.rms_norm_eps, llama.rope_theta), (1e-6, 10_000.0));
+    assert_eq!(llama.rope_scaling, None);
+    assert!(!llama.tie_word_embeddings && !llama.qkv_bias && !llama.mlp_bias);
+
+    let qwen3 = valid(json!({"architectures": ["Qwen3ForCausalLM"]}));
+    assert_eq!((qwen3.architecture, qwen3.head_dim), (Architecture::Qwen3, 128));
+    let by_type = valid(json!({"architectures": null, "model_type": "qwen3"}));
+    assert_eq!(by_type.architecture, Architecture::Qwen3);
+}
+
+#[test]
+fn biases_are_where_each_family_has_them() {
+    let biases =
+        |config: &ModelConfig| (config.qkv_bias, config.attention_output_bias, config.mlp_bias);
+    let qwen2 = valid(json!({"architectures": ["Qwen2ForCausalLM"]}));
+    assert_eq!(biases(&qwen2), (true, false, false));
+    let llama = valid(json!({"attention_bias": true, "mlp_bias": true}));
+    assert_eq!(biases(&llama), (true, true, true));
+    let file = gguf(&[], &["blk.0.attn_q.bias", "blk.0.ffn_up.bias"]);
+    let config = ModelConfig::from_gguf(&file).expect("valid");
+    assert_eq!(biases(&config), (true, false, true));
+}
+
+#[test]
+fn an_unknown_architecture_is_answered_with_the_supported_ones() {
+    let error = config(json!({"architectures": ["MambaForCausalLM"]})).expect_err("unknown");
+    assert_eq!(
+        error.to_string(),
+        "architecture `MambaForCausalLM` is not supported (supported: llama, qwen2, qwen3)"
+    );
+    let name = Some(Value::String("mamba".into()));
+    let error = read_gguf(&[("general.architecture", name)]).expect_err("unknown");
+    assert!(matches!(error, ConfigError::UnknownArchitecture { found } if found == "mamba"));
+}
+
+#[test]
+fn missing_and_mistyped_fields_are_named() {
+    for field in [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+    ] {
+        let error = config(json!({field: null})).expect_err(field);
+        assert!(matches!(error, ConfigError::MissingField { field: f } if f == field));
+        for wrong in [json!("64"), json!(-1), json!(1.5), json!([64]), json!(1e30)] {
+            let error = config(json!({field: wrong})).expect_err(field);
+            assert!(matches!(error, ConfigError::WrongType { field: f, .. } if f == field));
+        }
+    }
+    let error = config(json!({"rms_norm_eps": "tiny"})).expect_err("mistyped");
+    assert_eq!(error.to_string(), "`rms_norm_eps` is \"tiny\", not a number");
+
+    for key in ["block_count", "embedding_length", "attention.head_count", "context_length"] {
+        let key = format!("llama.{key}");
+        let error = read_gguf(&[(&key, None)]).expect_err("missing");
+        let ConfigError::Gguf { source } = error else { panic!("{error}") };
+        assert_eq!(source, GgufError::MissingKey { key });
+    }
+    let error = read_gguf(&[("llama.vocab_size", None)]).expect_err("no vocabulary either");
+    assert!(matches!(error, ConfigError::Gguf { source: GgufError::MissingKey { .. } }));
+}
+
+#[test]
+fn zero_and_absurd_sizes_are_refused() {
+    let fields = [
+        ("vocab_size", "vocab_size"),
+        ("hidden_size", "hidden_size"),
+        ("intermediate_size", "intermediate_size"),
+        ("num_hidden_layers", "layers"),
+        ("num_attention_heads", "heads"),
+        ("num_key_value_heads", "kv_heads"),
+        ("head_dim", "head_dim"),
+        ("max_position_embeddings", "context_length"),
+    ];
+    for (spelling, name) in fields {
+        for absurd in [json!(0), json!(1u64 << 40), json!(u64::MAX)] {
+            let error = config(json!({spelling: absurd})).expect_err(spelling);
+            assert!(
+                matches!(error, ConfigError::OutOfRange { field, .. } if field == name),
+                "{spelling}: {error}"
+            );
+        }
+    }
+    let layers = ("llama.block_count", Some(Value::U64(u64::MAX)));
+    let window = ("llama.attention.sliding_window", Some(Value::U32(8)));
+    assert!(matches!(
+        read_gguf(&[layers, window]),
+        Err(ConfigError::OutOfRange { field: "layers", .. })
+    ));
+    for (field, value) in [("rms_norm_eps", 0.0), ("rms_norm_eps", 1e300), ("rope_theta", 1.0)] {
+        let error = config(json!({field: value})).expect_err(field);
+        assert!(matches!(error, ConfigError::OutOfRange { field: f, .. } if f == field));
+    }
+}
+
+#[test]
+fn heads_must_divide_evenly() {
+    let error = config(json!({"num_key_value_heads": 3})).expect_err("4 heads over 3");
+    assert_eq!(error.to_string(), "`heads` is 4, not a multiple of kv_heads (3)");
+    let error = config(json!({"head_dim": 15})).expect_err("odd");
+    assert!(matches!(error, ConfigError::NotDivisible { field: "head_dim", value: 15, .. }));
+}
+
+#[test]
+fn both_spellings_of_rope_say_the_same() {
+    let scaling = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 128});
+    let old = valid(json!({"rope_theta": 500000.0, "rope_scaling": scaling}));
+    let mut parameters = scaling;
+    parameters["rope_theta"] = json!(500000.0);
+    let new = valid(json!({"rope_parameters": parameters}));
+    assert_eq!(old, new);
+    assert_eq!(old.rope_theta, 500_000.0);
+    assert_eq!(
+        old.rope_scaling,
+        Some(RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 128
+        })
+    );
+    let oldest = valid(json!({"rope_scaling": {"type": "linear", "factor": 2}}));
+    assert_eq!(oldest.rope_scaling, Some(RopeScaling::Linear { factor: 2.0 }));
+    let default = valid(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7e4}}));
+    assert_eq!((default.rope_theta, default.rope_scaling), (70_000.0, None));
+}
+
+#[test]
+fn rope_that_cannot_be_computed_is_refused() {
+    let unsupported = |changes: Json, name: &str| {
+        let error = config(changes).expect_err(name);
+        assert!(
+            matches!(&error, ConfigError::Unsupported { field, .. } if field == name),
+            "{error}"
+        );
+    };
+    unsupported(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), "rope_type");
+    unsupported(json!({"rope_scaling": {"type": "longrope"}}), "rope_type");
+    unsupported(json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor");
+    unsupported(
+        json!({"rope_parameters": {"partial_rotary_factor": 0.5}}),
+        "partial_rotary_factor",
+    );
+    unsupported(json!({"rope_parameters": {"full_attention": {}}}), "rope_parameters");
+    unsupported(json!({"hidden_act": "gelu"}), "hidden_act");
+
+    let yarn = json!({"type": "yarn", "factor": 2.0, "mscale": 1.0});
+    unsupported(json!({"rope_scaling": yarn}), "mscale");
+
+    let missing = config(json!({"rope_scaling": {"type": "linear"}})).expect_err("no factor");
+    assert!(matches!(missing, ConfigError::MissingField { field } if field == "factor"));
+    for factor in [0.0, -1.0, 0.5, 1e300] {
+        let error = config(json!({"rope_scaling": {"type": "linear", "factor": factor}}));
+        assert!(matches!(error, Err(ConfigError::OutOfRange { field: "factor", .. })));
+    }
+    let swapped = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+        "high_freq_factor": 1.0});
+    let error = config(json!({"rope_scaling": swapped})).expect_err("swapped");
+    assert!(matches!(error, ConfigError::OutOfRange { field: "high_freq_factor", .. }));
+}
+
+#[test]
+fn gguf_frequency_factors_come_with_the_weights() {
+    let file = gguf(&[], &["rope_freqs.weight"]);
+    let config = ModelConfig::from_gguf(&file).expect("valid");
+    assert_eq!(config.rope_scaling, Some(RopeScaling::Factors(vec![2.0; 8])));
+    assert!(config.tie_word_embeddings, "no output layer");
+    let plain = valid(json!({})).rope().frequencies;
+    let halved: Vec<f32> = plain.iter().map(|frequency| frequency / 2.0).collect();
+    assert_eq!(config.rope().frequencies, halved);
+
+    let wide = ("llama.embedding_length", Some(Value::U32(128)));
+    let error = ModelConfig::from_gguf(&gguf(&[wide], &["rope_freqs.weight"])).expect_err("short");
+    assert!(matches!(error, ConfigError::WrongLength { expected: 16, actual: 8, .. }));
+}
+
+#[test]
+fn gguf_features_without_a_program_are_refused() {
+    let string = |text: &str| Some(Value::String(text.into()));
+    for (key, value) in [
+        ("llama.expert_count", Some(Value::U32(8))),
+        ("llama.rope.dimension_count", Some(Value::U32(8))),
+        ("llama.attention.value_length", Some(Value::U32(8))),
+        ("llama.rope.scaling.type", string("longrope")),
+        ("llama.attention.head_count", Some(Value::Array(Array::I32(vec![4, 2])))),
+        ("llama.attention.head_count", Some(Value::Array(Array::I32(vec![-4])))),
+        ("llama.attention.head_count", Some(Value::Array(Array::U32(vec![])))),
+    ] {
+        let error = read_gguf(&[(key, value)]).expect_err(key);
+        assert!(
+            matches!(&error, ConfigError::Unsupported { field, .. } if field == key),
+            "{error}"
+        );
+    }
+    let same = Some(Value::Array(Array::I32(vec![4, 4])));
+    let config = read_gguf(&[("llama.attention.head_count", same)]).expect("uniform heads");
+    assert_eq!(config.heads, 4);
+    let error = read_gguf(&[("split.count", Some(Value::U16(2)))]).expect_err("split");
+    assert!(matches!(error, ConfigError::Gguf { source: GgufError::Split { parts: 2 } }));
+}
+
+#[test]
+fn a_window_that_is_switched_off_is_none() {
+    let qwen = |changes: Json| {
+        let mut all = json!({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32});
+        for (field, value) in changes.as_object().expect("changes are an object") {
+            all[field] = value.clone();
+        }
+        config(all)
+    };
+    let off = qwen(json!({"use_sliding_window": false})).expect("valid");
+    assert_eq!((off.sliding_window.as_ref(), off.window(0)), (None, None));
+    assert_eq!(qwen(json!({})).expect("valid").sliding_window, None);
+
+    let upper = qwen(json!({"use_sliding_window": true, "max_window_layers": 1})).expect("valid");
+    assert_eq!([0, 1, 2].map(|layer| upper.window(layer)), [None, Some(32), None]);
+    let listed = json!({"use_sliding_window": true,
+        "layer_types": ["sliding_attention", "full_attention"]});
+    let listed = qwen(listed).expect("valid");
+    assert_eq!([0, 1].map(|layer| listed.window(layer)), [Some(32), None]);
+
+    let short = qwen(json!({"use_sliding_window": true, "layer_types": ["full_attention"]}));
+    assert!(matches!(short, Err(ConfigError::WrongLength { expected: 2, actual: 1, .. })));
+    let unknown = json!({"use_sliding_window": true, "layer_types": ["linear_attention", "x"]});
+    assert!(matches!(qwen(unknown), Err(ConfigError::Unsupported { .. })));
+    let zero = qwen(json!({"use_sliding_window": true, "sliding_window": 0}));
+    assert!(matches!(zero, Err(ConfigError::OutOfRange { field: "sliding_window", .. })));
+}
+
+#[test]
+fn generation_defaults_take_one_eos_or_several() {
+    let read = |config: Json, generation: Option<Json>| {
+        let generation = generation.map(|json| json.to_string());
+        GenerationDefaults::from_huggingface(&config.to_string(), generation.as_deref())
+    };
+    let both = read(
+        json!({"eos_token_id": 1, "bos_token_id": 7}),
+        Some(json!({"eos_token_id": [2, 3], "temperature": 0.6, "top_k": 20, "top_p": 0.95,
+            "do_sample": true, "repetition_penalty": 1.1, "min_p": 0})),
+    )
+    .expect("valid");
+    let expected = GenerationDefaults {
+        bos_token: Some(7),
+        eos_tokens: vec![2, 3],
+        do_sample: Some(true),
+        temperature: Some(0.6),
+        top_k: Some(20),
+        top_p: Some(0.95),
+        min_p: Some(0.0),
+        repetition_penalty: Some(1.1),
+    };
+    assert_eq!(both, expected);
+    let config_only = read(json!({"eos_token_id": [4, 5]}), None).expect("valid");
+    assert_eq!(config_only.eos_tokens, [4, 5]);
+    assert_eq!(read(json!({}), Some(json!({}))).expect("valid"), GenerationDefaults::default());
+
+    for wrong in [json!({"eos_token_id": -1}), json!({"eos_token_id": [1, "2"]})] {
+        let error = read(json!({}), Some(wrong)).expect_err("mistyped");
+        assert!(matches!(error, ConfigError::WrongType { field, .. } if field == "eos_token_id"));
+    }
+    for (name, value) in
+        [("temperature", -0.1), ("top_p", 1.1), ("min_p", -1.0), ("repetition_penalty", 0.0)]
+    {
+        let error = read(json!({}), Some(json!({name: value}))).expect_err(name);
+        assert!(matches!(error, ConfigError::OutOfRange { field, .. } if field == name));
+    }
+    assert!(matches!(read(json!({}), Some(json!([]))), Err(ConfigError::Json { .. })));
+}
+
+#[test]
+fn generation_defaults_are_in_gguf_metadata_too() {
+    let file = gguf(
+        &[
+            ("tokenizer.ggml.bos_token_id", Some(Value::U32(1))),
+            ("tokenizer.ggml.eos_token_id", Some(Value::U32(2))),
+            ("tokenizer.ggml.eot_token_id", Some(Value::U32(2))),
+            ("tokenizer.ggml.eom_token_id", Some(Value::U32(9))),
+            ("general.sampling.temp", Some(Value::F32(0.5))),
+            ("general.sampling.top_k", Some(Value::I32(-1))),
+        ],
+        &[],
+    );
+    let defaults = GenerationDefaults::from_gguf(&file).expect("valid");
+    assert_eq!((defaults.bos_token, defaults.eos_tokens), (Some(1), vec![2, 9]));
+    assert_eq!((defaults.temperature, defaults.top_k), (Some(0.5), Some(0)));
+    let file = gguf(&[("tokenizer.ggml.eos_token_id", Some(Value::U64(1 << 32)))], &[]);
+    assert!(matches!(
+        GenerationDefaults::from_gguf(&file),
+        Err(ConfigError::Gguf { source: GgufError::WrongType { .. } })
+    ));
+}
+
+#[test]
+fn truncated_json_is_a_typed_error() {
+    let text = valid_text();
+    for length in 0..text.len() {
+        let error = ModelConfig::from_huggingface(&text[..length]).expect_err("truncated");
+        assert!(matches!(error, ConfigError::Json { .. }), "{length} bytes: {error}");
+    }
+    assert!(ModelConfig::from_huggingface(&text).is_ok());
+}
+
+fn valid_text() -> String {
+    json!({"model_type": "llama", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16})
+    .to_string()
+}
