@@ -7,7 +7,6 @@ its expectations can't disagree.
 """
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,12 +60,12 @@ def tiny_models() -> dict[str, TinyModel]:
                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
                 tie_word_embeddings=True,
                 bos_token_id=0,
-                eos_token_id=1,
+                eos_token_id=2,
             ),
             dtype=torch.float32,
             seed=111,
             embedding_std=0.25,
-            generation={"eos_token_id": 1},
+            generation={"eos_token_id": 2},
             classic_rope_spelling=True,
         ),
         # The scaling's original context of 64 puts the eight rotary frequencies on both sides
