@@ -72,4 +72,45 @@ pub enum TextError {
         /// Its position in the list.
         index: usize,
     },
+    /// A chat template is not a valid template.
+    #[error("the chat template has a syntax error{}: {reason}", at_line(*line))]
+    TemplateSyntax {
+        /// The line, counted from 1, if it is known.
+        line: Option<usize>,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A chat template failed on a conversation: it does what templates can't do, or the
+    /// conversation lacks what it needs.
+    #[error("the chat template failed{}: {reason}", at_line(*line))]
+    TemplateRender {
+        /// The line, counted from 1, if it is known.
+        line: Option<usize>,
+        /// What went wrong there.
+        reason: String,
+    },
+    /// A chat template refused a conversation, for instance because roles don't alternate.
+    #[error("the chat template refuses the conversation: {message}")]
+    TemplateRefused {
+        /// The template's own message.
+        message: String,
+    },
+    /// A chat template ran for too long or wrote too much.
+    #[error("the chat template was stopped: {limit}")]
+    TemplateLimit {
+        /// The limit that it met.
+        limit: &'static str,
+    },
+    /// A model has several chat templates, but not one of this name.
+    #[error("there is no chat template {name:?} (there are: {available})")]
+    UnknownTemplate {
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        available: String,
+    },
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map(|line| format!(" at line {line}")).unwrap_or_default()
 }

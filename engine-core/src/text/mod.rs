@@ -2,6 +2,7 @@
 //!
 //! - [`Tokenizer`] turns text into tokens. It is read from a Hugging Face `tokenizer.json` or
 //!   built from the vocabulary of a GGUF file ([`GgufVocabulary`]).
+//! - [`ChatTemplate`] renders a conversation into the text that a chat model continues.
 //! - [`IncrementalDetokenizer`] turns a stream of tokens into a stream of text, and never emits
 //!   half a character.
 //! - [`StopStrings`] ends a stream at a string, and never emits a part of it.
@@ -9,14 +10,17 @@
 //! Nothing here knows about devices, threads or requests. Whatever a file or a caller can get
 //! wrong is a [`TextError`].
 
+mod chat_template;
 mod detokenizer;
 mod error;
 mod gguf_vocabulary;
+mod python_json;
 mod special_tokens;
 mod stop_strings;
 mod token_table;
 mod tokenizer;
 
+pub use chat_template::{ChatMessage, ChatOptions, ChatTemplate};
 pub use detokenizer::IncrementalDetokenizer;
 pub use error::TextError;
 pub use gguf_vocabulary::GgufVocabulary;

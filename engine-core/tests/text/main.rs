@@ -1,6 +1,7 @@
 //! Text into tokens, tokens into text, and where text ends: the public behaviour of
 //! `engine_core::text`.
 
+mod chat_template;
 mod detokenizer;
 mod stop_strings;
 mod tokenizer;
