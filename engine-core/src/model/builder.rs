@@ -397,3 +397,6 @@ impl ProgramBuilder {
         self.error.get_or_insert(error);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 
+use super::arch::{OUTPUT_WEIGHT, build};
 use super::config::{ConfigError, GenerationDefaults, ModelConfig, read_text};
+use super::program::{Program, ProgramError};
 use crate::weights::{GgufFile, GgufWeights, SafetensorsWeights, Weights, WeightsError};
 
 const CONFIG_FILE: &str = "config.json";
@@ -25,6 +27,17 @@ pub struct LoadedModel {
     pub weights: Box<dyn Weights>,
     /// Where the rest is: tokenizer and chat template.
     pub files: ModelFiles,
+}
+
+impl LoadedModel {
+    /// The program that computes the model.
+    ///
+    /// # Errors
+    ///
+    /// A configuration whose numbers don't fit together.
+    pub fn program(&self) -> Result<Program, ProgramError> {
+        build(&self.config, self.weights.contains(OUTPUT_WEIGHT))
+    }
 }
 
 /// What a model was opened from.

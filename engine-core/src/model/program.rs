@@ -283,6 +283,48 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The values that it reads.
+    pub fn inputs(&self) -> impl Iterator<Item = ValueId> {
+        let values = match self {
+            Self::Embed { .. } => [None; 3],
+            Self::RmsNorm { input, residual, .. } => {
+                [Some(*input), residual.map(|r| r.value), None]
+            }
+            Self::Linear { input, .. }
+            | Self::Rope { input, .. }
+            | Self::Scale { input, .. }
+            | Self::SoftCap { input, .. }
+            | Self::SelectOutputs { input, .. }
+            | Self::Logits { input, .. } => [Some(*input), None, None],
+            Self::Attention(Attention { query, key, value, .. }) => {
+                [Some(*query), Some(*key), Some(*value)]
+            }
+            Self::GatedActivation { gate, up, .. } => [Some(*gate), Some(*up), None],
+            Self::Add { left, right, .. } => [Some(*left), Some(*right), None],
+        };
+        values.into_iter().flatten()
+    }
+
+    /// The values that it writes.
+    pub fn outputs(&self) -> impl Iterator<Item = ValueId> {
+        let values = match self {
+            Self::RmsNorm { residual, out, .. } => [Some(*out), residual.map(|r| r.sum)],
+            Self::Embed { out, .. }
+            | Self::Linear { out, .. }
+            | Self::Rope { out, .. }
+            | Self::Attention(Attention { out, .. })
+            | Self::GatedActivation { out, .. }
+            | Self::Add { out, .. }
+            | Self::Scale { out, .. }
+            | Self::SoftCap { out, .. }
+            | Self::SelectOutputs { out, .. }
+            | Self::Logits { out, .. } => [Some(*out), None],
+        };
+        values.into_iter().flatten()
+    }
+}
+
 /// The residual of a fused norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Residual {
