@@ -15,6 +15,8 @@ from pathlib import Path
 PARTS = {
     "tiny": "reference.tiny_models",
     "tokenizers": "reference.tokenizer_fixtures",
+    "chat": "reference.chat_templates",
+    "sampling": "reference.sampling",
     "smollm2": "reference.smollm2",
 }
 

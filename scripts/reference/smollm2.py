@@ -63,6 +63,8 @@ def _greedy(model, prompts: dict[str, tuple[str, list[int]]]) -> dict[str, dict]
             return_dict_in_generate=True,
         )
     steps = torch.stack(generated.logits, dim=1)
+    if steps.shape[1] != NEW_TOKENS:
+        raise ValueError(f"stopped after {steps.shape[1]} tokens")
     return {
         name: {"name": name, "text": text, "token_ids": ids, **_summary(logits)}
         for (name, (text, ids)), logits in zip(prompts.items(), steps)
