@@ -7,6 +7,7 @@ pub mod backend;
 pub mod kv;
 pub mod model;
 pub mod request;
+pub mod sample;
 pub mod schedule;
 pub mod text;
 pub mod weights;
