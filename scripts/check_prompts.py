@@ -53,7 +53,9 @@ def main() -> None:
     shared = sum(_common_prefix(prompts) * len(prompts) for prompts in groups.values())
     computed_once = sum(_common_prefix(prompts) for prompts in groups.values())
     print(f"{total} prompt tokens, {shared} ({shared / total:.1%}) in shared prefixes,")
-    print(f"{(shared - computed_once) / total:.1%} need not be computed when each prefix is computed once")
+    print(
+        f"{(shared - computed_once) / total:.1%} need not be computed when each prefix is computed once"
+    )
     if shared < MINIMUM_SHARED * total:
         sys.exit(f"less than {MINIMUM_SHARED:.0%} shared")
 
@@ -61,12 +63,14 @@ def main() -> None:
 def _check_tokens(tokenizer, number: int, message: dict, role: str, allowed: range) -> None:
     count = len(tokenizer.encode(message["content"]))
     if message["role"] != role or count not in allowed:
-        sys.exit(f"line {number}: {message['role']} message of {count} tokens, wanted {role} in {allowed}")
+        sys.exit(
+            f"line {number}: {message['role']} message of {count} tokens, wanted {role} in {allowed}"
+        )
 
 
 def _common_prefix(prompts: list[list[int]]) -> int:
     length = 0
-    for column in zip(*prompts):
+    for column in zip(*prompts, strict=False):
         if len(set(column)) > 1:
             break
         length += 1

@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"])
     parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads for torch: sums are ordered by them")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads for torch: sums are ordered by them"
+    )
     arguments = parser.parse_args()
 
     import torch

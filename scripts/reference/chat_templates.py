@@ -46,12 +46,18 @@ CONVERSATIONS = {
             "role": "assistant",
             "content": "",
             "tool_calls": [
-                {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "unit": "°C"}}},
-                {"type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Rome\"}"}},
+                {
+                    "type": "function",
+                    "function": {"name": "weather", "arguments": {"city": "Oslo", "unit": "°C"}},
+                },
+                {
+                    "type": "function",
+                    "function": {"name": "weather", "arguments": '{"city": "Rome"}'},
+                },
             ],
         },
-        {"role": "tool", "content": "{\"temperature\": -3}"},
-        {"role": "tool", "content": "{\"temperature\": 17.5}"},
+        {"role": "tool", "content": '{"temperature": -3}'},
+        {"role": "tool", "content": '{"temperature": 17.5}'},
     ],
     "roles-do-not-alternate": [
         {"role": "user", "content": "One"},
@@ -63,23 +69,36 @@ WEATHER_TOOL = {
     "type": "function",
     "function": {
         "name": "weather",
-        "description": "Temperature of a city, e.g. \"Zürich\" <now>",
+        "description": 'Temperature of a city, e.g. "Zürich" <now>',
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["°C", "°F"]}},
+            "properties": {
+                "city": {"type": "string"},
+                "unit": {"type": "string", "enum": ["°C", "°F"]},
+            },
             "required": ["city"],
         },
     },
 }
 
-CHATS = ["one-question", "with-system", "turns", "ends-with-assistant", "unicode", "template-syntax-in-text", "empty-content"]
+CHATS = [
+    "one-question",
+    "with-system",
+    "turns",
+    "ends-with-assistant",
+    "unicode",
+    "template-syntax-in-text",
+    "empty-content",
+]
 
 
 def make(arguments) -> None:
     """Writes chat_templates.json."""
     if arguments.smollm2 is None:
         raise SystemExit("this part needs --smollm2 FILE.gguf")
-    smollm2 = AutoTokenizer.from_pretrained(arguments.smollm2.parent, gguf_file=arguments.smollm2.name)
+    smollm2 = AutoTokenizer.from_pretrained(
+        arguments.smollm2.parent, gguf_file=arguments.smollm2.name
+    )
     chatml = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     llama = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     qwen = {"bos_token": None, "eos_token": "<|im_end|>"}
@@ -122,7 +141,11 @@ def _read(name: str) -> str:
 
 
 def _both(names: list[str]) -> list[dict]:
-    return [{"conversation": name, "add_generation_prompt": add} for name in names for add in (True, False)]
+    return [
+        {"conversation": name, "add_generation_prompt": add}
+        for name in names
+        for add in (True, False)
+    ]
 
 
 def _template(name: str, template: str, special: dict, cases: list[dict]) -> dict:

@@ -54,7 +54,9 @@ def make(_arguments) -> None:
             "history": HISTORY,
             "vectors": {name: float32_numbers(logits) for name, logits in vectors.items()},
             "cases": [
-                _case(name, logits, settings) for name, logits in vectors.items() for settings in SETTINGS
+                _case(name, logits, settings)
+                for name, logits in vectors.items()
+                for settings in SETTINGS
             ],
         },
     )

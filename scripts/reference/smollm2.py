@@ -28,7 +28,7 @@ def make(arguments) -> None:
 
     double = model.to(torch.float64)
     noise = 0.0
-    for name, entry in entries.items():
+    for entry in entries.values():
         difference = _difference_to_float64(double, entry)
         entry["max_abs_difference_to_float64_products"] = float(f"{difference:.2e}")
         noise = max(noise, difference)
@@ -51,7 +51,7 @@ def _greedy(model, prompts: dict[str, tuple[str, list[int]]]) -> dict[str, dict]
     """
     longest = max(len(token_ids) for _, token_ids in prompts.values())
     padding = [longest - len(token_ids) for _, token_ids in prompts.values()]
-    rows = [[0] * pad + ids for pad, (_, ids) in zip(padding, prompts.values())]
+    rows = [[0] * pad + ids for pad, (_, ids) in zip(padding, prompts.values(), strict=True)]
     mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
     with torch.no_grad():
         generated = model.generate(
@@ -67,7 +67,7 @@ def _greedy(model, prompts: dict[str, tuple[str, list[int]]]) -> dict[str, dict]
         raise ValueError(f"stopped after {steps.shape[1]} tokens")
     return {
         name: {"name": name, "text": text, "token_ids": ids, **_summary(logits)}
-        for (name, (text, ids)), logits in zip(prompts.items(), steps)
+        for (name, (text, ids)), logits in zip(prompts.items(), steps, strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the GGUF file, as transformers sees it, with its tokenizer put right."""
+"""SmolLM2-135M-Instruct from its GGUF file through transformers, its tokenizer put right."""
 
 from pathlib import Path
 

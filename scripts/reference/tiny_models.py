@@ -289,7 +289,9 @@ def _write_expected(directory: Path, tiny: TinyModel) -> None:
 
 
 def _load(directory: Path, dtype: torch.dtype):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="eager"
+    )
     return model.eval()
 
 

@@ -52,12 +52,19 @@ def _train(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-level BPE over lines of the bundled prompts and STRINGS."""
     requests = (REPOSITORY / "examples" / "data" / "prompts.jsonl").read_text(encoding="utf-8")
     messages = [
-        message["content"] for line in requests.splitlines() for message in json.loads(line)["messages"]
+        message["content"]
+        for line in requests.splitlines()
+        for message in json.loads(line)["messages"]
     ]
-    corpus = list(dict.fromkeys(messages)) + 4 * [string for string in STRINGS if "<|" not in string]
+    corpus = list(dict.fromkeys(messages)) + 4 * [
+        string for string in STRINGS if "<|" not in string
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = Sequence(
-        [Split(Regex(r".{1,12}\n*"), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            Split(Regex(r".{1,12}\n*"), behavior="isolated"),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=size - 1,
@@ -75,10 +82,14 @@ def _train(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _tokenizer(pre: str, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """The vocabulary behind the pre-tokenizer, normalizer and post-processor that go with `pre`."""
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe")
+    )
     if pre in GGUF_PRE_TOKENIZER_SPLITS:
         split = Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[pre]), behavior="isolated")
-        tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = Sequence(
+            [split, ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
     elif pre == "smollm":
         tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
@@ -93,8 +104,12 @@ def _tokenizer(pre: str, vocabulary: dict[str, int], merges: list[tuple[str, str
             single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])]
         )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in USER_DEFINED])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in CONTROL]
+    )
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in USER_DEFINED]
+    )
     return tokenizer
 
 
@@ -116,7 +131,8 @@ def _write_expected(path, tokenizer: Tokenizer, pre: str) -> None:
     generator = random.Random(20261)
     size = tokenizer.get_vocab_size()
     sequences = [
-        [generator.randrange(size) for _ in range(generator.randrange(1, 24))] for _ in range(RANDOM_DECODES)
+        [generator.randrange(size) for _ in range(generator.randrange(1, 24))]
+        for _ in range(RANDOM_DECODES)
     ]
     write_json(
         path,
@@ -146,7 +162,10 @@ def _write_expected(path, tokenizer: Tokenizer, pre: str) -> None:
 
 def _write_gguf_vocabulary(path, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
     """The same vocabulary as the `tokenizer.ggml.*` keys of a GGUF file would hold it."""
-    types = {**{token: CONTROL_TYPE for token in CONTROL}, **{token: USER_DEFINED_TYPE for token in USER_DEFINED}}
+    types = {
+        **{token: CONTROL_TYPE for token in CONTROL},
+        **{token: USER_DEFINED_TYPE for token in USER_DEFINED},
+    }
     tokens = sorted(vocabulary, key=vocabulary.get)
     write_json(
         path,

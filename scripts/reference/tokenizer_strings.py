@@ -124,12 +124,12 @@ STRINGS = [
     "<|im_start|><|im_start|>",
     "<|IM_START|>",
     "< |im_end|>",
-    "<tool_call>{\"name\": 1}</tool_call>",
+    '<tool_call>{"name": 1}</tool_call>',
     "x <tool_call> y",
     # Code and markup.
-    "fn main() { println!(\"{}\", 1 + 2); }",
+    'fn main() { println!("{}", 1 + 2); }',
     "SELECT * FROM t WHERE id = 42;",
-    "<div class=\"a\">&nbsp;</div>",
+    '<div class="a">&nbsp;</div>',
     "# Title\n\n- one\n- two\n\n```rust\nlet x = 1;\n```\n",
     "$\\frac{a_1}{b^2} \\leq \\sum_{i=0}^{n} x_i$",
 ]
