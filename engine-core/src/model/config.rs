@@ -16,8 +16,9 @@ use std::{fmt, path::Path};
 
 pub use error::ConfigError;
 pub use generation::GenerationDefaults;
-pub use rope::{Rope, RopeScaling};
+pub use rope::RopeScaling;
 
+use super::Rotary;
 use crate::weights::GgufFile;
 
 /// The families of models that this crate can build programs for.
@@ -151,9 +152,10 @@ impl ModelConfig {
         window.layers.get(layer).copied().unwrap_or(false).then_some(window.size)
     }
 
-    /// The rotary embedding of this model: theta and scaling put together.
-    pub fn rope(&self) -> Rope {
-        Rope::new(self.head_dim, self.rope_theta, self.rope_scaling.as_ref())
+    /// The rotary embedding of this model: theta and scaling put together. The pairs are
+    /// Hugging Face's, as the order of rows in [`Weights`](crate::weights::Weights) is.
+    pub fn rotary(&self) -> Rotary {
+        rope::rotary(self.head_dim, self.rope_theta, self.rope_scaling.as_ref())
     }
 
     /// Checks what both readers must ensure.

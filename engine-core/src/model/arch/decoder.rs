@@ -3,7 +3,7 @@
 use super::OUTPUT_WEIGHT;
 use crate::model::builder::{AttentionOptions, ProgramBuilder, Rotary};
 use crate::model::config::ModelConfig;
-use crate::model::program::{Activation, Program, ProgramError, RopePairs, Split, ValueId};
+use crate::model::program::{Activation, Program, ProgramError, Split, ValueId};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
@@ -19,12 +19,7 @@ impl<'a> Decoder<'a> {
     pub(super) fn new(name: &str, config: &'a ModelConfig) -> Self {
         let mut b = ProgramBuilder::new(name, config.vocab_size as u32);
         let head_dim = config.head_dim as u32;
-        let rope = config.rope();
-        let rotary = Rotary {
-            inverse_frequencies: rope.frequencies.into(),
-            attention_factor: rope.scale,
-            pairs: RopePairs::Halves,
-        };
+        let rotary = config.rotary();
         let group = b.page_group(config.kv_heads as u32, head_dim, None);
         let attention = AttentionOptions { group, ..AttentionOptions::full(head_dim) };
         Self { b, config, rotary, attention }

@@ -238,9 +238,9 @@ fn gguf_frequency_factors_come_with_the_weights() {
     let config = ModelConfig::from_gguf(&file).expect("valid");
     assert_eq!(config.rope_scaling, Some(RopeScaling::Factors(vec![2.0; 8])));
     assert!(config.tie_word_embeddings, "no output layer");
-    let plain = valid(json!({})).rope().frequencies;
+    let plain = valid(json!({})).rotary().inverse_frequencies;
     let halved: Vec<f32> = plain.iter().map(|frequency| frequency / 2.0).collect();
-    assert_eq!(config.rope().frequencies, halved);
+    assert_eq!(*config.rotary().inverse_frequencies, halved);
 
     let wide = ("llama.embedding_length", Some(Value::U32(128)));
     let error = ModelConfig::from_gguf(&gguf(&[wide], &["rope_freqs.weight"])).expect_err("short");
