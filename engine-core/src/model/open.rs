@@ -131,9 +131,11 @@ fn open_gguf(path: &Path) -> Result<LoadedModel, OpenError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{
-        model::Architecture,
+        model::{Architecture, RopeScaling},
         weights::{Format, GgufWriter, Shape, Tensor, Value},
     };
 
@@ -186,8 +188,7 @@ mod tests {
         assert_eq!(model.generation.eos_tokens, [2]);
     }
 
-    #[test]
-    fn a_file_opens_as_gguf() {
+    fn gguf_file() -> Vec<u8> {
         let sizes = [
             ("vocab_size", 8),
             ("embedding_length", 4),
@@ -199,18 +200,72 @@ mod tests {
         let writer = sizes.iter().fold(GgufWriter::new(), |writer, (key, size)| {
             writer.metadata(&format!("llama.{key}"), Value::U32(*size))
         });
-        let bytes = writer
+        let query: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        let query = Tensor::from_f32(Format::F32, Shape::matrix(4, 4), &query).expect("valid");
+        let factors = Tensor::from_f32(Format::F32, Shape::Vector(1), &[2.0]).expect("valid");
+        writer
             .metadata("general.architecture", Value::String("llama".into()))
             .metadata("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5))
             .metadata("tokenizer.ggml.eos_token_id", Value::U32(2))
             .tensor("output_norm.weight", &norm())
-            .finish();
-        let directory = directory(&[("model.gguf", &bytes)]);
+            .tensor("blk.0.attn_q.weight", &query)
+            .tensor("rope_freqs.weight", &factors)
+            .finish()
+    }
+
+    #[test]
+    fn a_file_opens_as_gguf() {
+        let directory = directory(&[("model.gguf", &gguf_file())]);
         let model = open_model(&directory.path().join("model.gguf")).expect("well-formed");
         assert_eq!(model.config.layers, 1);
+        assert_eq!(model.config.rope_scaling, Some(RopeScaling::Factors(vec![2.0])));
         assert_eq!(model.generation.eos_tokens, [2]);
         assert_eq!(model.weights.tensor("model.norm.weight").expect("present"), norm());
+        let query = model.weights.tensor("model.layers.0.self_attn.q_proj.weight");
+        // Heads of two rows: their only pair is in order either way.
+        assert_eq!(query.expect("present").to_f32()[4..8], [4.0, 5.0, 6.0, 7.0]);
         assert!(matches!(model.files, ModelFiles::Gguf { .. }));
+    }
+
+    proptest! {
+        /// Past the header, too: configuration, generation defaults, names and rows.
+        #[test]
+        fn flipped_bytes_of_a_gguf_model_never_panic(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = gguf_file();
+            for (index, byte) in flips {
+                let position = index.index(bytes.len());
+                bytes[position] = byte;
+            }
+            let Ok(file) = GgufFile::from_bytes(bytes) else { return Ok(()) };
+            // What opens may fail or succeed in each of these, in its own way.
+            let _ = GenerationDefaults::from_gguf(&file);
+            if let Ok(config) = ModelConfig::from_gguf(&file) {
+                config.rotary();
+                if let Ok(weights) = GgufWeights::new(Arc::new(file), &config) {
+                    for name in weights.names() {
+                        let _ = weights.tensor(name).map(|tensor| tensor.to_f32());
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn flipped_bytes_of_a_config_never_panic(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 1..4),
+        ) {
+            let mut characters: Vec<char> = CONFIG.chars().collect();
+            for (index, character) in flips {
+                let position = index.index(characters.len());
+                characters[position] = character;
+            }
+            let text: String = characters.into_iter().collect();
+            let _ = GenerationDefaults::from_huggingface(&text, None);
+            if let Ok(config) = ModelConfig::from_huggingface(&text) {
+                config.rotary();
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{Format, TensorError, codec};
 /// The shape of a weight.
 ///
 /// A vector (a norm, a bias) counts as one row wherever rows and columns are spoken of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Shape {
     /// `[len]`
     Vector(usize),
