@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use super::SourceError;
 use super::transport::Packages;
 
-/// The interpreters whose `pip` is tried.
+/// The interpreters whose `pip` is used: the first that has one.
 const INTERPRETERS: [&str; 2] = ["python3", "python"];
 
 /// How much of pip's complaints goes into an error, in bytes.
@@ -24,7 +24,14 @@ impl Packages for Pip {
         for interpreter in INTERPRETERS {
             match run_pip(interpreter, requirement, directory) {
                 Ok(output) if output.status.success() => return only_wheel_in(directory),
-                Ok(output) => failures.push(format!("{interpreter}: {}", complaint(&output))),
+                Ok(output) => {
+                    let complaint = complaint(&output);
+                    let without_pip = complaint.contains("No module named pip");
+                    failures.push(format!("{interpreter}: {complaint}"));
+                    if !without_pip {
+                        break;
+                    }
+                }
                 Err(error) => failures.push(format!("{interpreter}: {error}")),
             }
         }
