@@ -1,0 +1,161 @@
+//! Products against a reference in f64, and against themselves in other batches.
+
+use engine_core::weights::{Format, Shape, Tensor};
+use proptest::prelude::*;
+
+use super::{
+    blocks::{Block, F32Block},
+    linear::{LinearRows, LinearTask, SCRATCH_BLOCKS, TaskSize},
+    panels::PackedMatrix,
+};
+use crate::{path::Path, pool::Pool, shared::SharedMut};
+
+/// Numbers that look random and are the same everywhere.
+fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn matrix(
+    format: Format,
+    columns: usize,
+    depth: usize,
+    seed: u64,
+) -> (Tensor<'static>, PackedMatrix) {
+    let values = noise(seed, columns * depth);
+    let tensor = Tensor::from_f32(format, Shape::matrix(columns, depth), &values).unwrap();
+    let packed = PackedMatrix::pack(&tensor).unwrap();
+    (tensor, packed)
+}
+
+fn product(
+    path: Path,
+    matrix: &PackedMatrix,
+    input: &[f32],
+    bias: Option<&[f32]>,
+    threads: usize,
+) -> Vec<f32> {
+    let rows = input.len() / matrix.depth();
+    let mut output = vec![f32::NAN; rows * matrix.columns()];
+    let mut scratch = vec![F32Block::zero(); threads * SCRATCH_BLOCKS];
+    let mut pool = Pool::new("test", threads).unwrap();
+    let rows = LinearRows { input, rows, output: SharedMut::new(&mut output), bias };
+    let shared_scratch = SharedMut::new(&mut scratch);
+    let per_task = TaskSize::new(rows.rows, threads).panels(matrix);
+    pool.run(matrix.panel_count().div_ceil(per_task), &|thread, task| {
+        let panels = task * per_task..((task + 1) * per_task).min(matrix.panel_count());
+        // SAFETY: no two running tasks have the same thread number.
+        let scratch =
+            unsafe { shared_scratch.part(thread * SCRATCH_BLOCKS..(thread + 1) * SCRATCH_BLOCKS) };
+        LinearTask { matrix, rows, panels, scratch }.run(path);
+    })
+    .unwrap();
+    output
+}
+
+/// The product in f64, and for each output the sum of the magnitudes of its terms.
+fn reference(tensor: &Tensor<'_>, input: &[f32], bias: Option<&[f32]>) -> Vec<(f64, f64)> {
+    let (columns, depth) = (tensor.shape().rows(), tensor.shape().cols());
+    let weights = tensor.to_f32();
+    let mut out = Vec::new();
+    for row in input.chunks_exact(depth) {
+        for column in 0..columns {
+            let terms = row.iter().zip(&weights[column * depth..][..depth]);
+            let products = terms.map(|(x, w)| f64::from(*x) * f64::from(*w));
+            let bias = bias.map_or(0.0, |bias| f64::from(bias[column]));
+            let sums = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+            out.push((sums.0 + bias, sums.1 + bias.abs()));
+        }
+    }
+    out
+}
+
+#[test]
+fn every_format_and_path_is_within_rounding_of_the_reference() {
+    for format in Format::ALL {
+        for (columns, depth) in [(1, 32), (48, 64), (83, 160), (16, 2080)] {
+            let (tensor, packed) = matrix(format, columns, depth, 3);
+            let bias = noise(5, columns);
+            for rows in [1, 2, 3, 4, 5, 8, 11, 33] {
+                let input = noise(rows as u64, rows * depth);
+                let expected = reference(&tensor, &input, Some(&bias));
+                for path in Path::available() {
+                    let got = product(path, &packed, &input, Some(&bias), 1);
+                    for (got, (expected, size)) in got.iter().zip(&expected) {
+                        let error = (f64::from(*got) - expected).abs();
+                        // A chain of n additions errs by at most n half-units of the terms' size;
+                        // it's far less in practice.
+                        let allowed = size * 1e-7 * (depth as f64).sqrt() + 1e-12;
+                        assert!(error <= allowed, "{format} {path:?}: {error} > {allowed}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn depth_need_not_be_a_multiple_of_anything() {
+    for format in [Format::F32, Format::F16, Format::BF16] {
+        for depth in [1, 7, 8, 9, 30, 1027] {
+            let (tensor, packed) = matrix(format, 20, depth, 9);
+            for rows in [1, 6] {
+                let input = noise(2, rows * depth);
+                let expected = reference(&tensor, &input, None);
+                for path in Path::available() {
+                    let got = product(path, &packed, &input, None, 1);
+                    for (got, (expected, size)) in got.iter().zip(&expected) {
+                        assert!((f64::from(*got) - expected).abs() <= size * 1e-5);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn paths_that_fuse_multiply_and_add_agree_bit_for_bit() {
+    let fused: Vec<Path> =
+        Path::available().filter(|path| !matches!(path, Path::Portable(_))).collect();
+    for format in Format::ALL {
+        let (_, packed) = matrix(format, 70, 96, 4);
+        for rows in [1, 9] {
+            let input = noise(8, rows * 96);
+            let results: Vec<_> =
+                fused.iter().map(|path| product(*path, &packed, &input, None, 1)).collect();
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{format}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch_or_the_thread_count(
+        format in prop::sample::select(Format::ALL.to_vec()),
+        columns in 1usize..150,
+        blocks in 1usize..40,
+        rows in 1usize..40,
+        threads in 1usize..4,
+        seed in any::<u64>(),
+    ) {
+        let depth = blocks * 32;
+        let (_, packed) = matrix(format, columns, depth, seed);
+        let input = noise(seed ^ 1, rows * depth);
+        let bias = noise(seed ^ 2, columns);
+        for path in Path::available() {
+            let together = product(path, &packed, &input, Some(&bias), threads);
+            for (row, together) in together.chunks_exact(columns).enumerate() {
+                let alone = product(path, &packed, &input[row * depth..][..depth], Some(&bias), 1);
+                prop_assert_eq!(together, &alone[..]);
+            }
+        }
+    }
+}

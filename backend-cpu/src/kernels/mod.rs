@@ -1,0 +1,12 @@
+//! The kernels, each written once against [`Isa`](crate::isa::Isa).
+
+pub(crate) mod attention;
+pub(crate) mod blocks;
+pub(crate) mod kv;
+pub(crate) mod linear;
+#[cfg(test)]
+mod linear_tests;
+mod math;
+pub(crate) mod panels;
+pub(crate) mod rope;
+pub(crate) mod rows;
