@@ -1,2 +1,1 @@
 //! Work in progress.
-pub mod source;

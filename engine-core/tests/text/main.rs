@@ -3,7 +3,6 @@
 
 mod chat_template;
 mod detokenizer;
-mod fixtures;
 mod stop_strings;
 mod tokenizer;
 mod vocabularies;

@@ -1,0 +1,220 @@
+//! The backend: this machine's processor.
+
+use std::thread::available_parallelism;
+
+use engine_core::{
+    backend::{Backend, BackendError, Capabilities, CompileOptions, Executor, Limits},
+    model::Program,
+    weights::{Format, Weights},
+};
+
+use crate::{
+    executor::{BACKEND, Bounds, CpuExecutor, Driver, Machine, compile},
+    kernels::kv::{KvLayer, PageShape},
+    memory,
+    path::{InstructionSet, Path},
+    pool::Pool,
+};
+
+/// How a [`CpuBackend`] uses the machine.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CpuOptions {
+    /// Threads that compute, by default one for each core that this process may use.
+    pub threads: Option<usize>,
+    /// Instructions to use, by default the fastest that the processor has.
+    pub instruction_set: Option<InstructionSet>,
+}
+
+impl CpuOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Computes on `threads` threads.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Uses the instructions of `set`.
+    #[must_use]
+    pub fn instruction_set(mut self, set: InstructionSet) -> Self {
+        self.instruction_set = Some(set);
+        self
+    }
+}
+
+/// This machine's processor.
+#[derive(Debug)]
+pub struct CpuBackend {
+    threads: usize,
+    path: Path,
+}
+
+impl CpuBackend {
+    /// All cores, the fastest instructions.
+    pub fn new() -> Self {
+        Self { threads: all_cores(), path: Path::best() }
+    }
+
+    /// As `options` say.
+    ///
+    /// # Errors
+    /// [`BackendError::Option`] for no threads, or more than 1,024; [`BackendError::Unsupported`]
+    /// for instructions that the processor does not have.
+    pub fn with_options(options: &CpuOptions) -> Result<Self, BackendError> {
+        let threads = options.threads.unwrap_or_else(all_cores);
+        if !(1..=1024).contains(&threads) {
+            let reason = format!("{threads} is not between 1 and 1024");
+            return Err(BackendError::Option { option: "threads", reason });
+        }
+        let path = match options.instruction_set {
+            None => Path::best(),
+            Some(set) => Path::for_set(set).ok_or_else(|| BackendError::Unsupported {
+                backend: BACKEND,
+                what: format!("{set:?} on this processor"),
+            })?,
+        };
+        Ok(Self { threads, path })
+    }
+
+    /// The instructions in use.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.path.set()
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+}
+
+impl Default for CpuBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn capabilities(&self) -> Capabilities {
+        let set = format!("{:?}", self.path.set()).to_lowercase();
+        let description = format!("cpu ({set}, {} threads)", self.threads);
+        let memory = memory::available_bytes();
+        let mut capabilities = Capabilities::new(description, memory);
+        // One memory serves both tiers; what the device tier leaves, the host tier may have.
+        capabilities.host_memory_bytes = memory;
+        capabilities.batch_invariant = true;
+        capabilities
+    }
+
+    fn compile(
+        &self,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executor>, BackendError> {
+        let [program] = programs else {
+            let what = format!("{} programs in one executor", programs.len());
+            return Err(BackendError::Unsupported { backend: BACKEND, what });
+        };
+        check_options(program, options)?;
+        let shapes: Vec<PageShape> = program
+            .groups()
+            .iter()
+            .map(|group| PageShape {
+                page_size: options.page_size as usize,
+                kv_heads: group.kv_heads as usize,
+                head_dim: group.head_dim as usize,
+            })
+            .collect();
+        let compiled = compile(program, weights)?;
+        let kv_bytes = kv_bytes(program, &shapes, &options.limits.pages).saturating_add(kv_bytes(
+            program,
+            &shapes,
+            &options.host_pages,
+        ));
+        let available = memory::available_bytes();
+        if kv_bytes > available {
+            let what =
+                format!("the KV memory beside {} bytes of weights", compiled.weights.bytes());
+            return Err(BackendError::Memory { what, needed: kv_bytes, available });
+        }
+        let pool =
+            Pool::new("understory-cpu", self.threads).map_err(|error| BackendError::Device {
+                context: "starting the backend's threads".to_owned(),
+                message: error.to_string(),
+            })?;
+        let limits = &options.limits;
+        let machine = Machine::new(
+            compiled,
+            self.path,
+            pool,
+            kv_memory(program, &shapes, &limits.pages),
+            limits.tokens as usize,
+            limits.outputs as usize,
+        );
+        let host = kv_memory(program, &shapes, &options.host_pages);
+        let vocab_size = program.vocab_size();
+        let driver = Driver::new(machine, host, vocab_size as usize, limits.slots as usize);
+        let bounds = Bounds {
+            limits: limits.clone(),
+            page_size: options.page_size,
+            vocab_size,
+            windows: program.groups().iter().map(|group| group.window).collect(),
+        };
+        let host_pages = options.host_pages.clone();
+        Ok(Box::new(CpuExecutor::start("understory-cpu", driver, bounds, host_pages)?))
+    }
+}
+
+fn all_cores() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
+fn check_options(program: &Program, options: &CompileOptions) -> Result<(), BackendError> {
+    let invalid = |option, reason| Err(BackendError::Option { option, reason });
+    let page_size = options.page_size;
+    if !page_size.is_power_of_two() || page_size > 512 {
+        return invalid("page_size", format!("{page_size} is not a power of two up to 512"));
+    }
+    if options.kv_format != Format::F32 {
+        return Err(BackendError::Unsupported {
+            backend: BACKEND,
+            what: format!("KV in {}", options.kv_format),
+        });
+    }
+    let groups = program.groups().len();
+    if options.limits.pages.len() != groups {
+        let reason = format!("{} for {groups} page groups", options.limits.pages.len());
+        return invalid("limits.pages", reason);
+    }
+    if !options.host_pages.is_empty() && options.host_pages.len() != groups {
+        let reason = format!("{} for {groups} page groups", options.host_pages.len());
+        return invalid("host_pages", reason);
+    }
+    let Limits { rows, tokens, slots, .. } = options.limits;
+    if rows == 0 || tokens == 0 || slots == 0 {
+        return invalid("limits", format!("{rows} rows, {tokens} tokens and {slots} slots"));
+    }
+    Ok(())
+}
+
+fn kv_bytes(program: &Program, shapes: &[PageShape], pages: &[u32]) -> u64 {
+    let groups = program.groups().iter().zip(shapes).zip(pages);
+    groups.fold(0, |sum: u64, ((group, shape), pages)| {
+        let pages = u64::from(*pages).saturating_mul(u64::from(group.layers));
+        sum.saturating_add(shape.page_bytes().saturating_mul(pages))
+    })
+}
+
+fn kv_memory(program: &Program, shapes: &[PageShape], pages: &[u32]) -> Vec<Vec<KvLayer>> {
+    let groups = program.groups().iter().zip(shapes).zip(pages);
+    groups
+        .map(|((group, shape), pages)| {
+            (0..group.layers).map(|_| KvLayer::new(*shape, *pages as usize)).collect()
+        })
+        .collect()
+}

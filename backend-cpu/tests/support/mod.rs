@@ -1,0 +1,233 @@
+//! Drives an executor as an engine would, without one.
+
+// Each test file uses its own part of it.
+#![allow(dead_code)]
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use backend_cpu::{CpuBackend, CpuOptions, InstructionSet};
+use engine_core::{
+    PageId, Token,
+    backend::{
+        Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits,
+        OutputRequest, Row, Sampled, SlotEvent, SlotId, SlotSampling, Slots, Span, StepError,
+        StepResult, Ticket, Want,
+    },
+    model::Program,
+    weights::Weights,
+};
+
+pub(crate) const SLOTS: u32 = 16;
+pub(crate) const CONTEXT: u32 = 2048;
+
+/// How to run a model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) threads: usize,
+    pub(crate) set: Option<InstructionSet>,
+    pub(crate) page_size: u32,
+    pub(crate) chunk: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { threads: 2, set: None, page_size: 16, chunk: usize::MAX }
+    }
+}
+
+/// The paths that this processor has.
+pub(crate) fn instruction_sets() -> Vec<InstructionSet> {
+    [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512]
+        .into_iter()
+        .filter(|set| CpuBackend::with_options(&CpuOptions::new().instruction_set(*set)).is_ok())
+        .collect()
+}
+
+pub(crate) fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+/// One row of a step to come.
+#[derive(Clone, Debug)]
+pub(crate) struct RowPlan {
+    pub(crate) slot: u32,
+    pub(crate) tokens: Vec<InputToken>,
+    /// What is wanted after which of the tokens.
+    pub(crate) wants: Vec<(usize, Want)>,
+}
+
+impl RowPlan {
+    pub(crate) fn known(slot: u32, tokens: &[Token], wants: Vec<(usize, Want)>) -> Self {
+        let tokens = tokens.iter().map(|token| InputToken::Known(*token)).collect();
+        Self { slot, tokens, wants }
+    }
+
+    /// Goes on with the token that the slot's last step sampled.
+    pub(crate) fn produced(slot: u32) -> Self {
+        let tokens = vec![InputToken::Produced(SlotId(slot))];
+        Self { slot, tokens, wants: vec![(0, Want::Sample)] }
+    }
+}
+
+pub(crate) struct Harness {
+    pub(crate) executor: Box<dyn Executor>,
+    pub(crate) slots: Slots,
+    pub(crate) groups: usize,
+    page_size: u32,
+    next_page: u32,
+    positions: HashMap<u32, u32>,
+    pub(crate) events: Vec<SlotEvent>,
+    step: u64,
+}
+
+impl Harness {
+    pub(crate) fn new(program: &Program, weights: &dyn Weights, setup: Setup) -> Self {
+        let mut options = CpuOptions::new().threads(setup.threads);
+        if let Some(set) = setup.set {
+            options = options.instruction_set(set);
+        }
+        let backend = CpuBackend::with_options(&options).unwrap();
+        let executor = backend.compile(
+            std::slice::from_ref(program),
+            weights,
+            &compile_options(program, setup),
+        );
+        Self {
+            executor: executor.unwrap(),
+            slots: Slots::new(SLOTS, program.groups().len()),
+            groups: program.groups().len(),
+            page_size: setup.page_size,
+            next_page: 0,
+            positions: HashMap::new(),
+            events: Vec::new(),
+            step: 0,
+        }
+    }
+
+    /// Moves a sequence of up to `tokens` tokens into a slot. Pages are handed out in an order
+    /// that leaves no two neighbours side by side.
+    pub(crate) fn open(&mut self, slot: u32, tokens: u32, sampling: SlotSampling) {
+        let slot_id = SlotId(slot);
+        self.slots.open(slot_id, Arc::new(sampling));
+        self.events.push(SlotEvent::Open { slot: slot_id });
+        let count = tokens.div_ceil(self.page_size);
+        for group in 0..self.groups {
+            let group = GroupId(group as u8);
+            let first = self.next_page;
+            let table = self.slots.pages_mut(slot_id, group);
+            table.clear();
+            table.extend((0..count).rev().map(|page| PageId(first + page)));
+            let entries = Span { start: 0, len: count };
+            self.events.push(SlotEvent::Pages { slot: slot_id, group, entries });
+        }
+        self.next_page += count;
+        self.positions.insert(slot, 0);
+    }
+
+    pub(crate) fn set_position(&mut self, slot: u32, position: u32) {
+        self.positions.insert(slot, position);
+    }
+
+    pub(crate) fn launch(&mut self, plans: &[RowPlan], defer: bool) -> Result<Ticket, StepError> {
+        let (mut tokens, mut rows, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, plan) in (0..).zip(plans) {
+            let start = tokens.len() as u32;
+            let first_output = outputs.len() as u32;
+            outputs.extend(plan.wants.iter().map(|(token, want)| OutputRequest {
+                row: index,
+                token: start + *token as u32,
+                want: *want,
+            }));
+            tokens.extend_from_slice(&plan.tokens);
+            let position = self.positions.entry(plan.slot).or_insert(0);
+            rows.push(Row {
+                slot: SlotId(plan.slot),
+                tokens: Span { start, len: plan.tokens.len() as u32 },
+                position: *position,
+                outputs: Span { start: first_output, len: plan.wants.len() as u32 },
+            });
+            *position += plan.tokens.len() as u32;
+        }
+        self.step += 1;
+        let events = std::mem::take(&mut self.events);
+        let mut batch = Batch::new(self.step, &tokens, &rows, 0, &outputs, &events, &self.slots);
+        batch.defer_sampling = defer;
+        self.executor.launch(&batch)
+    }
+
+    pub(crate) fn wait(&mut self, ticket: Ticket) -> (StepResult, Result<(), StepError>) {
+        let mut result = StepResult::default();
+        let outcome = self.executor.wait(ticket, Deadline::NEVER, &mut result);
+        (result, outcome)
+    }
+
+    pub(crate) fn run(&mut self, plans: &[RowPlan]) -> StepResult {
+        let ticket = self.launch(plans, false).unwrap();
+        let (result, outcome) = self.wait(ticket);
+        outcome.unwrap();
+        result
+    }
+}
+
+pub(crate) fn compile_options(program: &Program, setup: Setup) -> CompileOptions {
+    let limits = Limits {
+        rows: SLOTS,
+        tokens: 4096,
+        outputs: 256,
+        slots: SLOTS,
+        pages: vec![SLOTS * CONTEXT / setup.page_size; program.groups().len()],
+    };
+    CompileOptions::new(limits, setup.page_size, CONTEXT)
+}
+
+/// Greedy tokens of `prompts`, run together, launched one step ahead of what is read.
+pub(crate) fn greedy(
+    program: &Program,
+    weights: &dyn Weights,
+    prompts: &[&[Token]],
+    count: usize,
+    setup: Setup,
+) -> Vec<Vec<Token>> {
+    let mut harness = Harness::new(program, weights, setup);
+    for (slot, prompt) in (0..).zip(prompts) {
+        let length = (prompt.len() + count) as u32;
+        harness.open(slot, length, SlotSampling::greedy());
+    }
+    // Chunked prefill: a row goes on decoding while others are still being prefilled.
+    let mut done = vec![0usize; prompts.len()];
+    let mut answers = vec![Vec::new(); prompts.len()];
+    let mut pending: Option<(Ticket, Vec<usize>)> = None;
+    loop {
+        let mut plans = Vec::new();
+        let mut samplers = Vec::new();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let from = done[index];
+            if from < prompt.len() {
+                let to = prompt.len().min(from.saturating_add(setup.chunk));
+                let is_last = to == prompt.len();
+                let wants = if is_last { vec![(to - from - 1, Want::Sample)] } else { Vec::new() };
+                if is_last {
+                    samplers.push(index);
+                }
+                plans.push(RowPlan::known(index as u32, &prompt[from..to], wants));
+                done[index] = to;
+            } else if from < prompt.len() + count - 1 {
+                plans.push(RowPlan::produced(index as u32));
+                samplers.push(index);
+                done[index] += 1;
+            }
+        }
+        let finished = plans.is_empty();
+        let next = (!finished).then(|| (harness.launch(&plans, false).unwrap(), samplers));
+        if let Some((ticket, rows)) = std::mem::replace(&mut pending, next) {
+            let (result, outcome) = harness.wait(ticket);
+            outcome.unwrap();
+            for (row, Sampled { token, .. }) in rows.into_iter().zip(result.sampled) {
+                answers[row].push(token);
+            }
+        }
+        if finished {
+            return answers;
+        }
+    }
+}
