@@ -1,1 +1,12 @@
-//! Work in progress.
+//! Test doubles for the engine, and what every backend must pass.
+//!
+//! - [`shadow`]: a backend that computes nothing but remembers, for every KV position, what was
+//!   written there. Whatever a scheduler gets wrong about pages or slots shows as a typed
+//!   violation or as a wrong token.
+
+//! - [`faults`]: wraps any executor and makes it fail at chosen steps.
+//! - [`random`]: the small generator that tests draw their cases from, by a seed that they print.
+
+pub mod faults;
+pub mod random;
+pub mod shadow;

@@ -11,7 +11,8 @@ impl Scheduler {
     /// Retires the oldest step in flight with what [`Executor::wait`](crate::backend::Executor::wait) gave: the result, and the error if
     /// there was one.
     ///
-    /// [`StepError::Dead`] is not committed: the engine ends instead.
+    /// A launch that failed is committed too, with its error and an empty result, before anything
+    /// else is planned. [`StepError::Dead`] is not committed: the engine ends instead.
     ///
     /// # Errors
     ///
@@ -28,8 +29,7 @@ impl Scheduler {
             Some(error) => self.lose_kv(&launched, &error.to_string())?,
         }
         self.retire(launched);
-        debug_assert!(self.check().is_ok(), "{:?}", self.check());
-        Ok(())
+        if cfg!(debug_assertions) { self.check() } else { Ok(()) }
     }
 
     fn commit_rows(

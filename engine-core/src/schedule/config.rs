@@ -78,11 +78,14 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// An empty prompt, one without room for a token in the context, or a prompt and limit that
-    /// can never be in the pool together.
+    /// An empty prompt, a limit of zero, a prompt without room for a token in the context, or a
+    /// prompt and limit that can never be in the pool together.
     pub fn check(&self, prompt_len: usize, max_tokens: usize) -> Result<(), Refusal> {
         if prompt_len == 0 {
             return Err(Refusal::EmptyPrompt);
+        }
+        if max_tokens == 0 {
+            return Err(Refusal::NothingToGenerate);
         }
         let context_length = self.context_length;
         if prompt_len >= context_length {
@@ -109,6 +112,9 @@ pub enum Refusal {
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// The limit is zero tokens.
+    #[error("max_tokens is 0, so there is nothing to generate")]
+    NothingToGenerate,
     /// The prompt leaves no room for a token.
     #[error(
         "the prompt has {prompt_len} tokens, but the context holds {context_length}, the answer included"

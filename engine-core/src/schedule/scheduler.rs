@@ -267,22 +267,13 @@ impl Scheduler {
             return Ok(Plan::Sync);
         }
         self.draining = false;
-        if self.must_retract() {
-            let in_flight = !self.in_flight.is_empty();
-            if in_flight && !self.has_bug(SeededBug::RetractionUnderPendingStep) {
-                return Ok(Plan::Sync);
+        // Each failed attempt puts a sequence back; alone, the first one has room for a row.
+        for _ in 0..=self.slots.len() {
+            if let Some(plan) = self.try_plan()? {
+                return Ok(plan);
             }
-            self.retract_until_decode_fits()?;
         }
-        self.begin_batch();
-        self.plan_decode()?;
-        let mut budget = self.plan_prefill()?;
-        self.admit(&mut budget)?;
-        if self.next.rows.is_empty() {
-            return self.plan_without_rows();
-        }
-        self.end_batch();
-        Ok(Plan::Launch)
+        Err(ScheduleError::Stuck { waiting: self.waiting.len() })
     }
 
     /// The batch of the last [`Plan::Launch`].
@@ -393,6 +384,9 @@ impl Scheduler {
             return Err(Refusal::Exists(id));
         }
         let mut sequence = Sequence::new(arrival, self.arrivals);
+        // The context's limit is a limit like the request's own. Arrivals leave room for a token.
+        let room = self.config.context_length.saturating_sub(sequence.prompt_len);
+        sequence.max_tokens = sequence.max_tokens.min(room);
         if self.has_bug(SeededBug::NamespaceIgnored) {
             sequence.namespace = Namespace::default();
         }
@@ -441,6 +435,10 @@ impl Scheduler {
         self.pool.give(table.get(own..).unwrap_or_default())?;
         table.clear();
         self.pool.release(lock, self.config.cache)?;
+        // What was to be announced of its table is gone with it.
+        self.slot_events.retain(
+            |event| !matches!(event, SlotEvent::Pages { slot: other, .. } if *other == slot),
+        );
         if !self.has_bug(SeededBug::SlotNotClosed) {
             self.slot_events.push(SlotEvent::Close { slot });
         }
@@ -465,17 +463,21 @@ impl Scheduler {
             cacheable = self.pool.floor_page(sequence.known()).min(table.len() * page_size);
         }
         if partial {
-            let whole = self.pool.pages_for(computed) * page_size;
-            cacheable = whole.min(self.pool.floor_page(sequence.known())).max(cacheable);
-            cacheable = cacheable.min(table.len() * page_size);
+            cacheable = self.pool.pages_for(computed) * page_size;
         }
         if cacheable <= sequence.protected {
             return Ok(());
         }
         let (from, to) = (sequence.protected / page_size, cacheable / page_size);
-        let tokens = &sequence.tokens[sequence.protected..cacheable];
         let before = no_repoint.then(|| table.clone());
-        let inserted = self.pool.insert(lock, tokens, &mut table[from..to])?;
+        let inserted = if partial {
+            let mut padded = sequence.tokens[sequence.protected..].to_vec();
+            padded.resize(cacheable - sequence.protected, 0);
+            self.pool.insert(lock, &padded, &mut table[from..to])?
+        } else {
+            let tokens = &sequence.tokens[sequence.protected..cacheable];
+            self.pool.insert(lock, tokens, &mut table[from..to])?
+        };
         sequence.protected = cacheable;
         if let Some(before) = before {
             table.clone_from(&before);
@@ -488,6 +490,39 @@ impl Scheduler {
 
     pub(super) fn has_bug(&self, bug: SeededBug) -> bool {
         cfg!(feature = "seeded-bugs") && self.config.seeded_bug == Some(bug)
+    }
+
+    /// One attempt to plan. `None` if half-computed prompts held all the pages: one of them went
+    /// back, so that the others can go on.
+    fn try_plan(&mut self) -> Result<Option<Plan>, ScheduleError> {
+        if self.must_retract() {
+            let in_flight = !self.in_flight.is_empty();
+            if in_flight && !self.has_bug(SeededBug::RetractionUnderPendingStep) {
+                return Ok(Some(Plan::Sync));
+            }
+            self.retract_until_decode_fits()?;
+        }
+        self.begin_batch();
+        self.plan_decode()?;
+        let mut budget = self.plan_prefill()?;
+        self.admit(&mut budget)?;
+        if !self.next.rows.is_empty() {
+            self.end_batch();
+            return Ok(Some(Plan::Launch));
+        }
+        let unused = std::mem::take(&mut self.next.launched);
+        self.spare.push(unused);
+        if !self.in_flight.is_empty() {
+            return Ok(Some(Plan::Sync));
+        }
+        if !self.running.is_empty() {
+            self.retract_one()?;
+            return Ok(None);
+        }
+        match self.waiting.len() {
+            0 => Ok(Some(Plan::Idle)),
+            waiting => Err(ScheduleError::Stuck { waiting }),
+        }
     }
 
     fn begin_batch(&mut self) {
@@ -512,22 +547,5 @@ impl Scheduler {
 
     pub(super) fn retire(&mut self, launched: Launched) {
         self.spare.push(launched);
-    }
-
-    fn plan_without_rows(&mut self) -> Result<Plan, ScheduleError> {
-        let unused = std::mem::take(&mut self.next.launched);
-        self.spare.push(unused);
-        if !self.in_flight.is_empty() {
-            return Ok(Plan::Sync);
-        }
-        if !self.running.is_empty() {
-            // Half-computed prompts hold all the pages: one of them goes back, the others go on.
-            self.retract_one()?;
-            return self.plan();
-        }
-        match self.waiting.len() {
-            0 => Ok(Plan::Idle),
-            waiting => Err(ScheduleError::Stuck { waiting }),
-        }
     }
 }

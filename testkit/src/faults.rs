@@ -1,0 +1,300 @@
+//! Makes an executor fail at chosen moments, the way devices do.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+
+use engine_core::backend::{
+    Backend, BackendError, Batch, Capabilities, CompileOptions, Deadline, Executor, Limits, Masks,
+    PageCopy, Progress, RowFailure, StepError, StepResult, Ticket,
+};
+use engine_core::model::Program;
+use engine_core::weights::Weights;
+
+/// What goes wrong with a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// One row fails alone: this one, counted round.
+    Row(u32),
+    /// The step fails and takes the KV memory with it.
+    KvLost,
+    /// The launch fails at once and takes the KV memory with it.
+    LaunchFails,
+    /// The device is gone.
+    Dead,
+    /// The device doesn't answer until the deadline has passed. Without a deadline it is
+    /// reported as dead at once, so that no test hangs.
+    Hang,
+}
+
+/// An executor that fails as a list says, and otherwise does what the one inside does.
+///
+/// The one inside sees every launch, also one that is reported as failed: what the caller believes
+/// to be resident in slots stays so.
+pub struct Faults<E> {
+    inner: E,
+    faults: BTreeMap<u64, Fault>,
+    in_flight: VecDeque<InFlight>,
+    lose_kv: fn(&mut E),
+    is_dead: bool,
+    strikes: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    step: u64,
+    rows: u32,
+    /// Row of each output.
+    outputs: Vec<u32>,
+    ticket: Ticket,
+    /// The caller was told that the launch failed and won't wait for it.
+    is_hidden: bool,
+}
+
+impl<E: Executor> Faults<E> {
+    /// Faults by the number of the step that they strike.
+    pub fn new(inner: E, faults: impl IntoIterator<Item = (u64, Fault)>) -> Self {
+        Self {
+            inner,
+            faults: faults.into_iter().collect(),
+            in_flight: VecDeque::new(),
+            lose_kv: |_| {},
+            is_dead: false,
+            strikes: 0,
+        }
+    }
+
+    /// Says how the executor inside forgets its KV.
+    #[must_use]
+    pub fn on_kv_lost(mut self, lose_kv: fn(&mut E)) -> Self {
+        self.lose_kv = lose_kv;
+        self
+    }
+
+    /// The executor inside.
+    pub fn inner(&self) -> &E {
+        &self.inner
+    }
+
+    /// The executor inside.
+    pub fn inner_mut(&mut self) -> &mut E {
+        &mut self.inner
+    }
+
+    /// How many faults have struck.
+    pub fn strikes(&self) -> u64 {
+        self.strikes
+    }
+
+    fn check_alive(&self) -> Result<(), StepError> {
+        if self.is_dead { Err(dead("it was lost before")) } else { Ok(()) }
+    }
+
+    /// The step of a ticket, after those before it that the caller doesn't know of.
+    fn take(&mut self, ticket: &Ticket) -> Result<InFlight, StepError> {
+        let mut unread = StepResult::default();
+        while let Some(step) = self.in_flight.pop_front() {
+            if !step.is_hidden {
+                if step.ticket == *ticket {
+                    return Ok(step);
+                }
+                break;
+            }
+            // It was reported as failed, so what becomes of it is nobody's concern.
+            let _ = self.inner.wait(step.ticket, Deadline::NEVER, &mut unread);
+        }
+        Err(dead("a ticket was waited for out of order"))
+    }
+}
+
+impl<E: Executor> Executor for Faults<E> {
+    fn limits(&self) -> &Limits {
+        self.inner.limits()
+    }
+
+    fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
+        self.inner.warm_up(progress)
+    }
+
+    fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
+        self.check_alive()?;
+        let ticket = self.inner.launch(batch)?;
+        let is_hidden = self.faults.get(&batch.step) == Some(&Fault::LaunchFails);
+        self.in_flight.push_back(InFlight {
+            step: batch.step,
+            rows: batch.rows.len() as u32,
+            outputs: batch.outputs.iter().map(|output| output.row).collect(),
+            ticket: Ticket::new(ticket.number()),
+            is_hidden,
+        });
+        if is_hidden {
+            self.strikes += 1;
+            (self.lose_kv)(&mut self.inner);
+            return Err(StepError::KvLost { reason: "the launch failed".into() });
+        }
+        Ok(ticket)
+    }
+
+    fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
+        self.check_alive()?;
+        self.inner.sample(ticket, masks)
+    }
+
+    fn wait(
+        &mut self,
+        ticket: Ticket,
+        deadline: Deadline,
+        result: &mut StepResult,
+    ) -> Result<(), StepError> {
+        result.clear();
+        self.check_alive()?;
+        let InFlight { step, rows, outputs, .. } = self.take(&ticket)?;
+        let fault = self.faults.remove(&step);
+        self.strikes += u64::from(fault.is_some());
+        match fault {
+            None | Some(Fault::LaunchFails) => self.inner.wait(ticket, deadline, result),
+            Some(Fault::Row(row)) => {
+                self.inner.wait(ticket, deadline, result)?;
+                let row = row % rows.max(1);
+                result.sampled.retain(|sampled| outputs.get(sampled.output as usize) != Some(&row));
+                let reason = "the row was struck".into();
+                Err(StepError::Rows(vec![RowFailure { row, reason }]))
+            }
+            Some(Fault::KvLost) => {
+                (self.lose_kv)(&mut self.inner);
+                let waited = self.inner.wait(ticket, deadline, result);
+                result.clear();
+                match waited {
+                    Err(error @ StepError::Dead { .. }) => Err(error),
+                    _ => Err(StepError::KvLost { reason: "the memory was struck".into() }),
+                }
+            }
+            Some(Fault::Dead) => {
+                self.is_dead = true;
+                Err(dead("it was struck"))
+            }
+            Some(Fault::Hang) => {
+                self.is_dead = true;
+                if let Some(instant) = deadline.instant() {
+                    std::thread::sleep(
+                        instant.saturating_duration_since(std::time::Instant::now()),
+                    );
+                }
+                Err(dead("it did not answer before the deadline"))
+            }
+        }
+    }
+
+    fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
+        self.check_alive()?;
+        self.inner.transfer(copies)
+    }
+
+    fn wait_transfer(&mut self, ticket: Ticket, deadline: Deadline) -> Result<(), StepError> {
+        self.check_alive()?;
+        self.inner.wait_transfer(ticket, deadline)
+    }
+
+    fn compiles_in_traffic(&self) -> u64 {
+        self.inner.compiles_in_traffic()
+    }
+}
+
+impl<E: fmt::Debug> fmt::Debug for Faults<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faults")
+            .field("inner", &self.inner)
+            .field("faults", &self.faults)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A backend whose executors fail as a list says, or that can't compile at all.
+#[derive(Clone, Debug)]
+pub struct FaultyBackend<B> {
+    inner: B,
+    faults: Vec<(u64, Fault)>,
+    out_of_memory: bool,
+}
+
+impl<B: Backend> FaultyBackend<B> {
+    /// Faults by the number of the step that they strike, the same for each executor.
+    pub fn new(inner: B, faults: impl IntoIterator<Item = (u64, Fault)>) -> Self {
+        Self { inner, faults: faults.into_iter().collect(), out_of_memory: false }
+    }
+
+    /// A backend on a device that is too small for anything.
+    pub fn out_of_memory(inner: B) -> Self {
+        Self { inner, faults: Vec::new(), out_of_memory: true }
+    }
+}
+
+impl<B: Backend> Backend for FaultyBackend<B> {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn compile(
+        &self,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executor>, BackendError> {
+        if self.out_of_memory {
+            return Err(BackendError::Memory {
+                what: "the KV memory".into(),
+                needed: options.limits.pages.iter().map(|&pages| u64::from(pages)).sum(),
+                available: 0,
+            });
+        }
+        let inner = self.inner.compile(programs, weights, options)?;
+        Ok(Box::new(Faults::new(Boxed(inner), self.faults.iter().cloned())))
+    }
+}
+
+/// Lets a boxed executor stand where an executor is needed.
+struct Boxed(Box<dyn Executor>);
+
+impl Executor for Boxed {
+    fn limits(&self) -> &Limits {
+        self.0.limits()
+    }
+
+    fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
+        self.0.warm_up(progress)
+    }
+
+    fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
+        self.0.launch(batch)
+    }
+
+    fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
+        self.0.sample(ticket, masks)
+    }
+
+    fn wait(
+        &mut self,
+        ticket: Ticket,
+        deadline: Deadline,
+        result: &mut StepResult,
+    ) -> Result<(), StepError> {
+        self.0.wait(ticket, deadline, result)
+    }
+
+    fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
+        self.0.transfer(copies)
+    }
+
+    fn wait_transfer(&mut self, ticket: Ticket, deadline: Deadline) -> Result<(), StepError> {
+        self.0.wait_transfer(ticket, deadline)
+    }
+
+    fn compiles_in_traffic(&self) -> u64 {
+        self.0.compiles_in_traffic()
+    }
+}
+
+fn dead(reason: &str) -> StepError {
+    StepError::Dead { reason: reason.to_owned() }
+}

@@ -1,0 +1,394 @@
+//! Launches are checked and queued; waiting runs them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use engine_core::backend::{
+    BackendError, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask,
+    Masks, Progress, Sampled, SlotSampling, Span, StepError, StepResult, Ticket, Want,
+};
+use engine_core::{PageId, Token};
+
+use super::Ledger;
+use super::check::{check_batch, check_shared};
+use super::commands::{Command, Sampling, Step, StepRow};
+use super::kv::{Kv, Sequence};
+use super::model::{self, Chain, Seen};
+use super::resident::Resident;
+use super::violation::Violation;
+
+/// The executor of a [`ShadowBackend`](super::ShadowBackend). A [`Violation`] is recorded in the
+/// [`Ledger`] and reported as [`StepError::Dead`].
+#[derive(Debug)]
+pub struct ShadowExecutor {
+    limits: Limits,
+    vocab_size: u32,
+    ledger: Arc<Ledger>,
+    resident: Resident,
+    queue: VecDeque<Command>,
+    /// Pages to poison with the next launch.
+    freed: Vec<Command>,
+    kv: Kv,
+    live: HashMap<u64, Live>,
+    /// Seed and position of everything that was sampled for sequences with a seed of their own.
+    sampled: HashSet<(u64, u32)>,
+    tickets: u64,
+    last_step: Option<u64>,
+    steps_run: u64,
+    logits: Vec<f32>,
+}
+
+/// A sequence in a slot, as far as running steps need it.
+#[derive(Debug)]
+struct Live {
+    sampling: Arc<SlotSampling>,
+    next: Option<Token>,
+    /// Sampled since the slot was opened.
+    sampled: Vec<Token>,
+}
+
+impl ShadowExecutor {
+    /// An executor with unwritten memory.
+    ///
+    /// # Errors
+    ///
+    /// A page size or a vocabulary of zero.
+    pub fn new(
+        options: &CompileOptions,
+        vocab_size: u32,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, BackendError> {
+        if options.page_size == 0 || vocab_size == 0 {
+            return Err(BackendError::Option {
+                option: "page_size or vocab_size",
+                reason: "it is zero".into(),
+            });
+        }
+        let (limits, page_size) = (options.limits.clone(), options.page_size as usize);
+        Ok(Self {
+            resident: Resident::new(&limits, page_size, ledger.clone()),
+            kv: Kv::new(page_size, &limits.pages),
+            limits,
+            vocab_size,
+            ledger,
+            queue: VecDeque::new(),
+            freed: Vec::new(),
+            live: HashMap::new(),
+            sampled: HashSet::new(),
+            tickets: 0,
+            last_step: None,
+            steps_run: 0,
+            logits: Vec::new(),
+        })
+    }
+
+    /// Makes the pages of a group for which `is_free` holds unreadable, from the next launch on.
+    /// To be called once that launch is planned: its rows may not read these pages, though its
+    /// events may still copy from them.
+    pub fn poison(&mut self, group: GroupId, is_free: impl Fn(PageId) -> bool) {
+        let pages = self.limits.pages.get(usize::from(group.0)).copied().unwrap_or(0);
+        let pages = (0..pages).map(PageId).filter(|&page| is_free(page)).collect();
+        self.freed.push(Command::Free { group, pages });
+    }
+
+    /// Loses all KV at once; steps in flight fail with [`StepError::KvLost`].
+    pub fn lose_kv(&mut self) {
+        self.kv.lose();
+        self.sampled.clear();
+        for command in &mut self.queue {
+            if let Command::Step(step) = command {
+                step.lost = true;
+            }
+        }
+    }
+
+    /// Steps that have run.
+    pub fn steps_run(&self) -> u64 {
+        self.steps_run
+    }
+
+    fn report(&self, violation: Violation) -> StepError {
+        let reason = violation.to_string();
+        self.ledger.record(violation);
+        StepError::Dead { reason }
+    }
+
+    fn try_launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, Violation> {
+        check_batch(batch, &self.limits, self.vocab_size)?;
+        if let Some(before) = self.last_step
+            && batch.step != before + 1
+        {
+            return Err(Violation::StepNumber { before, found: batch.step });
+        }
+        self.resident.apply(batch, &mut self.queue)?;
+        self.queue.extend(self.freed.drain(..));
+        check_shared(batch, self.resident.groups())?;
+        let mut rows = Vec::with_capacity(batch.rows.len());
+        for row in batch.rows {
+            self.resident.check_row(batch, row, self.last_step)?;
+            let tokens = &batch.tokens[row.tokens.range()];
+            if tokens.contains(&InputToken::Produced(row.slot)) {
+                self.check_sampled()?;
+            }
+            let occupant = self.resident.occupant(row)?;
+            let expectation = occupant.expectation;
+            rows.push(StepRow {
+                sequence: Sequence {
+                    slot: row.slot,
+                    namespace: expectation.map_or(0, |expectation| expectation.namespace),
+                },
+                opening: occupant.opening,
+                own_seed: expectation.map(|_| occupant.sampling.seed),
+                tokens: tokens
+                    .iter()
+                    .map(|token| match token {
+                        InputToken::Known(token) => Some(*token),
+                        InputToken::Produced(_) => None,
+                    })
+                    .collect(),
+                first_token: row.tokens.start,
+                position: row.position,
+                tables: self.resident.tables(row),
+                outputs: row
+                    .outputs
+                    .range()
+                    .map(|index| (index as u32, batch.outputs[index]))
+                    .collect(),
+            });
+        }
+        let sampling = if batch.defer_sampling { Sampling::Deferred } else { Sampling::AtOnce };
+        let ticket = self.tickets;
+        self.tickets += 1;
+        self.last_step = Some(batch.step);
+        self.queue.push_back(Command::Step(Step {
+            ticket,
+            number: batch.step,
+            rows,
+            sampling,
+            lost: false,
+        }));
+        Ok(Ticket::new(ticket))
+    }
+
+    /// The step launched last must have been sampled before another step continues it.
+    fn check_sampled(&self) -> Result<(), Violation> {
+        let last = self.queue.iter().rev().find_map(|command| match command {
+            Command::Step(step) => Some(step),
+            _ => None,
+        });
+        match last {
+            Some(Step { sampling: Sampling::Deferred, number, .. }) => {
+                Err(Violation::NeverSampled { step: *number })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn try_sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), Violation> {
+        let step = self.queue.iter_mut().find_map(|command| match command {
+            Command::Step(step) if step.ticket == ticket.number() => Some(step),
+            _ => None,
+        });
+        let Some(step) = step else {
+            return Err(Violation::NotDeferred { step: ticket.number() });
+        };
+        if !matches!(step.sampling, Sampling::Deferred) {
+            return Err(Violation::NotDeferred { step: step.number });
+        }
+        let mut kept: Vec<(u32, Vec<u32>)> = Vec::new();
+        for mask in masks.entries {
+            let exists = step
+                .rows
+                .iter()
+                .flat_map(|row| &row.outputs)
+                .any(|(index, output)| *index == mask.output && output.want == Want::Sample);
+            let twice = kept.iter().any(|(output, _)| *output == mask.output);
+            if !exists || twice {
+                return Err(Violation::Mask { output: mask.output });
+            }
+            kept.push((mask.output, mask.allowed.to_vec()));
+        }
+        step.sampling = Sampling::Masked(kept);
+        Ok(())
+    }
+
+    /// Runs everything up to the step of a ticket, and that step.
+    fn try_wait(&mut self, ticket: u64, result: &mut StepResult) -> Result<bool, Violation> {
+        let expected = self.queue.iter().find_map(|command| match command {
+            Command::Step(step) => Some(step.ticket),
+            _ => None,
+        });
+        if expected != Some(ticket) {
+            return Err(Violation::TicketOrder { expected, found: ticket });
+        }
+        while let Some(command) = self.queue.pop_front() {
+            match command {
+                Command::Open { opening, sampling } => {
+                    self.live.insert(opening, Live { sampling, next: None, sampled: Vec::new() });
+                }
+                Command::Close { opening } => drop(self.live.remove(&opening)),
+                Command::Copy { group, from, to } => self.kv.copy(group, from, to),
+                Command::Free { group, pages } => {
+                    pages.into_iter().for_each(|page| self.kv.free(group, page));
+                }
+                Command::Step(step) if step.lost => return Ok(false),
+                Command::Step(step) => {
+                    self.run(&step, result)?;
+                    self.steps_run += 1;
+                    break;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn run(&mut self, step: &Step, result: &mut StepResult) -> Result<(), Violation> {
+        let masks = match &step.sampling {
+            Sampling::AtOnce => &[][..],
+            Sampling::Masked(masks) => masks,
+            Sampling::Deferred => return Err(Violation::NeverSampled { step: step.number }),
+        };
+        for row in &step.rows {
+            self.run_row(row, masks, result)?;
+        }
+        Ok(())
+    }
+
+    fn run_row(
+        &mut self,
+        row: &StepRow,
+        masks: &[(u32, Vec<u32>)],
+        result: &mut StepResult,
+    ) -> Result<(), Violation> {
+        let slot = row.sequence.slot;
+        let next = self.live.get(&row.opening).ok_or(Violation::Closed { slot })?.next;
+        let new = row.tokens.iter().map(|token| token.or(next));
+        let new: Option<Vec<Token>> = new.collect();
+        let new = new.ok_or(Violation::NoNextToken { slot })?;
+
+        let mut known = Vec::new();
+        let mut start = Chain::EMPTY;
+        for (group, table) in row.tables.iter().enumerate() {
+            let group = GroupId(group as u8);
+            known.clear();
+            start = self.kv.read(group, table, row.position, row.sequence, &mut known)?;
+            let mut chain = start;
+            for (position, &token) in (row.position..).zip(&new) {
+                chain = chain.then(token);
+                self.kv.write(group, table, (token, position, chain), row.sequence)?;
+            }
+        }
+
+        let mut chain = start;
+        let mut outputs = row.outputs.iter().peekable();
+        for (index, &token) in (row.first_token..).zip(&new) {
+            chain = chain.then(token);
+            known.push(token);
+            while let Some((output, request)) =
+                outputs.next_if(|(_, request)| request.token == index)
+            {
+                model::raw_logits(chain, self.vocab_size, &mut self.logits);
+                let mask = masks.iter().find(|(masked, _)| masked == output);
+                let sampled = match request.want {
+                    Want::Score { token, top } => (token, Some(top)),
+                    _ => self.sample_row(row, *output, &known, mask.map(|(_, bits)| &bits[..]))?,
+                };
+                push(result, &self.logits, *output, sampled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples after the `known` tokens, makes the token the slot's next, and returns it with
+    /// the number of likeliest tokens to report.
+    fn sample_row(
+        &mut self,
+        row: &StepRow,
+        output: u32,
+        known: &[Token],
+        mask: Option<&[u32]>,
+    ) -> Result<(Token, Option<u8>), Violation> {
+        let slot = row.sequence.slot;
+        let position = known.len() as u32;
+        if let Some(seed) = row.own_seed
+            && !self.sampled.insert((seed, position))
+        {
+            return Err(Violation::SampledTwice { seed, position });
+        }
+        let live = self.live.get_mut(&row.opening).ok_or(Violation::Closed { slot })?;
+        let sampling = &live.sampling;
+        let mut seen = Seen::default();
+        let mut generated = Vec::new();
+        if sampling.has_penalties() {
+            let wrong = Violation::History { slot, known: known.len() };
+            let (prompt, before) = sampling
+                .history
+                .split_at_checked(sampling.history_prompt as usize)
+                .ok_or(wrong.clone())?;
+            generated.extend_from_slice(before);
+            generated.extend_from_slice(&live.sampled);
+            if !prompt.iter().chain(&generated).eq(known) {
+                return Err(wrong);
+            }
+            seen = Seen { prompt, generated: &generated };
+        }
+        let allowed =
+            |token: Token| mask.is_none_or(|allowed| Mask { output, allowed }.allows(token));
+        let token = model::choose(&self.logits, sampling, &seen, position, allowed)
+            .ok_or(Violation::Mask { output })?;
+        live.next = Some(token);
+        live.sampled.push(token);
+        Ok((token, sampling.logprobs))
+    }
+}
+
+impl Executor for ShadowExecutor {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
+        progress.update("shadow", 1, 1);
+        Ok(())
+    }
+
+    fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
+        self.try_launch(batch).map_err(|violation| self.report(violation))
+    }
+
+    fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
+        self.try_sample(ticket, masks).map_err(|violation| self.report(violation))
+    }
+
+    fn wait(
+        &mut self,
+        ticket: Ticket,
+        _deadline: Deadline,
+        result: &mut StepResult,
+    ) -> Result<(), StepError> {
+        result.clear();
+        match self.try_wait(ticket.number(), result) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(StepError::KvLost { reason: "it was lost before the step ran".into() })
+            }
+            Err(violation) => {
+                result.clear();
+                Err(self.report(violation))
+            }
+        }
+    }
+}
+
+/// Appends an answer, with log probabilities where they are asked for.
+fn push(result: &mut StepResult, logits: &[f32], output: u32, sampled: (Token, Option<u8>)) {
+    let (token, wanted) = sampled;
+    let start = result.top.len() as u32;
+    let mut logprob = f32::NAN;
+    if let Some(count) = wanted {
+        logprob = model::log_probability(logits, token);
+        result.top.extend(model::likeliest(logits, count));
+    }
+    let top = Span { start, len: result.top.len() as u32 - start };
+    result.sampled.push(Sampled { output, token, logprob, top });
+}

@@ -1,0 +1,133 @@
+//! KV memory as an account: what each position of each page holds.
+
+use engine_core::backend::{GroupId, SlotId};
+use engine_core::{PageId, Token};
+
+use super::model::Chain;
+use super::violation::Violation;
+
+/// What one position of one page holds.
+#[derive(Clone, Copy, Debug)]
+enum Cell {
+    /// Nobody wrote it since the start, or since the memory was lost.
+    Unwritten,
+    /// Its page is free.
+    Freed,
+    Written(Entry),
+}
+
+/// One position's KV, by what it was computed from.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    token: Token,
+    position: u32,
+    /// The prefix that it was computed under, its own token included.
+    chain: Chain,
+    namespace: u64,
+}
+
+/// Who reads or writes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sequence {
+    pub(super) slot: SlotId,
+    pub(super) namespace: u64,
+}
+
+/// All pages of all groups.
+#[derive(Debug)]
+pub(super) struct Kv {
+    page_size: usize,
+    /// By group, then page and place in the page.
+    groups: Vec<Vec<Cell>>,
+}
+
+impl Kv {
+    pub(super) fn new(page_size: usize, pages: &[u32]) -> Self {
+        let groups =
+            pages.iter().map(|&pages| vec![Cell::Unwritten; pages as usize * page_size]).collect();
+        Self { page_size, groups }
+    }
+
+    /// Reads positions `0..len` through a page table, appending their tokens, and returns the
+    /// prefix that they form.
+    pub(super) fn read(
+        &self,
+        group: GroupId,
+        table: &[PageId],
+        len: u32,
+        reader: Sequence,
+        tokens: &mut Vec<Token>,
+    ) -> Result<Chain, Violation> {
+        let slot = reader.slot;
+        let mut chain = Chain::EMPTY;
+        for position in 0..len {
+            let (page, cell) = self.locate(group, table, position, slot)?;
+            match self.groups[usize::from(group.0)][cell] {
+                Cell::Unwritten => return Err(Violation::Unwritten { slot, position, page }),
+                Cell::Freed => return Err(Violation::Freed { slot, position, page }),
+                Cell::Written(entry) => {
+                    chain = chain.then(entry.token);
+                    if entry.position != position || entry.chain != chain {
+                        return Err(Violation::Foreign { slot, position, page });
+                    }
+                    if entry.namespace != reader.namespace {
+                        let (reader, writer) = (reader.namespace, entry.namespace);
+                        return Err(Violation::Namespace { slot, reader, writer });
+                    }
+                    tokens.push(entry.token);
+                }
+            }
+        }
+        Ok(chain)
+    }
+
+    /// Writes the KV of one position, computed under `chain`, its own token included.
+    pub(super) fn write(
+        &mut self,
+        group: GroupId,
+        table: &[PageId],
+        (token, position, chain): (Token, u32, Chain),
+        writer: Sequence,
+    ) -> Result<(), Violation> {
+        let (_, cell) = self.locate(group, table, position, writer.slot)?;
+        let namespace = writer.namespace;
+        self.groups[usize::from(group.0)][cell] =
+            Cell::Written(Entry { token, position, chain, namespace });
+        Ok(())
+    }
+
+    /// Copies a whole page. Page numbers were checked when the copy was announced.
+    pub(super) fn copy(&mut self, group: GroupId, from: PageId, to: PageId) {
+        let (from, to) = (from.0 as usize * self.page_size, to.0 as usize * self.page_size);
+        self.groups[usize::from(group.0)].copy_within(from..from + self.page_size, to);
+    }
+
+    /// Makes a free page unreadable.
+    pub(super) fn free(&mut self, group: GroupId, page: PageId) {
+        let start = page.0 as usize * self.page_size;
+        self.groups[usize::from(group.0)][start..start + self.page_size].fill(Cell::Freed);
+    }
+
+    /// Forgets everything.
+    pub(super) fn lose(&mut self) {
+        self.groups.iter_mut().for_each(|cells| cells.fill(Cell::Unwritten));
+    }
+
+    fn locate(
+        &self,
+        group: GroupId,
+        table: &[PageId],
+        position: u32,
+        slot: SlotId,
+    ) -> Result<(PageId, usize), Violation> {
+        let entry = position as usize / self.page_size;
+        let Some(&page) = table.get(entry) else {
+            return Err(Violation::TableTooShort { slot, needed: entry + 1, len: table.len() });
+        };
+        let cell = page.0 as usize * self.page_size + position as usize % self.page_size;
+        if cell >= self.groups[usize::from(group.0)].len() {
+            return Err(Violation::UnknownPage { group, page });
+        }
+        Ok((page, cell))
+    }
+}

@@ -1,0 +1,105 @@
+//! Property tests of the scheduler: random workloads on the shadow backend, through the plain and
+//! the overlapped loop, against an oracle that computes every sequence alone.
+//!
+//! A failure names its seed. `UNDERSTORY_SEED=n` runs that one case, `UNDERSTORY_CASES=n` as many
+//! as wanted in the place of each test's own number.
+
+mod driver;
+mod log;
+mod workload;
+
+use driver::Report;
+use engine_core::schedule::SeededBug;
+use workload::{Case, Flavour};
+
+/// Seeds to run: as many as the test wants, or what the environment says.
+fn seeds(usually: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match (number("UNDERSTORY_SEED"), number("UNDERSTORY_CASES")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(cases)) => 0..cases,
+        (None, None) => 0..usually,
+    }
+}
+
+/// Runs the cases and returns what they added up to.
+fn check(flavour: Flavour, usually: u64) -> Sum {
+    let mut sum = Sum::default();
+    for seed in seeds(usually) {
+        let case = Case::new(seed, flavour);
+        match driver::run(&case) {
+            Err(failure) => panic!("UNDERSTORY_SEED={seed}: {failure}\n{case:#?}"),
+            Ok(Report { stats, strikes, .. }) => {
+                sum.cases += 1;
+                sum.cached += stats.cached_tokens;
+                sum.evicted += stats.evicted_pages;
+                sum.retractions += stats.retractions;
+                sum.strikes += strikes;
+            }
+        }
+    }
+    println!("{sum:?}");
+    sum
+}
+
+/// Shows that the cases go where bugs are.
+#[derive(Debug, Default)]
+struct Sum {
+    cases: u64,
+    cached: u64,
+    evicted: u64,
+    retractions: u64,
+    strikes: u64,
+}
+
+#[test]
+fn every_sequence_generates_what_it_generates_alone() {
+    let sum = check(Flavour::default(), 3000);
+    // Not for a single seed.
+    if sum.cases >= 100 {
+        assert!(sum.cached > sum.cases && sum.evicted > sum.cases && sum.retractions > 50);
+    }
+}
+
+#[test]
+fn a_batch_of_64_changes_nothing() {
+    check(Flavour { wide: true, ..Flavour::default() }, 60);
+}
+
+#[test]
+fn faults_end_the_struck_and_spare_the_others() {
+    let sum = check(Flavour { faults: true, ..Flavour::default() }, 1000);
+    if sum.cases >= 100 {
+        assert!(sum.strikes > sum.cases);
+    }
+}
+
+#[test]
+fn a_log_of_inputs_replays_every_decision() {
+    for seed in seeds(200) {
+        let case = Case::new(seed, Flavour { faults: seed % 3 == 0, wide: false });
+        let report = driver::run(&case).unwrap_or_else(|failure| panic!("{seed}: {failure}"));
+        let differs = log::replay(case.config.clone(), &report.log);
+        assert_eq!(differs, None, "UNDERSTORY_SEED={seed}: the replay decides otherwise there");
+    }
+}
+
+/// Cases that a planted bug has to be caught in. Without a bug they pass: see the tests above.
+const CASES_A_BUG: u64 = 400;
+
+#[test]
+fn every_seeded_bug_is_caught() {
+    let mut missed = Vec::new();
+    for &bug in SeededBug::ALL {
+        let caught = (0..CASES_A_BUG).find_map(|seed| {
+            let faults = seed % 2 == 1;
+            let case = Case::new(seed / 2, Flavour { faults, wide: false }).with_bug(bug);
+            Some((seed, driver::run(&case).err()?))
+        });
+        match caught {
+            Some((seed, failure)) => println!("{bug:?}: case {seed}: {failure}"),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not caught in {CASES_A_BUG} cases: {missed:?}");
+}
