@@ -20,6 +20,19 @@ pub enum SeededBug {
     TrustHash,
 }
 
+#[cfg(feature = "seeded-bugs")]
+impl SeededBug {
+    /// Every bug there is.
+    pub const ALL: [Self; 6] = [
+        Self::IgnoreNamespace,
+        Self::ReplaceOnInsert,
+        Self::UnlockBeforeLock,
+        Self::SplitForgetsLockCount,
+        Self::EvictLocked,
+        Self::TrustHash,
+    ];
+}
+
 /// The bug planted in a cache, if any.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Planted {

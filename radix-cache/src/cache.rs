@@ -3,10 +3,11 @@
 use hashbrown::HashMap;
 
 use crate::bugs::SeededBug;
-use crate::config::CacheConfig;
+use crate::config::{CacheConfig, Policy};
 use crate::error::CacheError;
-use crate::leaf_heap::{LeafHeap, Rank};
+use crate::leaf_heap::LeafHeap;
 use crate::locks::Locks;
+use crate::retention::Retention;
 use crate::tree::{Descent, NodeIndex, Tree};
 use crate::types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Token};
 
@@ -20,11 +21,16 @@ pub struct RadixCache {
     /// The namespace of each root, to find its entry in `roots` when it goes.
     pub(crate) namespaces: HashMap<NodeIndex, Namespace>,
     pub(crate) locks: Locks,
-    /// Every unpinned leaf, first to go first.
+    /// Every unpinned leaf that is not retained, first to go first.
     pub(crate) leaves: LeafHeap,
+    /// Every unpinned leaf that is retained, first to expire first.
+    pub(crate) retained: LeafHeap,
+    pub(crate) policy: Policy,
     pub(crate) counts: Counts,
     /// Counts uses; stands in for time.
     pub(crate) clock: u64,
+    /// The caller's clock, in ticks.
+    pub(crate) now: u64,
 }
 
 impl RadixCache {
@@ -41,8 +47,11 @@ impl RadixCache {
             namespaces: HashMap::new(),
             locks: Locks::default(),
             leaves: LeafHeap::default(),
+            retained: LeafHeap::default(),
+            policy: config.policy,
             counts: Counts::default(),
             clock: 0,
+            now: 0,
         })
     }
 
@@ -91,9 +100,12 @@ impl RadixCache {
             tree.store.copy_pages(tree.node(node).run, matched, pages);
         });
         let end = self.split_at(&descent)?;
-        let lock = self.locks.create(end)?;
+        let lock = self.locks.create(end, Retention::default())?;
         self.touch(end);
         self.pin(end);
+        if self.policy.counts_hits() {
+            self.count_hit(end);
+        }
         Ok(Acquired { lock, tokens: descent.pages * self.page_size() })
     }
 
@@ -118,6 +130,7 @@ impl RadixCache {
         canonical: &mut Vec<PageId>,
     ) -> Result<Inserted, CacheError> {
         let old_end = self.locks.end(lock)?;
+        let retention = *self.locks.retention(lock);
         let page_size = self.page_size();
         if tokens.len() != pages.len() * page_size {
             return Err(CacheError::RaggedRun {
@@ -149,17 +162,18 @@ impl RadixCache {
         }
         let new_tokens = &tokens[present_pages * page_size..];
         let new_pages = &pages[present_pages..];
-        let mut end = self.split_at(&descent)?;
+        let attach = self.split_at(&descent)?;
+        let mut end = attach;
         if new_pages.is_empty() {
             self.touch(end);
-        } else if end == old_end && self.is_ours_to_extend(end) {
+        } else if end == old_end && self.is_ours_to_extend(end, retention) {
             self.tree.extend_leaf(end, new_tokens, new_pages);
             self.counts.locked += new_pages.len();
             self.touch(end);
         } else {
-            self.leaves.remove(end);
+            self.unfile(end);
             self.clock += 1;
-            end = self.tree.add_leaf(end, new_tokens, new_pages, self.clock)?;
+            end = self.tree.add_leaf(end, new_tokens, new_pages, self.clock, retention)?;
             self.counts.evictable += new_pages.len();
         }
         self.counts.total += new_pages.len();
@@ -171,6 +185,7 @@ impl RadixCache {
             self.unpin(old_end);
         }
         self.locks.set_end(lock, end);
+        self.raise(attach, retention);
         Ok(inserted)
     }
 
@@ -181,7 +196,8 @@ impl RadixCache {
     /// [`CacheError::UnknownLock`]; [`CacheError::Full`] when 32 bits can't number another lock.
     pub fn fork(&mut self, lock: LockId) -> Result<LockId, CacheError> {
         let end = self.locks.end(lock)?;
-        let fork = self.locks.create(end)?;
+        let retention = *self.locks.retention(lock);
+        let fork = self.locks.create(end, retention)?;
         self.pin(end);
         Ok(fork)
     }
@@ -268,6 +284,7 @@ impl RadixCache {
         self.namespaces.clear();
         self.locks.remove_all();
         self.leaves.clear();
+        self.retained.clear();
         self.counts = Counts::default();
     }
 
@@ -275,7 +292,7 @@ impl RadixCache {
     /// keeping the order costs, in a unit that no clock can blur.
     #[must_use]
     pub fn eviction_order_steps(&self) -> u64 {
-        self.leaves.steps()
+        self.leaves.steps() + self.retained.steps()
     }
 
     /// Plants a known bug, for the tests that have to notice it.
@@ -286,11 +303,6 @@ impl RadixCache {
 }
 
 impl RadixCache {
-    /// Where an unpinned leaf stands in the order of eviction.
-    pub(crate) fn rank(&self, leaf: NodeIndex) -> Rank {
-        (0, self.tree.node(leaf).used)
-    }
-
     fn effective(&self, namespace: Namespace) -> Namespace {
         if self.tree.planted.is(SeededBug::IgnoreNamespace) {
             return Namespace(0);
@@ -309,13 +321,6 @@ impl RadixCache {
         Ok(root)
     }
 
-    fn drop_root(&mut self, root: NodeIndex) {
-        if let Some(namespace) = self.namespaces.remove(&root) {
-            self.roots.remove(&namespace);
-        }
-        self.tree.remove(root, &mut Vec::new());
-    }
-
     /// The node that ends where a descent stopped, made by a split if need be.
     fn split_at(&mut self, descent: &Descent) -> Result<NodeIndex, CacheError> {
         match descent.part {
@@ -324,90 +329,16 @@ impl RadixCache {
         }
     }
 
-    /// Whether a lock at `end` may make the node longer: nobody else ends there or continues it.
-    fn is_ours_to_extend(&self, end: NodeIndex) -> bool {
+    /// Whether a lock at `end` may make the node longer: nobody else ends there or continues it,
+    /// and new pages would be kept and evicted just as those that are there.
+    fn is_ours_to_extend(&self, end: NodeIndex, retention: Retention) -> bool {
         let node = self.tree.node(end);
-        node.pins == 1 && node.children == 0 && !self.tree.is_root(end)
-    }
-
-    /// Notes a use. Ancestors count as used too; they learn of it when they become leaves,
-    /// which is the first time that it matters.
-    fn touch(&mut self, node: NodeIndex) {
-        self.clock += 1;
-        self.tree.node_mut(node).used = self.clock;
-    }
-
-    /// Adds a pin. A node that had none pins its parent in turn.
-    fn pin(&mut self, mut node: NodeIndex) {
-        while let Some(pinned) = self.tree.get_mut(node) {
-            pinned.pins += 1;
-            if pinned.pins > 1 {
-                return;
-            }
-            let pages = pinned.run.pages as usize;
-            let parent = pinned.parent;
-            self.counts.evictable -= pages;
-            self.counts.locked += pages;
-            if !self.tree.planted.is(SeededBug::EvictLocked) {
-                self.leaves.remove(node);
-            }
-            node = parent;
-        }
-    }
-
-    /// Takes a pin away. A node that has none left takes one from its parent in turn.
-    fn unpin(&mut self, mut node: NodeIndex) {
-        while let Some(unpinned) = self.tree.get_mut(node) {
-            unpinned.pins -= 1;
-            if unpinned.pins > 0 {
-                return;
-            }
-            let pages = unpinned.run.pages as usize;
-            let parent = unpinned.parent;
-            self.counts.locked -= pages;
-            self.counts.evictable += pages;
-            self.became_idle(node);
-            node = parent;
-        }
-    }
-
-    /// Files a node that lost its last pin or its last child: a leaf may be evicted from here on,
-    /// a root without children has no purpose.
-    fn became_idle(&mut self, node: NodeIndex) {
-        let idle = self.tree.node(node);
-        if idle.pins > 0 || idle.children > 0 {
-            return;
-        }
-        if self.tree.is_root(node) {
-            self.drop_root(node);
-        } else if self.leaves.rank_of(node).is_none() {
-            self.leaves.insert(node, self.rank(node));
-        }
-    }
-
-    fn first_to_go(&self) -> Option<NodeIndex> {
-        self.leaves.first()
-    }
-
-    /// Removes an unpinned leaf and returns its parent, which may now be a leaf itself.
-    fn remove_leaf(&mut self, leaf: NodeIndex, freed: &mut Vec<PageId>) -> NodeIndex {
-        let gone = self.tree.node(leaf);
-        let (pages, used) = (gone.run.pages as usize, gone.used);
-        self.leaves.remove(leaf);
-        let parent = self.tree.remove(leaf, freed);
-        self.counts.evictable -= pages;
-        self.counts.total -= pages;
-        let heir = self.tree.node_mut(parent);
-        heir.used = heir.used.max(used);
-        self.became_idle(parent);
-        parent
-    }
-
-    /// Frees the last `pages` pages of an unpinned leaf that has more of them.
-    fn trim_leaf(&mut self, leaf: NodeIndex, pages: usize, freed: &mut Vec<PageId>) {
-        self.tree.trim(leaf, pages, freed);
-        self.counts.evictable -= pages;
-        self.counts.total -= pages;
+        node.pins == 1
+            && node.children == 0
+            && !self.tree.is_root(end)
+            && node.retention == retention
+            && (node.hits == 0 || !self.policy.counts_hits())
+            && self.policy != Policy::Fifo
     }
 
     /// [`SeededBug::ReplaceOnInsert`].

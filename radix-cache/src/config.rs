@@ -55,11 +55,38 @@ impl CacheConfig {
     }
 }
 
-/// Which unlocked leaf is evicted first.
+/// Which unlocked leaf is evicted first. Each policy is a small key; smaller goes first.
+///
+/// Uses are [`acquire`](crate::RadixCache::acquire), [`insert`](crate::RadixCache::insert) and
+/// [`release`](crate::RadixCache::release), and count for the whole prefix. Hits are matches by
+/// `acquire` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Policy {
-    /// The one that nobody has used for longest.
+    /// The one that nobody has used for longest. Right for most traffic.
     #[default]
     Lru,
+    /// The one with the fewest hits; among equals, the one unused for longest. Keeps system
+    /// prompts through bursts of unrelated traffic, and forgets slowly what is out of fashion.
+    Lfu,
+    /// The one that was inserted first.
+    Fifo,
+    /// The one that was used last. Right for cyclic scans that are larger than the cache.
+    Mru,
+    /// The one of the lowest [`Retention::priority`](crate::Retention::priority); among equals,
+    /// the one unused for longest.
+    Priority,
+    /// The one unused for longest among those never hit since they were inserted; after those, among the
+    /// others. A stream of prompts that never come back can't displace those that do.
+    SegmentedLru,
+}
+
+impl Policy {
+    /// Every policy, for those who compare them.
+    pub const ALL: [Self; 6] =
+        [Self::Lru, Self::Lfu, Self::Fifo, Self::Mru, Self::Priority, Self::SegmentedLru];
+
+    pub(crate) fn counts_hits(self) -> bool {
+        matches!(self, Self::Lfu | Self::SegmentedLru)
+    }
 }

@@ -65,9 +65,9 @@ impl RadixCache {
 
             let idle_leaf = node.children == 0 && node.pins == 0;
             idle_leaves += usize::from(idle_leaf);
-            let rank = self.leaves.rank_of(index);
-            let expected = idle_leaf.then(|| self.rank(index));
-            ensure!(rank == expected, "{index:?} is ranked {rank:?}, not {expected:?}");
+            let place = self.place_of(index);
+            let expected = idle_leaf.then(|| self.expected_place(index));
+            ensure!(place == expected, "{index:?} is filed at {place:?}, not {expected:?}");
         }
         ensure!(counts == self.counts, "the counts are {:?}, not {counts:?}", self.counts);
         ensure!(seen.len() == counts.total, "{} pages for {} places", seen.len(), counts.total);
@@ -78,9 +78,10 @@ impl RadixCache {
             counts.total
         );
         ensure!(
-            self.leaves.len() == idle_leaves,
-            "{} leaves in order, not {idle_leaves}",
-            self.leaves.len()
+            self.leaves.len() + self.retained.len() == idle_leaves,
+            "{} and {} leaves in order, not {idle_leaves}",
+            self.leaves.len(),
+            self.retained.len()
         );
         ensure!(
             self.tree.filed_children() == filed,

@@ -1,6 +1,7 @@
 //! The table of locks: what a [`LockId`] stands for.
 
 use crate::error::CacheError;
+use crate::retention::Retention;
 use crate::tree::NodeIndex;
 use crate::types::LockId;
 
@@ -16,6 +17,7 @@ struct Slot {
     generation: u32,
     /// The lock's end, or none while the slot is free.
     end: Option<NodeIndex>,
+    retention: Retention,
 }
 
 impl Locks {
@@ -27,14 +29,19 @@ impl Locks {
         Ok(())
     }
 
-    pub(crate) fn create(&mut self, end: NodeIndex) -> Result<LockId, CacheError> {
+    pub(crate) fn create(
+        &mut self,
+        end: NodeIndex,
+        retention: Retention,
+    ) -> Result<LockId, CacheError> {
         if let Some(index) = self.free.pop() {
             let slot = &mut self.slots[index as usize];
             slot.end = Some(end);
+            slot.retention = retention;
             return Ok(LockId { index, generation: slot.generation });
         }
         let index = u32::try_from(self.slots.len()).map_err(|_| CacheError::Full { pages: 0 })?;
-        self.slots.push(Slot { generation: 0, end: Some(end) });
+        self.slots.push(Slot { generation: 0, end: Some(end), retention });
         Ok(LockId { index, generation: 0 })
     }
 
@@ -45,6 +52,11 @@ impl Locks {
             }
             _ => Err(CacheError::UnknownLock { lock }),
         }
+    }
+
+    /// What is asked for the pages of a lock that [`end`](Self::end) has just vouched for.
+    pub(crate) fn retention(&mut self, lock: LockId) -> &mut Retention {
+        &mut self.slots[lock.index as usize].retention
     }
 
     /// Moves a lock that [`end`](Self::end) has just vouched for.

@@ -5,6 +5,7 @@ use hashbrown::HashTable;
 use crate::bugs::{Planted, SeededBug};
 use crate::config::CacheConfig;
 use crate::error::CacheError;
+use crate::retention::Retention;
 use crate::store::{Run, Store};
 use crate::types::{PageId, Token};
 
@@ -43,6 +44,11 @@ pub(crate) struct Node {
     /// The clock when something here or below was last used. Exact once the node is a leaf: a
     /// child hands its own on when it goes.
     pub(crate) used: u64,
+    /// The clock when its pages were inserted.
+    pub(crate) created: u64,
+    /// How often it was matched, if anything asks for it.
+    pub(crate) hits: u32,
+    pub(crate) retention: Retention,
 }
 
 /// How far a sequence of tokens is in the tree.
@@ -148,6 +154,9 @@ impl Tree {
             hash: 0,
             live: true,
             used: 0,
+            created: 0,
+            hits: 0,
+            retention: Retention::default(),
         })
     }
 
@@ -158,7 +167,8 @@ impl Tree {
         parent: NodeIndex,
         tokens: &[Token],
         pages: &[PageId],
-        used: u64,
+        clock: u64,
+        retention: Retention,
     ) -> Result<NodeIndex, CacheError> {
         let hash = self.hash(parent, &tokens[..self.store.page_size()]);
         let node = self.add(Node {
@@ -169,7 +179,10 @@ impl Tree {
             children: 0,
             hash,
             live: true,
-            used,
+            used: clock,
+            created: clock,
+            hits: 0,
+            retention,
         })?;
         let mut run = Run::EMPTY;
         self.store.append(&mut run, tokens, pages);
@@ -209,6 +222,9 @@ impl Tree {
             hash,
             live: true,
             used: below.used,
+            created: below.created,
+            hits: below.hits,
+            retention: below.retention,
         };
         let upper = self.add(upper)?;
         let mut run = self.node(lower).run;

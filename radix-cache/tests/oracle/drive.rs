@@ -1,0 +1,314 @@
+//! Drives the tree and the naive cache through the same random operations and compares
+//! everything that can be seen after each.
+
+use radix_cache::{CacheConfig, CacheError, LockId, Namespace, PageId, Policy, RadixCache};
+use radix_cache::{Retention, Token};
+
+use crate::choices::Choices;
+use crate::model::{Hold, Model};
+
+/// What is compared.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) page_size: usize,
+    pub(crate) policy: Policy,
+}
+
+/// Few pages, so that the naive cache stays quick and the pool is short.
+const POOL: u32 = 48;
+const LONGEST_RUN: usize = 6;
+const MOST_HOLDS: usize = 6;
+
+pub(crate) struct Driver {
+    pub(crate) cache: RadixCache,
+    setup: Setup,
+    model: Model,
+    locks: Vec<LockId>,
+    holds: Vec<Hold>,
+    dead: Vec<LockId>,
+    free: Vec<PageId>,
+}
+
+/// The first thing that differed.
+type Outcome = Result<(), String>;
+
+macro_rules! same {
+    ($left:expr, $right:expr, $what:expr) => {
+        let (left, right) = ($left, $right);
+        if left != right {
+            return Err(format!("{}: the cache has {left:?}, the model {right:?}", $what));
+        }
+    };
+}
+
+impl Driver {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let config = CacheConfig::default().page_size(setup.page_size).policy(setup.policy);
+        Self {
+            cache: RadixCache::new(config).expect("the page size is valid"),
+            setup,
+            model: Model::new(setup.page_size, setup.policy),
+            locks: Vec::new(),
+            holds: Vec::new(),
+            dead: Vec::new(),
+            free: (0..POOL).map(PageId).collect(),
+        }
+    }
+
+    /// Runs so many operations.
+    pub(crate) fn run(&mut self, choices: &mut dyn Choices, operations: usize) -> Outcome {
+        for operation in 0..operations {
+            if !choices.any_left() {
+                break;
+            }
+            self.step(choices)
+                .and_then(|()| self.compare())
+                .map_err(|error| format!("operation {operation}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, choices: &mut dyn Choices) -> Outcome {
+        match choices.below(32) {
+            0..3 => self.probe(choices),
+            3..9 => self.acquire(choices),
+            9..17 => self.insert(choices),
+            17 => self.fork(choices),
+            18..23 => self.release(choices),
+            23 => self.release_and_drop(choices),
+            24..27 => self.evict(choices),
+            27 => self.retain(choices),
+            28 => self.advance(choices),
+            29 | 30 => self.misuse(choices),
+            _ if choices.one_in(4) => self.reset(),
+            _ if choices.one_in(4) => self.clear(),
+            _ => self.probe(choices),
+        }
+    }
+
+    fn compare(&self) -> Outcome {
+        let counts = self.cache.counts();
+        let locked = self.model.locked(&self.holds);
+        same!(counts.total, self.model.entries.len(), "total");
+        same!(counts.locked, locked, "locked");
+        same!(counts.evictable, self.model.entries.len() - locked, "evictable");
+        same!(self.free.len() + counts.total, POOL as usize, "capacity");
+        for (lock, hold) in self.locks.iter().zip(&self.holds) {
+            same!(self.cache.locked_tokens(*lock), Ok(hold.prefix.len()), "length of a lock");
+        }
+        self.cache.check_invariants().map_err(|violation| violation.to_string())
+    }
+
+    fn probe(&mut self, choices: &mut dyn Choices) -> Outcome {
+        let (namespace, tokens) = self.prompt(choices);
+        let expected = self.model.matching(namespace, &tokens).len() * self.setup.page_size;
+        same!(self.cache.probe(namespace, &tokens).tokens, expected, "probe");
+        Ok(())
+    }
+
+    fn acquire(&mut self, choices: &mut dyn Choices) -> Outcome {
+        if self.locks.len() >= MOST_HOLDS {
+            return self.release(choices);
+        }
+        let (namespace, tokens) = self.prompt(choices);
+        let expected = self.model.matching(namespace, &tokens);
+        let mut pages = Vec::new();
+        let acquired = self.cache.acquire(namespace, &tokens, &mut pages).map_err(text)?;
+        same!(&pages, &expected, "acquired pages");
+        same!(acquired.tokens, pages.len() * self.setup.page_size, "acquired tokens");
+        let prefix = tokens[..acquired.tokens].to_vec();
+        self.model.touch(namespace, &prefix);
+        self.model.hit(namespace, &prefix);
+        self.locks.push(acquired.lock);
+        self.holds.push(Hold { namespace, prefix, priority: 0, until: 0 });
+        Ok(())
+    }
+
+    fn insert(&mut self, choices: &mut dyn Choices) -> Outcome {
+        let Some(index) = self.pick(choices) else {
+            return self.acquire(choices);
+        };
+        let length = choices.below(LONGEST_RUN + 1);
+        if self.free.len() < length {
+            self.evict_pages(length - self.free.len())?;
+        }
+        let length = length.min(self.free.len());
+        let tokens = random_pages(choices, self.setup.page_size, length);
+        let own: Vec<PageId> = self.free.split_off(self.free.len() - length);
+
+        let present = self.model.insert(&mut self.holds[index], &tokens, &own);
+        let mut canonical = vec![PageId(u32::MAX)];
+        let lock = self.locks[index];
+        let inserted = self.cache.insert(lock, &tokens, &own, &mut canonical).map_err(text)?;
+        same!(&canonical[1..], &present[..], "canonical pages");
+        same!(inserted.present_pages, present.len(), "present pages");
+        same!(inserted.new_pages, length - present.len(), "new pages");
+        self.free.extend_from_slice(&own[..inserted.present_pages]);
+
+        let hold = &self.holds[index];
+        let expected = self.model.matching(hold.namespace, &hold.prefix).len();
+        let found = self.cache.probe(hold.namespace, &hold.prefix).tokens;
+        same!(found, expected * self.setup.page_size, "probe of what was inserted");
+        Ok(())
+    }
+
+    fn fork(&mut self, choices: &mut dyn Choices) -> Outcome {
+        let Some(index) = self.pick(choices) else {
+            return Ok(());
+        };
+        let fork = self.cache.fork(self.locks[index]).map_err(text)?;
+        self.locks.push(fork);
+        self.holds.push(self.holds[index].clone());
+        Ok(())
+    }
+
+    fn release(&mut self, choices: &mut dyn Choices) -> Outcome {
+        let Some(index) = self.pick(choices) else {
+            return Ok(());
+        };
+        let (lock, hold) = self.forget(index);
+        self.cache.release(lock).map_err(text)?;
+        self.model.touch(hold.namespace, &hold.prefix);
+        Ok(())
+    }
+
+    fn release_and_drop(&mut self, choices: &mut dyn Choices) -> Outcome {
+        let Some(index) = self.pick(choices) else {
+            return Ok(());
+        };
+        let (lock, hold) = self.forget(index);
+        let mut freed = Vec::new();
+        let count = self.cache.release_and_drop(lock, &mut freed).map_err(text)?;
+        same!(count, freed.len(), "dropped pages");
+        let expected = self.model.drop_path(&hold, &self.holds);
+        self.take_back(freed, expected, "dropped")
+    }
+
+    fn evict(&mut self, choices: &mut dyn Choices) -> Outcome {
+        let pages = 1 + choices.below(4);
+        self.evict_pages(pages)
+    }
+
+    fn evict_pages(&mut self, pages: usize) -> Outcome {
+        let mut freed = Vec::new();
+        let count = self.cache.evict(pages, &mut freed);
+        same!(count, freed.len(), "number of evicted pages");
+        let expected = self.model.evict(pages, &self.holds);
+        self.take_back(freed, expected, "evicted")
+    }
+
+    fn clear(&mut self) -> Outcome {
+        let mut freed = Vec::new();
+        self.cache.clear(&mut freed);
+        let expected = self.model.evict(usize::MAX, &self.holds);
+        self.take_back(freed, expected, "cleared")
+    }
+
+    fn reset(&mut self) -> Outcome {
+        let mut freed = Vec::new();
+        self.cache.reset(&mut freed);
+        self.holds.clear();
+        self.dead.append(&mut self.locks);
+        let expected = self.model.evict(usize::MAX, &[]);
+        self.take_back(freed, expected, "reset")
+    }
+
+    fn retain(&mut self, choices: &mut dyn Choices) -> Outcome {
+        let Some(index) = self.pick(choices) else {
+            return Ok(());
+        };
+        let hold = &mut self.holds[index];
+        hold.priority = choices.below(7) as i32 - 3;
+        hold.until = self.model.now + choices.below(4) as u64;
+        let retention = Retention::default().priority(hold.priority).until(hold.until);
+        self.model.raise(&self.holds[index]);
+        self.cache.retain(self.locks[index], retention).map_err(text)
+    }
+
+    fn advance(&mut self, choices: &mut dyn Choices) -> Outcome {
+        self.model.now += choices.below(3) as u64;
+        self.cache.advance(self.model.now);
+        Ok(())
+    }
+
+    /// Calls that have to be refused, and to change nothing.
+    fn misuse(&mut self, choices: &mut dyn Choices) -> Outcome {
+        if !self.dead.is_empty() {
+            let lock = self.dead[choices.below(self.dead.len())];
+            let mut pages = Vec::new();
+            let unknown = CacheError::UnknownLock { lock };
+            same!(self.cache.release(lock), Err(unknown.clone()), "second release");
+            same!(self.cache.locked_tokens(lock), Err(unknown.clone()), "length of a dead lock");
+            same!(self.cache.fork(lock), Err(unknown.clone()), "fork of a dead lock");
+            let inserted = self.cache.insert(lock, &[], &[], &mut pages);
+            same!(inserted.err(), Some(unknown.clone()), "insertion through a dead lock");
+            let dropped = self.cache.release_and_drop(lock, &mut pages);
+            same!(dropped, Err(unknown), "drop through a dead lock");
+        }
+        let Some(index) = self.pick(choices) else {
+            return Ok(());
+        };
+        let tokens = vec![0; self.setup.page_size + 1];
+        let ragged = CacheError::RaggedRun {
+            tokens: tokens.len(),
+            pages: 1,
+            page_size: self.setup.page_size,
+        };
+        let inserted = self.cache.insert(self.locks[index], &tokens, &[PageId(0)], &mut Vec::new());
+        same!(inserted.err(), Some(ragged), "insertion of a ragged run");
+        Ok(())
+    }
+
+    fn take_back(&mut self, freed: Vec<PageId>, expected: Vec<PageId>, what: &str) -> Outcome {
+        let sorted = |pages: &[PageId]| {
+            let mut pages = pages.to_vec();
+            pages.sort();
+            pages
+        };
+        same!(sorted(&freed), sorted(&expected), what);
+        self.free.extend(freed);
+        Ok(())
+    }
+
+    fn forget(&mut self, index: usize) -> (LockId, Hold) {
+        let lock = self.locks.swap_remove(index);
+        self.dead.push(lock);
+        (lock, self.holds.swap_remove(index))
+    }
+
+    fn pick(&self, choices: &mut dyn Choices) -> Option<usize> {
+        (!self.locks.is_empty()).then(|| choices.below(self.locks.len()))
+    }
+
+    /// A prompt that often shares pages with what is cached, and often ends inside a page.
+    fn prompt(&self, choices: &mut dyn Choices) -> (Namespace, Vec<Token>) {
+        let namespace = Namespace(choices.below(2) as u64);
+        let mut tokens = Vec::new();
+        if !self.model.entries.is_empty() && choices.one_in(2) {
+            let entry = &self.model.entries[choices.below(self.model.entries.len())];
+            tokens.extend_from_slice(&entry.prefix);
+        }
+        let more = choices.below(LONGEST_RUN);
+        tokens.extend(random_pages(choices, self.setup.page_size, more));
+        let cut = choices.below(self.setup.page_size);
+        tokens.truncate(tokens.len().saturating_sub(cut));
+        (namespace, tokens)
+    }
+}
+
+/// Pages over two tokens that differ in their first token, their last one or not at all.
+fn random_pages(choices: &mut dyn Choices, page_size: usize, count: usize) -> Vec<Token> {
+    let mut tokens = vec![0; page_size * count];
+    for page in tokens.chunks_mut(page_size) {
+        match choices.below(4) {
+            0 => page[0] = 1,
+            1 => page[page_size - 1] = 1,
+            _ => {}
+        }
+    }
+    tokens
+}
+
+fn text(error: CacheError) -> String {
+    format!("refused: {error}")
+}

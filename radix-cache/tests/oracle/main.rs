@@ -1,0 +1,103 @@
+//! The tree against a naive cache, over random operations.
+//!
+//! `RADIX_CACHE_OPERATIONS` sets how many operations each setup runs (20,000 unless told otherwise), and
+//! `RADIX_CACHE_SEED` the seed of the first run. A failure names its seed and its operation.
+
+mod choices;
+mod drive;
+mod model;
+
+use std::env;
+
+use radix_cache::Policy;
+
+use crate::choices::Seed;
+use crate::drive::{Driver, Setup};
+
+/// A fresh cache every so often, so that early states are seen as often as worn ones.
+const OPERATIONS_A_RUN: usize = 2_000;
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    env::var(name).ok().map_or(default, |value| value.parse().expect("a number"))
+}
+
+/// Runs one setup for as many operations as asked for, split evenly over `shares` setups.
+fn agree(setup: Setup, shares: usize) {
+    let operations = from_environment("RADIX_CACHE_OPERATIONS", 20_000) as usize / shares;
+    let first = from_environment("RADIX_CACHE_SEED", 1);
+    let mut left = operations;
+    let mut seed = first;
+    while left > 0 {
+        let run = left.min(OPERATIONS_A_RUN);
+        if let Err(difference) = Driver::new(setup).run(&mut Seed(seed), run) {
+            panic!("{setup:?}, RADIX_CACHE_SEED={seed}: {difference}");
+        }
+        left -= run;
+        seed += 1;
+    }
+    println!("{setup:?}: {operations} operations agree, seeds {first}..{seed}");
+}
+
+fn agree_at_page_size(page_size: usize) {
+    for policy in Policy::ALL {
+        agree(Setup { page_size, policy }, Policy::ALL.len());
+    }
+}
+
+#[test]
+fn pages_of_1_token_agree_with_the_naive_cache() {
+    agree_at_page_size(1);
+}
+
+#[test]
+fn pages_of_4_tokens_agree_with_the_naive_cache() {
+    agree_at_page_size(4);
+}
+
+#[test]
+fn pages_of_16_tokens_agree_with_the_naive_cache() {
+    agree_at_page_size(16);
+}
+
+#[test]
+fn pages_of_128_tokens_agree_with_the_naive_cache() {
+    agree_at_page_size(128);
+}
+
+#[test]
+fn every_policy_agrees_with_the_naive_cache() {
+    for policy in Policy::ALL {
+        agree(Setup { page_size: 1, policy }, 1);
+    }
+}
+
+#[cfg(feature = "seeded-bugs")]
+mod seeded_bugs {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use radix_cache::SeededBug;
+
+    use super::*;
+
+    /// Whether one of a few short runs notices the bug, by a difference or by a crash.
+    fn is_caught(bug: SeededBug) -> bool {
+        let setup = Setup { page_size: 4, policy: Policy::Lru };
+        (1..=5).any(|seed| {
+            let mut driver = Driver::new(setup);
+            driver.cache.plant(bug);
+            let run = || driver.run(&mut Seed(seed), OPERATIONS_A_RUN);
+            !matches!(catch_unwind(AssertUnwindSafe(run)), Ok(Ok(())))
+        })
+    }
+
+    #[test]
+    fn every_seeded_bug_is_caught() {
+        for bug in SeededBug::ALL {
+            // A collision of 32 bits takes more prompts than a random run has; `behaviour.rs`
+            // makes some on purpose.
+            if bug != SeededBug::TrustHash {
+                assert!(is_caught(bug), "{bug:?} went unnoticed");
+            }
+        }
+    }
+}
