@@ -8,6 +8,7 @@ use crate::error::CacheError;
 use crate::leaf_heap::LeafHeap;
 use crate::locks::Locks;
 use crate::retention::Retention;
+use crate::statistics::Statistics;
 use crate::tree::{Descent, NodeIndex, Tree};
 use crate::types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Token};
 
@@ -31,6 +32,7 @@ pub struct RadixCache {
     pub(crate) clock: u64,
     /// The caller's clock, in ticks.
     pub(crate) now: u64,
+    pub(crate) statistics: Statistics,
 }
 
 impl RadixCache {
@@ -52,6 +54,7 @@ impl RadixCache {
             counts: Counts::default(),
             clock: 0,
             now: 0,
+            statistics: Statistics::default(),
         })
     }
 
@@ -106,7 +109,12 @@ impl RadixCache {
         if self.policy.counts_hits() {
             self.count_hit(end);
         }
-        Ok(Acquired { lock, tokens: descent.pages * self.page_size() })
+        let matched = descent.pages * self.page_size();
+        self.statistics.requests += 1;
+        self.statistics.requests_hit += u64::from(matched > 0);
+        self.statistics.tokens += tokens.len() as u64;
+        self.statistics.tokens_hit += matched as u64;
+        Ok(Acquired { lock, tokens: matched })
     }
 
     /// Caches whole pages that follow a lock's end, and moves the lock to the end of them.
@@ -177,6 +185,8 @@ impl RadixCache {
             self.counts.evictable += new_pages.len();
         }
         self.counts.total += new_pages.len();
+        self.statistics.pages_inserted += new_pages.len() as u64;
+        self.statistics.pages_duplicate += present_pages as u64;
 
         // The new end is pinned before the old one is let go, so that no page on the way is
         // ever evictable in between.
@@ -285,6 +295,7 @@ impl RadixCache {
         self.locks.remove_all();
         self.leaves.clear();
         self.retained.clear();
+        self.statistics.pages_removed += self.counts.total as u64;
         self.counts = Counts::default();
     }
 

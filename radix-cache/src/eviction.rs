@@ -129,6 +129,7 @@ impl RadixCache {
         let parent = self.tree.remove(leaf, freed);
         self.counts.evictable -= pages;
         self.counts.total -= pages;
+        self.statistics.pages_removed += pages as u64;
         let heir = self.tree.node_mut(parent);
         heir.used = heir.used.max(used);
         self.became_idle(parent);
@@ -140,6 +141,7 @@ impl RadixCache {
         self.tree.trim(leaf, pages, freed);
         self.counts.evictable -= pages;
         self.counts.total -= pages;
+        self.statistics.pages_removed += pages as u64;
     }
 
     fn drop_root(&mut self, root: NodeIndex) {

@@ -38,6 +38,11 @@ impl LeafHeap {
         self.steps
     }
 
+    /// Bytes reserved.
+    pub(crate) fn bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<Entry>() + self.positions.capacity() * size_of::<u32>()
+    }
+
     pub(crate) fn first(&self) -> Option<NodeIndex> {
         self.entries.first().map(|entry| entry.node)
     }

@@ -77,6 +77,18 @@ impl Store {
         self.pages.len() - self.free_slots
     }
 
+    /// Bytes reserved for tokens and page numbers.
+    pub(crate) fn content_bytes(&self) -> usize {
+        self.tokens.capacity() * size_of::<Token>() + self.pages.capacity() * size_of::<PageId>()
+    }
+
+    /// Bytes reserved for extents and the free map.
+    pub(crate) fn structure_bytes(&self) -> usize {
+        self.extents.capacity() * size_of::<Extent>()
+            + self.free_extents.capacity() * size_of::<u32>()
+            + self.free.capacity() * size_of::<u64>()
+    }
+
     /// Makes room for so many pages, so that appending them can't fail.
     pub(crate) fn reserve(&mut self, pages: usize) -> Result<(), CacheError> {
         let slack = (self.used() + pages) / SLACK;

@@ -111,6 +111,20 @@ impl Tree {
         indexed.filter(|(_, node)| node.live).map(|(index, node)| (NodeIndex(index as u32), node))
     }
 
+    /// A node and its ancestors, upwards, without the root.
+    pub(crate) fn path(&self, node: NodeIndex) -> impl Iterator<Item = NodeIndex> {
+        let above = move |&below: &NodeIndex| Some(self.node(below).parent);
+        core::iter::successors(Some(node), above).take_while(|&node| !self.is_root(node))
+    }
+
+    /// Bytes reserved for nodes, extents and the table of children.
+    pub(crate) fn structure_bytes(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>()
+            + self.free.capacity() * size_of::<NodeIndex>()
+            + self.children.allocation_size()
+            + self.store.structure_bytes()
+    }
+
     /// Follows `tokens` down from the end of `start`, as far as whole pages match. `visit` sees
     /// each node on the way with the number of its pages that matched.
     pub(crate) fn descend(

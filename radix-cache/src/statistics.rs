@@ -1,0 +1,105 @@
+//! Figures for people and for metrics.
+
+use crate::cache::RadixCache;
+use crate::types::Counts;
+
+/// What a cache has done since it was built. All counters only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Calls of [`acquire`](RadixCache::acquire).
+    pub requests: u64,
+    /// Those that matched at least one page.
+    pub requests_hit: u64,
+    /// Tokens that were looked up by them.
+    pub tokens: u64,
+    /// Tokens that matched.
+    pub tokens_hit: u64,
+    /// Pages that [`insert`](RadixCache::insert) took over.
+    pub pages_inserted: u64,
+    /// Pages that it found present, computed twice by its callers.
+    pub pages_duplicate: u64,
+    /// Pages that were evicted or dropped.
+    pub pages_removed: u64,
+}
+
+impl Statistics {
+    /// The share of looked-up tokens that matched, between 0 and 1.
+    #[must_use]
+    pub fn hit_rate_by_tokens(&self) -> f64 {
+        share(self.tokens_hit, self.tokens)
+    }
+
+    /// The share of requests that matched anything, between 0 and 1.
+    #[must_use]
+    pub fn hit_rate_by_requests(&self) -> f64 {
+        share(self.requests_hit, self.requests)
+    }
+}
+
+/// What the tree looks like at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shape {
+    /// Namespaces with anything in them, cached or locked.
+    pub namespaces: usize,
+    /// Nodes with pages.
+    pub nodes: usize,
+    /// Nodes without children.
+    pub leaves: usize,
+    /// The longest path, in nodes.
+    pub depth: usize,
+    /// The longest path, in tokens.
+    pub longest_prefix: usize,
+    /// Pages by state.
+    pub pages: Counts,
+}
+
+/// Where the cache's memory is, in bytes reserved from the allocator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Memory {
+    /// Tokens and page numbers.
+    pub contents: usize,
+    /// Nodes, the table of children, extents and the order of eviction: what the tree itself costs.
+    pub structure: usize,
+}
+
+impl RadixCache {
+    /// What the cache has done since it was built. Costs nothing.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.statistics
+    }
+
+    /// What the tree looks like now. Visits every node.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        let mut shape =
+            Shape { namespaces: self.roots.len(), pages: self.counts, ..Shape::default() };
+        for (index, node) in self.tree.iter() {
+            if self.tree.is_root(index) {
+                continue;
+            }
+            shape.nodes += 1;
+            shape.longest_prefix = shape.longest_prefix.max(node.end as usize * self.page_size());
+            if node.children == 0 {
+                shape.leaves += 1;
+                shape.depth = shape.depth.max(self.tree.path(index).count());
+            }
+        }
+        shape
+    }
+
+    /// What the cache costs in host memory, besides its locks.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let contents = self.tree.store.content_bytes();
+        let structure = self.tree.structure_bytes() + self.leaves.bytes() + self.retained.bytes();
+        Memory { contents, structure }
+    }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
