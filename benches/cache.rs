@@ -84,7 +84,7 @@ impl Pages {
 
 /// Caches a prompt as so many nodes of equal length and returns a lock on its end.
 ///
-/// A short branch is left after each node, so that the nodes stay apart.
+/// A short branch is left after each node but the last, so that the nodes stay apart.
 fn cache_path(
     cache: &mut RadixCache,
     pages: &mut Pages,
@@ -99,6 +99,9 @@ fn cache_path(
         let run = pages.take(piece.len() / page_size);
         let mut canonical = Vec::new();
         let _ = cache.insert(lock, piece, &run, &mut canonical).expect("whole pages");
+        if number + 1 == nodes {
+            break;
+        }
         let branch = cache.fork(lock).expect("few locks");
         let twig = tokens(1_000 + number as u64, page_size);
         let _ = cache.insert(branch, &twig, &pages.take(1), &mut canonical).expect("one page");
@@ -354,9 +357,17 @@ fn chunks(criterion: &mut Criterion, table: &mut Table) {
             });
         });
         least.extend(table.measured(&name, 1.0, ""));
+        let name = format!("  copying {length} tokens");
+        let mut copy = prompt.clone();
+        criterion.bench_function(&name, |bencher| {
+            bencher.iter(|| copy.copy_from_slice(black_box(&prompt)));
+        });
+        least.extend(table.measured(&name, 1.0, ""));
     }
-    if let [short, long] = least[..] {
-        table.value("  twice the prompt takes", format!("{:.2} times", long / short), "2.2 times");
+    if let [short, short_copy, long, long_copy] = least[..] {
+        let ratio = |long: f64, short: f64| format!("{:.2} times", long / short);
+        table.value("  twice the prompt takes", ratio(long, short), "2.2 times");
+        table.value("  copying twice the prompt takes", ratio(long_copy, short_copy), "");
     }
 }
 

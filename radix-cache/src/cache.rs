@@ -1,10 +1,13 @@
 //! The cache itself: locks, insertion and eviction over the tree.
 
+use core::fmt;
+
 use hashbrown::HashMap;
 
 use crate::bugs::SeededBug;
 use crate::config::{CacheConfig, Policy};
 use crate::error::CacheError;
+use crate::events::EventLog;
 use crate::leaf_heap::LeafHeap;
 use crate::locks::Locks;
 use crate::retention::Retention;
@@ -15,12 +18,9 @@ use crate::types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId,
 /// A tree of cached token prefixes and the pages that hold their KV.
 ///
 /// The [crate documentation](crate) tells how it is used and what it promises.
-#[derive(Debug)]
 pub struct RadixCache {
     pub(crate) tree: Tree,
     pub(crate) roots: HashMap<Namespace, NodeIndex>,
-    /// The namespace of each root, to find its entry in `roots` when it goes.
-    pub(crate) namespaces: HashMap<NodeIndex, Namespace>,
     pub(crate) locks: Locks,
     /// Every unpinned leaf that is not retained, first to go first.
     pub(crate) leaves: LeafHeap,
@@ -33,6 +33,7 @@ pub struct RadixCache {
     /// The caller's clock, in ticks.
     pub(crate) now: u64,
     pub(crate) statistics: Statistics,
+    pub(crate) events: EventLog,
 }
 
 impl RadixCache {
@@ -46,7 +47,6 @@ impl RadixCache {
         Ok(Self {
             tree: Tree::new(&config),
             roots: HashMap::new(),
-            namespaces: HashMap::new(),
             locks: Locks::default(),
             leaves: LeafHeap::default(),
             retained: LeafHeap::default(),
@@ -55,6 +55,7 @@ impl RadixCache {
             clock: 0,
             now: 0,
             statistics: Statistics::default(),
+            events: EventLog::new(config.events),
         })
     }
 
@@ -184,6 +185,9 @@ impl RadixCache {
             end = self.tree.add_leaf(end, new_tokens, new_pages, self.clock, retention)?;
             self.counts.evictable += new_pages.len();
         }
+        if !new_pages.is_empty() {
+            self.note_stored(end, self.tree.node(end).run.pages - new_pages.len() as u32);
+        }
         self.counts.total += new_pages.len();
         self.statistics.pages_inserted += new_pages.len() as u64;
         self.statistics.pages_duplicate += present_pages as u64;
@@ -291,7 +295,7 @@ impl RadixCache {
     pub fn reset(&mut self, freed: &mut Vec<PageId>) {
         self.tree.remove_all(freed);
         self.roots.clear();
-        self.namespaces.clear();
+        self.note_cleared();
         self.locks.remove_all();
         self.leaves.clear();
         self.retained.clear();
@@ -313,6 +317,17 @@ impl RadixCache {
     }
 }
 
+impl fmt::Debug for RadixCache {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("RadixCache")
+            .field("page_size", &self.page_size())
+            .field("policy", &self.policy)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
 impl RadixCache {
     fn effective(&self, namespace: Namespace) -> Namespace {
         if self.tree.planted.is(SeededBug::IgnoreNamespace) {
@@ -322,13 +337,12 @@ impl RadixCache {
     }
 
     /// The root of a namespace; a new one if it has none.
-    fn root(&mut self, namespace: Namespace) -> Result<NodeIndex, CacheError> {
+    pub(crate) fn root(&mut self, namespace: Namespace) -> Result<NodeIndex, CacheError> {
         if let Some(&root) = self.roots.get(&namespace) {
             return Ok(root);
         }
-        let root = self.tree.add_root()?;
+        let root = self.tree.add_root(namespace)?;
         self.roots.insert(namespace, root);
-        self.namespaces.insert(root, namespace);
         Ok(root)
     }
 

@@ -17,12 +17,13 @@ pub struct CacheConfig {
     pub(crate) page_size: usize,
     pub(crate) policy: Policy,
     pub(crate) hash_seed: u64,
+    pub(crate) events: usize,
 }
 
 impl Default for CacheConfig {
     /// Pages of 16 tokens, least recently used first.
     fn default() -> Self {
-        Self { page_size: 16, policy: Policy::default(), hash_seed: 0 }
+        Self { page_size: 16, policy: Policy::default(), hash_seed: 0, events: 0 }
     }
 }
 
@@ -44,6 +45,14 @@ impl CacheConfig {
     /// not trusted sets a secret one, so that nobody can write prompts that slow it down.
     pub fn hash_seed(mut self, seed: u64) -> Self {
         self.hash_seed = seed;
+        self
+    }
+
+    /// Tells of every change, and keeps at most so many events until they are
+    /// [taken](crate::RadixCache::drain_events). None by default; then nothing is hashed.
+    /// Costs 8 bytes a page, and a hash of each page that is inserted.
+    pub fn events(mut self, capacity: usize) -> Self {
+        self.events = capacity;
         self
     }
 

@@ -35,6 +35,14 @@ pub enum CacheError {
         /// The offending page.
         page: PageId,
     },
+    /// A snapshot does not describe a cache.
+    #[error("node {node} of the snapshot {what}")]
+    Snapshot {
+        /// The node's place in the snapshot.
+        node: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The cache would have to number more pages, nodes or locks than 32 bits can.
     #[error("the cache can't hold {pages} more pages")]
     Full {

@@ -5,7 +5,7 @@ use crate::cache::RadixCache;
 use crate::config::Policy;
 use crate::leaf_heap::Rank;
 use crate::tree::{Node, NodeIndex};
-use crate::types::PageId;
+use crate::types::{PageId, Tier};
 
 /// Where a leaf stands in the order of a policy.
 fn rank(policy: Policy, leaf: &Node) -> Rank {
@@ -126,6 +126,7 @@ impl RadixCache {
         let gone = self.tree.node(leaf);
         let (pages, used) = (gone.run.pages as usize, gone.used);
         self.unfile(leaf);
+        self.note_removed(leaf, 0, Tier::Device);
         let parent = self.tree.remove(leaf, freed);
         self.counts.evictable -= pages;
         self.counts.total -= pages;
@@ -138,6 +139,8 @@ impl RadixCache {
 
     /// Frees the last `pages` pages of an unpinned leaf that has more of them.
     pub(crate) fn trim_leaf(&mut self, leaf: NodeIndex, pages: usize, freed: &mut Vec<PageId>) {
+        let keep = self.tree.node(leaf).run.pages - pages as u32;
+        self.note_removed(leaf, keep, Tier::Device);
         self.tree.trim(leaf, pages, freed);
         self.counts.evictable -= pages;
         self.counts.total -= pages;
@@ -145,9 +148,7 @@ impl RadixCache {
     }
 
     fn drop_root(&mut self, root: NodeIndex) {
-        if let Some(namespace) = self.namespaces.remove(&root) {
-            self.roots.remove(&namespace);
-        }
+        self.roots.remove(&self.tree.namespace_of(root));
         self.tree.remove(root, &mut Vec::new());
     }
 }

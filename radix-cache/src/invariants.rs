@@ -88,13 +88,13 @@ impl RadixCache {
             "{} children on file, not {filed}",
             self.tree.filed_children()
         );
-        ensure!(self.roots.len() == self.namespaces.len(), "roots and namespaces differ in number");
+        let roots = self.tree.iter().filter(|(index, _)| self.tree.is_root(*index)).count();
+        ensure!(self.roots.len() == roots, "{} roots on file, not {roots}", self.roots.len());
         Ok(())
     }
 
     fn check_root(&self, index: NodeIndex, node: &Node) -> Result<(), InvariantViolation> {
-        let namespace = self.namespaces.get(&index);
-        let filed = namespace.and_then(|namespace| self.roots.get(namespace));
+        let filed = self.roots.get(&self.tree.namespace_of(index));
         ensure!(filed == Some(&index), "root {index:?} is filed as {filed:?}");
         ensure!(node.run.pages == 0 && node.end == 0, "a root with pages: {node:?}");
         ensure!(node.pins > 0 || node.children > 0, "root {index:?} has no purpose");

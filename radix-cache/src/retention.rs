@@ -8,6 +8,7 @@ use crate::types::LockId;
 /// What is asked for a prefix beyond the time that it is locked. Never more than a wish: when
 /// nothing else is left to evict, retained pages go too, so retention can't exhaust the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[must_use]
 pub struct Retention {
     pub(crate) priority: i32,

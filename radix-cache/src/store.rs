@@ -7,6 +7,7 @@
 //! only cut runs into more extents, which costs time: it never costs memory.
 
 use crate::error::CacheError;
+use crate::events::page_hash;
 use crate::types::{PageId, Token};
 
 /// A node's pages, in order. Owned by exactly one node; [`Store::truncate`] to 0 gives it back.
@@ -45,6 +46,9 @@ pub(crate) struct Store {
     page_size: usize,
     tokens: Vec<Token>,
     pages: Vec<PageId>,
+    /// The chained hash of each slot's page; without events, nothing.
+    hashes: Vec<u64>,
+    keep_hashes: bool,
     /// One bit a slot; set means free.
     free: Vec<u64>,
     free_slots: usize,
@@ -55,11 +59,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(page_size: usize) -> Self {
+    pub(crate) fn new(page_size: usize, keep_hashes: bool) -> Self {
         Self {
             page_size,
             tokens: Vec::new(),
             pages: Vec::new(),
+            hashes: Vec::new(),
+            keep_hashes,
             free: Vec::new(),
             free_slots: 0,
             cursor: 0,
@@ -86,7 +92,7 @@ impl Store {
     pub(crate) fn structure_bytes(&self) -> usize {
         self.extents.capacity() * size_of::<Extent>()
             + self.free_extents.capacity() * size_of::<u32>()
-            + self.free.capacity() * size_of::<u64>()
+            + (self.free.capacity() + self.hashes.capacity()) * size_of::<u64>()
     }
 
     /// Makes room for so many pages, so that appending them can't fail.
@@ -102,6 +108,9 @@ impl Store {
         }
         self.tokens.resize(slots * self.page_size, 0);
         self.pages.resize(slots, PageId(u32::MAX));
+        if self.keep_hashes {
+            self.hashes.resize(slots, 0);
+        }
         self.free.resize(slots / WORD, u64::MAX);
         self.free_slots += words * WORD;
         Ok(())
@@ -222,6 +231,45 @@ impl Store {
                 break;
             }
         }
+    }
+
+    /// Hashes the run's pages from `from` on, each with the hash of the page before it; the first
+    /// of them with `seed`.
+    pub(crate) fn chain(&mut self, run: Run, from: u32, seed: u64) {
+        let (mut parent, mut skip, mut next) = (seed, from as usize, run.head);
+        while let Some(&extent) = self.extents.get(next as usize) {
+            let length = extent.length as usize;
+            for slot in extent.start as usize + skip.min(length)..extent.start as usize + length {
+                let first = slot * self.page_size;
+                parent = page_hash(parent, &self.tokens[first..first + self.page_size]);
+                self.hashes[slot] = parent;
+            }
+            skip = skip.saturating_sub(length);
+            next = extent.next;
+        }
+    }
+
+    /// The hashes of the run's pages from `from` on.
+    pub(crate) fn hashes(&self, run: Run, from: u32) -> Vec<u64> {
+        let mut hashes = Vec::with_capacity((run.pages - from) as usize);
+        let (mut skip, mut next) = (from as usize, run.head);
+        while let Some(extent) = self.extents.get(next as usize) {
+            let (start, length) = (extent.start as usize, extent.length as usize);
+            hashes.extend_from_slice(&self.hashes[start + skip.min(length)..start + length]);
+            skip = skip.saturating_sub(length);
+            next = extent.next;
+        }
+        hashes
+    }
+
+    /// The hash of the page before position `at`; none at the start of the run.
+    pub(crate) fn hash_before(&self, run: Run, at: u32) -> Option<u64> {
+        if at == 0 {
+            return None;
+        }
+        let (index, inside) = self.locate(run, at);
+        let extent = self.extents.get(index as usize)?;
+        self.hashes.get((extent.start + inside - 1) as usize).copied()
     }
 
     /// Overwrites the numbers of the run's first pages.
@@ -364,7 +412,7 @@ mod tests {
             page_size in prop::sample::select(vec![1usize, 4, 32]),
             steps in prop::collection::vec((0u8..4, any::<u16>(), 1usize..150), 1..120),
         ) {
-            let mut store = Store::new(page_size);
+            let mut store = Store::new(page_size, false);
             let mut live: Vec<(Run, Vec<PageId>)> = Vec::new();
             let mut number = 0;
             for (kind, pick, amount) in steps {
@@ -414,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_mismatch_inside_a_page_does_not_count_it() {
-        let mut store = Store::new(4);
+        let mut store = Store::new(4, false);
         let mut run = Run::EMPTY;
         let tokens: Vec<Token> = (0..4096).collect();
         let pages: Vec<PageId> = (0..1024).map(PageId).collect();

@@ -1,13 +1,13 @@
 //! The shape of the tree: nodes, how a child is found, and how a node is split.
 
-use hashbrown::HashTable;
+use hashbrown::{HashMap, HashTable};
 
 use crate::bugs::{Planted, SeededBug};
 use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::retention::Retention;
 use crate::store::{Run, Store};
-use crate::types::{PageId, Token};
+use crate::types::{Namespace, PageId, Token};
 
 /// A node's place in the arena. Never leaves the crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +68,8 @@ pub(crate) struct Tree {
     free: Vec<NodeIndex>,
     pub(crate) store: Store,
     children: HashTable<NodeIndex>,
+    /// The namespace of each root.
+    namespaces: HashMap<NodeIndex, Namespace>,
     seed: u64,
     pub(crate) planted: Planted,
 }
@@ -77,8 +79,9 @@ impl Tree {
         Self {
             nodes: Vec::new(),
             free: Vec::new(),
-            store: Store::new(config.page_size),
+            store: Store::new(config.page_size, config.events > 0),
             children: HashTable::new(),
+            namespaces: HashMap::new(),
             seed: config.hash_seed,
             planted: Planted::default(),
         }
@@ -115,6 +118,20 @@ impl Tree {
     pub(crate) fn path(&self, node: NodeIndex) -> impl Iterator<Item = NodeIndex> {
         let above = move |&below: &NodeIndex| Some(self.node(below).parent);
         core::iter::successors(Some(node), above).take_while(|&node| !self.is_root(node))
+    }
+
+    /// The namespace a node belongs to.
+    pub(crate) fn namespace_of(&self, node: NodeIndex) -> Namespace {
+        let top = self.path(node).last().map_or(node, |top| self.node(top).parent);
+        self.namespaces.get(&top).copied().unwrap_or_default()
+    }
+
+    /// Every node with pages, none before its parent.
+    pub(crate) fn parents_first(&self) -> Vec<NodeIndex> {
+        let with_pages = self.iter().filter(|(_, node)| node.run.pages > 0);
+        let mut nodes: Vec<NodeIndex> = with_pages.map(|(index, _)| index).collect();
+        nodes.sort_by_key(|&index| self.node(index).end);
+        nodes
     }
 
     /// Bytes reserved for nodes, extents and the table of children.
@@ -158,8 +175,8 @@ impl Tree {
     }
 
     /// Adds a root: a node without pages and without a parent.
-    pub(crate) fn add_root(&mut self) -> Result<NodeIndex, CacheError> {
-        self.add(Node {
+    pub(crate) fn add_root(&mut self, namespace: Namespace) -> Result<NodeIndex, CacheError> {
+        let root = self.add(Node {
             parent: NodeIndex::NONE,
             run: Run::EMPTY,
             end: 0,
@@ -171,7 +188,9 @@ impl Tree {
             created: 0,
             hits: 0,
             retention: Retention::default(),
-        })
+        })?;
+        self.namespaces.insert(root, namespace);
+        Ok(root)
     }
 
     /// Adds a leaf below `parent`. The caller has checked that no child shares its first page and
@@ -267,6 +286,8 @@ impl Tree {
                 entry.remove();
             }
             self.node_mut(parent).children -= 1;
+        } else {
+            self.namespaces.remove(&node);
         }
         let removed = &mut self.nodes[node.index()];
         self.store.truncate(&mut removed.run, 0, freed);
@@ -293,6 +314,7 @@ impl Tree {
             }
         }
         self.children.clear();
+        self.namespaces.clear();
     }
 
     /// The child of `parent` whose first page is `page`.

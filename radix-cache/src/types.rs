@@ -5,9 +5,22 @@ use core::fmt;
 /// A vocabulary id.
 pub type Token = u32;
 
+/// Where a page's KV is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Tier {
+    /// In the memory of the device that computes.
+    #[default]
+    Device,
+    /// In the memory of the host.
+    Host,
+}
+
 /// The number of a KV page in the pool of whoever owns the memory. The cache never looks inside.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct PageId(pub u32);
 
 impl fmt::Display for PageId {
@@ -19,6 +32,7 @@ impl fmt::Display for PageId {
 /// Keeps the prefixes of tenants, adapters or cache salts apart: nothing matches across namespaces.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Namespace(pub u64);
 
 /// One hold on one prefix: everything from the root to the lock's end stays until it is released.

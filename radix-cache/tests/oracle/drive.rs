@@ -5,6 +5,7 @@ use radix_cache::{CacheConfig, CacheError, LockId, Namespace, PageId, Policy, Ra
 use radix_cache::{Retention, Token};
 
 use crate::choices::Choices;
+use crate::follower::Follower;
 use crate::model::{Hold, Model};
 
 /// What is compared.
@@ -12,6 +13,15 @@ use crate::model::{Hold, Model};
 pub(crate) struct Setup {
     pub(crate) page_size: usize,
     pub(crate) policy: Policy,
+    /// Whether somebody follows the events.
+    pub(crate) events: bool,
+}
+
+impl Setup {
+    fn config(self) -> CacheConfig {
+        let config = CacheConfig::default().page_size(self.page_size).policy(self.policy);
+        if self.events { config.events(1_000) } else { config }
+    }
 }
 
 /// Few pages, so that the naive cache stays quick and the pool is short.
@@ -27,6 +37,7 @@ pub(crate) struct Driver {
     holds: Vec<Hold>,
     dead: Vec<LockId>,
     free: Vec<PageId>,
+    follower: Follower,
 }
 
 /// The first thing that differed.
@@ -43,15 +54,15 @@ macro_rules! same {
 
 impl Driver {
     pub(crate) fn new(setup: Setup) -> Self {
-        let config = CacheConfig::default().page_size(setup.page_size).policy(setup.policy);
         Self {
-            cache: RadixCache::new(config).expect("the page size is valid"),
+            cache: RadixCache::new(setup.config()).expect("the page size is valid"),
             setup,
             model: Model::new(setup.page_size, setup.policy),
             locks: Vec::new(),
             holds: Vec::new(),
             dead: Vec::new(),
             free: (0..POOL).map(PageId).collect(),
+            follower: Follower::default(),
         }
     }
 
@@ -82,11 +93,12 @@ impl Driver {
             29 | 30 => self.misuse(choices),
             _ if choices.one_in(4) => self.reset(),
             _ if choices.one_in(4) => self.clear(),
+            _ if choices.one_in(2) => self.restore(),
             _ => self.probe(choices),
         }
     }
 
-    fn compare(&self) -> Outcome {
+    fn compare(&mut self) -> Outcome {
         let counts = self.cache.counts();
         let locked = self.model.locked(&self.holds);
         same!(counts.total, self.model.entries.len(), "total");
@@ -96,7 +108,33 @@ impl Driver {
         for (lock, hold) in self.locks.iter().zip(&self.holds) {
             same!(self.cache.locked_tokens(*lock), Ok(hold.prefix.len()), "length of a lock");
         }
+        if self.setup.events {
+            for event in self.cache.drain_events() {
+                self.follower.apply(event)?;
+            }
+            same!(self.follower.prefixes(), self.model.prefixes(), "what a follower knows");
+        }
         self.cache.check_invariants().map_err(|violation| violation.to_string())
+    }
+
+    /// A cache that is restored evicts what this one would, and a dump tells all of it.
+    fn restore(&mut self) -> Outcome {
+        let snapshot = self.cache.snapshot();
+        let mut restored = RadixCache::restore(self.setup.config(), &snapshot).map_err(text)?;
+        restored.check_invariants().map_err(|violation| violation.to_string())?;
+        same!(restored.counts().evictable, self.model.entries.len(), "restored pages");
+        let mut model = self.model.clone();
+        while restored.counts().total > 0 {
+            let mut freed = Vec::new();
+            restored.evict(1, &mut freed);
+            same!(freed, model.evict(1, &[]), "eviction after a restart");
+        }
+        if self.setup.events {
+            let dump = self.cache.dump_events();
+            let follower = Follower::from_dump(dump, self.cache.next_event())?;
+            same!(follower.prefixes(), self.model.prefixes(), "a dump");
+        }
+        Ok(())
     }
 
     fn probe(&mut self, choices: &mut dyn Choices) -> Outcome {

@@ -2,6 +2,8 @@
 //!
 //! It knows neither nodes nor splits nor an order of leaves. What it does, the tree has to do.
 
+use std::collections::BTreeSet;
+
 use radix_cache::{Namespace, PageId, Policy, Token};
 
 /// One cached page, known by everything that leads up to it.
@@ -27,7 +29,7 @@ pub(crate) struct Hold {
     pub(crate) until: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) entries: Vec<Entry>,
     pub(crate) page_size: usize,
@@ -119,6 +121,10 @@ impl Model {
             }
         }
         freed
+    }
+
+    pub(crate) fn prefixes(&self) -> BTreeSet<(Namespace, Vec<Token>)> {
+        self.entries.iter().map(|entry| (entry.namespace, entry.prefix.clone())).collect()
     }
 
     pub(crate) fn locked(&self, holds: &[Hold]) -> usize {

@@ -1,0 +1,207 @@
+//! What changed, told to those who follow: routers that place requests by cached prefix.
+//!
+//! The events carry what SGLang's and vLLM's KV events carry (hashes of blocks, their parent's hash,
+//! tokens, block size, adapter, medium), so that what follows those can follow this.
+//!
+//! # Hashes
+//!
+//! A page's hash is `XXH3_64(tokens, seed)`: the page's tokens as little-endian 32-bit numbers,
+//! and as seed the hash of the page before it, or for the first page of a prompt the number of
+//! its namespace. Equal hashes thus stand for equal prefixes, as far as 64 bits can tell. The
+//! algorithm is part of the interface and will not change within a major version. The cache itself
+//! never relies on it.
+
+use std::collections::VecDeque;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::cache::RadixCache;
+use crate::tree::NodeIndex;
+use crate::types::{Namespace, Tier, Token};
+
+/// One change, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Event {
+    /// Counts changes from 0 without a gap. Whoever sees a gap has missed some, because the buffer
+    /// was full, and starts anew from [`dump`](RadixCache::dump_events).
+    pub sequence: u64,
+    /// What changed.
+    pub change: Change,
+}
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Change {
+    /// Pages were added behind a prefix.
+    Stored(Stored),
+    /// Pages are no longer there.
+    Removed {
+        /// Whose they were.
+        namespace: Namespace,
+        /// Where they were.
+        tier: Tier,
+        /// Their hashes, in the order of the prompt.
+        hashes: Vec<u64>,
+    },
+    /// Nothing is left, in any namespace and on any tier.
+    Cleared,
+}
+
+/// Pages that were added behind a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Stored {
+    /// Whose they are.
+    pub namespace: Namespace,
+    /// Where they are.
+    pub tier: Tier,
+    /// The hash of the page before them; none at the start of a prompt.
+    pub parent: Option<u64>,
+    /// The position of their first token in the prompt.
+    pub start: usize,
+    /// Tokens a page holds.
+    pub page_size: usize,
+    /// One hash a page.
+    pub hashes: Vec<u64>,
+    /// Their tokens: `page_size` for each hash.
+    pub tokens: Vec<Token>,
+}
+
+/// The hash of a page that follows a prefix with the hash `seed`, or that starts a prompt of the
+/// namespace with the number `seed`.
+///
+/// ```
+/// let prompt = radix_cache::page_hash(0, &[1, 2, 3, 4]);
+/// let longer = radix_cache::page_hash(prompt, &[5, 6, 7, 8]);
+/// assert_ne!(prompt, longer);
+/// ```
+#[must_use]
+pub fn page_hash(seed: u64, tokens: &[Token]) -> u64 {
+    // The largest page is 512 tokens; longer input is a caller's, and takes the slow way.
+    let mut buffer = [0; 512 * size_of::<Token>()];
+    let Some(bytes) = buffer.get_mut(..size_of_val(tokens)) else {
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        return xxh3_64_with_seed(&bytes, seed);
+    };
+    for (bytes, token) in bytes.chunks_exact_mut(size_of::<Token>()).zip(tokens) {
+        bytes.copy_from_slice(&token.to_le_bytes());
+    }
+    xxh3_64_with_seed(bytes, seed)
+}
+
+/// The events nobody has taken yet. Without a capacity, none are made.
+#[derive(Debug, Default)]
+pub(crate) struct EventLog {
+    capacity: usize,
+    waiting: VecDeque<Event>,
+    next: u64,
+}
+
+impl EventLog {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity, ..Self::default() }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.capacity > 0
+    }
+
+    fn push(&mut self, change: Change) {
+        if self.waiting.len() >= self.capacity {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(Event { sequence: self.next, change });
+        self.next += 1;
+    }
+}
+
+impl RadixCache {
+    /// Takes the events that nobody has taken yet, oldest first. At most as many wait as
+    /// [`CacheConfig::events`](crate::CacheConfig::events) allows; when more happen the oldest are
+    /// lost, which the sequence numbers show.
+    pub fn drain_events(&mut self) -> impl Iterator<Item = Event> + '_ {
+        self.events.waiting.drain(..)
+    }
+
+    /// The sequence number the next event will have.
+    #[must_use]
+    pub fn next_event(&self) -> u64 {
+        self.events.next
+    }
+
+    /// The whole cache as events, parents first, for somebody who starts to follow or who missed
+    /// some. They carry the sequence number of the next event: what follows them is whatever has that
+    /// number or a larger one. Empty if events are off.
+    #[must_use]
+    pub fn dump_events(&self) -> Vec<Event> {
+        if !self.events.is_on() {
+            return Vec::new();
+        }
+        let nodes = self.tree.parents_first();
+        let changes = nodes.into_iter().map(|node| self.stored(node, 0, Tier::Device));
+        changes
+            .map(|stored| Event { sequence: self.events.next, change: Change::Stored(stored) })
+            .collect()
+    }
+
+    /// Hashes the pages of a node from `from` on, which are new, and tells of them.
+    pub(crate) fn note_stored(&mut self, node: NodeIndex, from: u32) {
+        if !self.events.is_on() {
+            return;
+        }
+        let seed = self.seed(node, from).unwrap_or(self.tree.namespace_of(node).0);
+        let run = self.tree.node(node).run;
+        self.tree.store.chain(run, from, seed);
+        let stored = self.stored(node, from, Tier::Device);
+        self.events.push(Change::Stored(stored));
+    }
+
+    /// Tells of pages of a node, from `from` on, that are about to be removed from a tier.
+    pub(crate) fn note_removed(&mut self, node: NodeIndex, from: u32, tier: Tier) {
+        if !self.events.is_on() {
+            return;
+        }
+        let hashes = self.tree.store.hashes(self.tree.node(node).run, from);
+        let namespace = self.tree.namespace_of(node);
+        self.events.push(Change::Removed { namespace, tier, hashes });
+    }
+
+    pub(crate) fn note_cleared(&mut self) {
+        if self.events.is_on() {
+            self.events.push(Change::Cleared);
+        }
+    }
+
+    fn stored(&self, node: NodeIndex, from: u32, tier: Tier) -> Stored {
+        let page_size = self.page_size();
+        let run = self.tree.node(node).run;
+        let start = (self.tree.node(node).end - run.pages + from) as usize * page_size;
+        let all = self.tree.store.extents_of(run).flat_map(|(tokens, _)| tokens);
+        Stored {
+            namespace: self.tree.namespace_of(node),
+            tier,
+            parent: self.seed(node, from),
+            start,
+            page_size,
+            hashes: self.tree.store.hashes(run, from),
+            tokens: all.skip(from as usize * page_size).copied().collect(),
+        }
+    }
+
+    /// The hash of the page before the page `from` of a node; none at the start of a prompt.
+    fn seed(&self, node: NodeIndex, from: u32) -> Option<u64> {
+        let (run, at) = match from {
+            0 => {
+                let parent = self.tree.node(self.tree.node(node).parent);
+                (parent.run, parent.run.pages)
+            }
+            _ => (self.tree.node(node).run, from),
+        };
+        self.tree.store.hash_before(run, at)
+    }
+}
