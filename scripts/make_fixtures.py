@@ -15,6 +15,7 @@ from pathlib import Path
 PARTS = {
     "tiny": "reference.tiny_models",
     "tokenizers": "reference.tokenizer_fixtures",
+    "gguf": "reference.tiny_ggufs",
     "chat": "reference.chat_templates",
     "sampling": "reference.sampling",
     "smollm2": "reference.smollm2",

@@ -3,8 +3,10 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use engine_core::{
-    model::{Architecture, ConfigError, ModelConfig, OpenError, RopeScaling, open_model},
-    weights::{Format, Shape},
+    model::{
+        Architecture, ConfigError, LoadedModel, ModelConfig, OpenError, RopeScaling, open_model,
+    },
+    weights::{Format, GgufWriter, Shape, Tensor, Value},
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -92,4 +94,112 @@ fn a_family_without_a_program_is_refused_by_name() {
         ),
         "{error}"
     );
+}
+
+/// GGUF's name for a tensor of Hugging Face.
+fn gguf_name(name: &str) -> String {
+    [
+        ("model.embed_tokens.", "token_embd."),
+        ("model.norm.", "output_norm."),
+        ("lm_head.", "output."),
+        ("model.layers.", "blk."),
+        ("input_layernorm.", "attn_norm."),
+        ("post_attention_layernorm.", "ffn_norm."),
+        ("self_attn.o_proj.", "attn_output."),
+        ("_proj.", "."),
+        ("self_attn.", "attn_"),
+        ("mlp.", "ffn_"),
+    ]
+    .iter()
+    .fold(name.to_owned(), |name, (theirs, gguf)| name.replace(theirs, gguf))
+}
+
+/// Rows in the order of llama files: within a head, the halves interleaved.
+fn interleaved(tensor: &Tensor<'_>, heads: usize) -> Tensor<'static> {
+    let half = tensor.shape().rows() / heads / 2;
+    let mut data = Vec::new();
+    for head in 0..heads {
+        for pair in 0..half {
+            for side in 0..2 {
+                let row = (head * 2 + side) * half + pair;
+                data.extend_from_slice(tensor.row(row).expect("a row of the head"));
+            }
+        }
+    }
+    Tensor::new(tensor.format(), tensor.shape(), data).expect("the same size")
+}
+
+/// What the usual converter makes of a checkpoint.
+fn converted(model: &LoadedModel) -> Vec<u8> {
+    let config = &model.config;
+    let family = config.architecture.short_name();
+    let mut writer = GgufWriter::new()
+        .metadata("general.architecture", Value::String(family.into()))
+        .metadata(&format!("{family}.rope.freq_base"), Value::F32(config.rope_theta))
+        .metadata(
+            &format!("{family}.attention.layer_norm_rms_epsilon"),
+            Value::F32(config.rms_norm_eps),
+        );
+    for (key, value) in [
+        ("vocab_size", config.vocab_size),
+        ("embedding_length", config.hidden_size),
+        ("feed_forward_length", config.intermediate_size),
+        ("block_count", config.layers),
+        ("context_length", config.context_length),
+        ("attention.head_count", config.heads),
+        ("attention.head_count_kv", config.kv_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+    ] {
+        writer = writer.metadata(&format!("{family}.{key}"), Value::U32(value as u32));
+    }
+    for name in model.weights.names() {
+        let tensor = model.weights.tensor(name).expect("readable");
+        let reordered = config.architecture == Architecture::Llama;
+        let tensor = if reordered && name.contains("q_proj") {
+            interleaved(&tensor, config.heads)
+        } else if reordered && name.contains("k_proj") {
+            interleaved(&tensor, config.kv_heads)
+        } else {
+            tensor
+        };
+        writer = writer.tensor(&gguf_name(name), &tensor);
+    }
+    if config.rope_scaling.is_some() {
+        let mut unscaled = config.clone();
+        unscaled.rope_scaling = None;
+        let (plain, scaled) = (unscaled.rotary(), config.rotary());
+        let pairs = plain.inverse_frequencies.iter().zip(&*scaled.inverse_frequencies);
+        let factors: Vec<f32> = pairs.map(|(plain, scaled)| plain / scaled).collect();
+        let factors = Tensor::from_f32(Format::F32, Shape::Vector(factors.len()), &factors);
+        writer = writer.tensor("rope_freqs.weight", &factors.expect("one row"));
+    }
+    writer.finish()
+}
+
+#[test]
+fn a_checkpoint_converted_to_gguf_is_the_same_model() {
+    for name in ["llama-tied", "llama3-rope-untied", "qwen2", "qwen3"] {
+        let original = open_model(&fixture(name)).expect("well-formed");
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), converted(&original)).expect("writable");
+        let mut gguf = open_model(file.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+
+        for tensor in original.weights.names() {
+            assert_eq!(
+                gguf.weights.tensor(tensor).expect("converted"),
+                original.weights.tensor(tensor).expect("readable"),
+                "{name}: {tensor}"
+            );
+        }
+        let angles = original.config.rotary();
+        for (theirs, ours) in
+            gguf.config.rotary().inverse_frequencies.iter().zip(&*angles.inverse_frequencies)
+        {
+            assert!((theirs / ours - 1.0).abs() < 1e-6, "{name}: {theirs}, {ours}");
+        }
+        // Scaling is spelled differently, and means the same, as just seen.
+        gguf.config.rope_scaling.clone_from(&original.config.rope_scaling);
+        assert_eq!(gguf.config, original.config, "{name}");
+    }
 }

@@ -12,8 +12,8 @@ use crate::backend::GroupId;
 /// Builds a [`Program`].
 ///
 /// Each method appends an operation and returns the value that it computes. Mistakes don't
-/// interrupt the description of a model: the first one is kept and [`finish`](Self::finish)
-/// returns it.
+/// interrupt the description of a model: the first one is kept, and
+/// [`finish_with_logits`](Self::finish_with_logits) returns it.
 ///
 /// ```
 /// use engine_core::model::{Activation, ProgramBuilder, Split};

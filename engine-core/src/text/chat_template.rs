@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::python_json::PythonJson;
 use super::tokenizer::read_optional_object;
 use super::{SpecialTokens, TextError};
+use crate::model::ModelFiles;
 
 /// How many instructions a template may execute for one conversation. A few hundred a message are
 /// usual.
@@ -131,6 +132,27 @@ impl ChatTemplate {
             environment: Arc::new(environment),
             special_tokens: Arc::new(special_tokens.named.clone()),
         })
+    }
+
+    /// Reads the template of an opened model; `None` if it has none, as base models don't.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`from_directory`](Self::from_directory), [`TextError::Gguf`] and
+    /// [`TextError::TemplateSyntax`].
+    pub fn from_model(
+        files: &ModelFiles,
+        special_tokens: &SpecialTokens,
+    ) -> Result<Option<Self>, TextError> {
+        match files {
+            ModelFiles::HuggingFace { directory } => {
+                Self::from_directory(directory, special_tokens)
+            }
+            ModelFiles::Gguf { file } => {
+                let source = file.metadata().string("tokenizer.chat_template")?;
+                source.map(|source| Self::new(source, special_tokens)).transpose()
+            }
+        }
     }
 
     /// Reads the template of a Hugging Face model directory: `chat_template.jinja`, or else

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::weights::GgufError;
+
 /// An error of [`crate::text`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,6 +24,9 @@ pub enum TextError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The metadata of a GGUF file lack something, or have it in another type.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A tokenizer definition (`tokenizer.json`, or the vocabulary of a GGUF file) contradicts
     /// itself or is incomplete.
     #[error("the tokenizer definition is invalid: {reason}")]

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::TextError;
+use crate::weights::Metadata;
 
 /// The tokenizer part of a GGUF file's metadata, as stored.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +53,44 @@ const GPT2_SPLIT: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 impl GgufVocabulary {
+    /// Reads the vocabulary out of a file's metadata. What the lists hold is checked when a
+    /// [`Tokenizer`](super::Tokenizer) is built from them.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::Gguf`] if `tokenizer.ggml.model` or `tokenizer.ggml.tokens` is missing, or
+    /// if a key has another type than it should.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Self, TextError> {
+        let id = |key: &str| -> Result<Option<u32>, TextError> {
+            match metadata.unsigned(key)? {
+                None => Ok(None),
+                Some(id) => u32::try_from(id).map(Some).map_err(|_| TextError::InvalidTokenizer {
+                    reason: format!("{key} is the absurd id {id}"),
+                }),
+            }
+        };
+        let ends = ["eos", "eot", "eom"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
+        let ends = ends.iter().map(|key| id(key)).collect::<Result<Vec<_>, _>>()?;
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        // A type that does not fit is none of those that matter.
+        let narrow = |kind: i128| i32::try_from(kind).unwrap_or(0);
+        let types = metadata.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
+        Ok(Self {
+            model: metadata.required("tokenizer.ggml.model", Metadata::string)?.to_owned(),
+            pre: owned(metadata.string("tokenizer.ggml.pre")?),
+            tokens: metadata.required("tokenizer.ggml.tokens", Metadata::strings)?.to_vec(),
+            token_types: types.into_iter().map(narrow).collect(),
+            merges: metadata.strings("tokenizer.ggml.merges")?.unwrap_or_default().to_vec(),
+            bos: id("tokenizer.ggml.bos_token_id")?,
+            eos: ends.into_iter().flatten().collect(),
+            padding: id("tokenizer.ggml.padding_token_id")?,
+            unknown: id("tokenizer.ggml.unknown_token_id")?,
+            add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?,
+            add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+            chat_template: owned(metadata.string("tokenizer.chat_template")?),
+        })
+    }
+
     /// The same tokenizer in the form of a `tokenizer.json`.
     ///
     /// # Errors

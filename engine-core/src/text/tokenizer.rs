@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::token_table::TokenTable;
 use super::{GgufVocabulary, IncrementalDetokenizer, SpecialTokens, TextError};
+use crate::model::ModelFiles;
 
 /// A model's tokenizer: text into tokens and back.
 ///
@@ -22,6 +23,24 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// Reads the tokenizer of an opened model, and checks it against the number of rows in the
+    /// model's embedding.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`from_directory`](Self::from_directory) or of [`from_gguf`](Self::from_gguf) and
+    /// [`GgufVocabulary::from_metadata`], and of [`check_vocabulary`](Self::check_vocabulary).
+    pub fn from_model(files: &ModelFiles, vocab_size: usize) -> Result<Self, TextError> {
+        let tokenizer = match files {
+            ModelFiles::HuggingFace { directory } => Self::from_directory(directory)?,
+            ModelFiles::Gguf { file } => {
+                Self::from_gguf(&GgufVocabulary::from_metadata(file.metadata())?)?
+            }
+        };
+        tokenizer.check_vocabulary(vocab_size)?;
+        Ok(tokenizer)
+    }
+
     /// Reads the tokenizer of a Hugging Face model directory: `tokenizer.json`, the names of the
     /// special tokens from `tokenizer_config.json`, and further tokens that end a turn from
     /// `generation_config.json`. Only the first of the three must exist.

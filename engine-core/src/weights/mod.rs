@@ -20,7 +20,7 @@ mod tensor;
 pub use self::safetensors::SafetensorsWeights;
 pub use error::{TensorError, WeightsError};
 pub use format::Format;
-pub use gguf::{GgufError, GgufFile, GgufWeights, GgufWriter, Value};
+pub use gguf::{Array, GgufError, GgufFile, GgufWeights, GgufWriter, Metadata, Value};
 pub use memory::MapWeights;
 pub use tensor::{Shape, Tensor};
 

@@ -3,6 +3,7 @@
 
 mod chat_template;
 mod detokenizer;
+mod fixtures;
 mod stop_strings;
 mod tokenizer;
 mod vocabularies;

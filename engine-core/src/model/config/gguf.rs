@@ -71,18 +71,16 @@ fn rope_scaling(keys: &Keys<'_>, file: &GgufFile) -> Result<Option<RopeScaling>,
     if file.contains(FREQUENCY_FACTORS) {
         return Ok(Some(RopeScaling::Factors(file.tensor(FREQUENCY_FACTORS)?.to_f32())));
     }
-    Ok(match keys.metadata.string(&keys.key("rope.scaling.type"))?.unwrap_or("none") {
+    // Without a type a factor means linear; a factor of 0 means none, as in old files.
+    let factor = match keys.float("rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        None => keys.float("rope.scale_linear")?,
+    };
+    let factor = factor.filter(|&factor| factor != 0.0);
+    Ok(match keys.metadata.string(&keys.key("rope.scaling.type"))?.unwrap_or("linear") {
         "none" => None,
-        "linear" => {
-            Some(RopeScaling::Linear { factor: keys.required_float("rope.scaling.factor")? })
-        }
-        "yarn" => Some(RopeScaling::Yarn {
-            factor: keys.required_float("rope.scaling.factor")?,
-            original_context: keys.required("rope.scaling.original_context_length")?,
-            beta_fast: RopeScaling::YARN_BETA_FAST,
-            beta_slow: RopeScaling::YARN_BETA_SLOW,
-            attention_factor: keys.float("rope.scaling.attn_factor")?,
-        }),
+        "linear" => factor.map(|factor| RopeScaling::Linear { factor }),
+        "yarn" => Some(yarn(keys, factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?)?),
         other => {
             return Err(ConfigError::Unsupported {
                 field: keys.key("rope.scaling.type"),
@@ -90,6 +88,23 @@ fn rope_scaling(keys: &Keys<'_>, file: &GgufFile) -> Result<Option<RopeScaling>,
                 supported: "none, linear, yarn",
             });
         }
+    })
+}
+
+fn yarn(keys: &Keys<'_>, factor: f32) -> Result<RopeScaling, ConfigError> {
+    let or = |value: Option<f32>, default| value.unwrap_or(default);
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_context: match keys.optional("rope.scaling.original_context_length")? {
+            Some(length) => length,
+            None => keys.required("context_length")?,
+        },
+        beta_fast: or(keys.float("rope.scaling.yarn_beta_fast")?, RopeScaling::YARN_BETA_FAST),
+        beta_slow: or(keys.float("rope.scaling.yarn_beta_slow")?, RopeScaling::YARN_BETA_SLOW),
+        // Here the key multiplies what YaRN recommends; in a config.json it replaces it.
+        attention_factor: keys
+            .float("rope.scaling.attn_factor")?
+            .map(|multiplier| multiplier * RopeScaling::yarn_attention_factor(factor)),
     })
 }
 

@@ -12,6 +12,13 @@ const DEFAULT_RMS_NORM_EPS: f32 = 1e-6;
 /// the classes of transformers.
 pub(super) fn read(json: &Fields) -> Result<ModelConfig, ConfigError> {
     let architecture = architecture(json)?;
+    if let Some(quantization) = json.object("quantization_config")? {
+        return Err(ConfigError::Unsupported {
+            field: "quantization_config".into(),
+            value: quantization.string("quant_method")?.unwrap_or("present").to_owned(),
+            supported: "absent; quantized weights are read from GGUF files",
+        });
+    }
     let activation = json.string("hidden_act")?.unwrap_or("silu");
     if activation != "silu" {
         return Err(ConfigError::Unsupported {

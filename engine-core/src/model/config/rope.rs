@@ -56,6 +56,11 @@ impl RopeScaling {
     /// `beta_slow` of YaRN where a checkpoint does not say.
     pub const YARN_BETA_SLOW: f32 = 1.0;
 
+    /// What YaRN recommends for `attention_factor`.
+    pub(super) fn yarn_attention_factor(factor: f32) -> f32 {
+        0.1 * factor.ln() + 1.0
+    }
+
     pub(super) fn validate(&self, head_dim: usize) -> Result<(), ConfigError> {
         let positive = |field, value: f32| match value.is_finite() && value > 0.0 {
             true => Ok(()),
@@ -146,7 +151,7 @@ pub(super) fn rotary(head_dim: usize, theta: f32, scaling: Option<&RopeScaling>)
     };
     let attention_factor = match scaling {
         Some(RopeScaling::Yarn { factor, attention_factor, .. }) => {
-            attention_factor.unwrap_or(0.1 * factor.ln() + 1.0)
+            attention_factor.unwrap_or_else(|| RopeScaling::yarn_attention_factor(*factor))
         }
         _ => 1.0,
     };

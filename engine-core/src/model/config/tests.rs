@@ -217,6 +217,7 @@ fn rope_that_cannot_be_computed_is_refused() {
     unsupported(json!({"rope_parameters": {"full_attention": {}}}), "rope_parameters");
     unsupported(json!({"hidden_act": "gelu"}), "hidden_act");
 
+    unsupported(json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config");
     let yarn = json!({"type": "yarn", "factor": 2.0, "mscale": 1.0});
     unsupported(json!({"rope_scaling": yarn}), "mscale");
 
@@ -245,6 +246,38 @@ fn gguf_frequency_factors_come_with_the_weights() {
     let wide = ("llama.embedding_length", Some(Value::U32(128)));
     let error = ModelConfig::from_gguf(&gguf(&[wide], &["rope_freqs.weight"])).expect_err("short");
     assert!(matches!(error, ConfigError::WrongLength { expected: 16, actual: 8, .. }));
+}
+
+#[test]
+fn gguf_rope_scaling_means_what_it_means_to_llama_cpp() {
+    let scaling = |changes: &[(&str, Value)]| {
+        let changes: Vec<(&str, Option<Value>)> =
+            changes.iter().map(|(key, value)| (*key, Some(value.clone()))).collect();
+        read_gguf(&changes).map(|config| config.rope_scaling)
+    };
+    let kind = |name: &str| ("llama.rope.scaling.type", Value::String(name.into()));
+    let factor = ("llama.rope.scaling.factor", Value::F32(4.0));
+    let linear = Some(RopeScaling::Linear { factor: 4.0 });
+    assert_eq!(scaling(&[kind("linear"), factor.clone()]).expect("valid"), linear);
+    assert_eq!(scaling(std::slice::from_ref(&factor)).expect("valid"), linear);
+    assert_eq!(scaling(&[("llama.rope.scale_linear", Value::F32(4.0))]).expect("valid"), linear);
+    assert_eq!(scaling(&[kind("none"), factor.clone()]).expect("valid"), None);
+    assert_eq!(scaling(&[("llama.rope.scaling.factor", Value::F32(0.0))]).expect("valid"), None);
+
+    let attention = ("llama.rope.scaling.attn_factor", Value::F32(0.5));
+    let yarn = scaling(&[kind("yarn"), factor, attention]).expect("valid");
+    assert_eq!(
+        yarn,
+        Some(RopeScaling::Yarn {
+            factor: 4.0,
+            original_context: 256,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: Some(0.5 * (0.1 * 4.0f32.ln() + 1.0)),
+        })
+    );
+    let error = scaling(&[kind("yarn")]).expect_err("no factor");
+    assert!(matches!(error, ConfigError::Gguf { source: GgufError::MissingKey { .. } }));
 }
 
 #[test]
