@@ -1,3 +1,44 @@
-//! Work in progress: the PJRT client.
+//! Understory on XLA: a [`Program`](engine_core::model::Program) compiled to StableHLO and run
+//! through the PJRT C API of whatever plugin is given: libtpu, XLA's CPU plugin, XLA's CUDA plugin.
+//!
+//! What it decides:
+//!
+//! - **The plugin is chosen at run time** ([`pjrt`]). Building needs no XLA, no C++ and no Python.
+//! - **StableHLO is written as text**, one short function for each operation of a program.
+//! - **Shapes are buckets.** A step is compiled for powers of two of decode rows and of prefill
+//!   tokens; the sampler is a module of its own over the step's logits, so that the two don't
+//!   multiply. Warm-up compiles all of them, or loads them from the disk cache, and what is
+//!   compiled later is counted.
+//! - **KV pages are donated** to each step and updated in place; there is never a second copy. A
+//!   donated step that fails takes them with it, and says so
+//!   ([`StepError::KvLost`](engine_core::backend::StepError::KvLost)).
+//! - **Tokens stay on the device.** The sampler leaves each slot's next token where the next step
+//!   reads it, so a step is launched before the host knows the tokens of the one before.
+//! - **Tensor parallelism** follows the program's splits, through Shardy annotations and two
+//!   all-reduces a layer. Heads that don't divide are repeated or filled up with zeros.
+//!
+//! What was run, and where, is in `docs/xla.md`: everything on XLA's CPU plugin with virtual
+//! devices; on TPUs programs were compiled ahead of time and not run.
+//!
+//! ```no_run
+//! use backend_xla::{XlaBackend, XlaOptions};
+//! use engine_core::backend::Backend;
+//!
+//! let options = XlaOptions::cpu("/opt/plugins/pjrt_c_api_cpu_plugin.so", 2);
+//! let backend = XlaBackend::new(options.with_cache("/var/cache/understory"))?;
+//! println!("{}", backend.capabilities().description);
+//! # Ok::<(), backend_xla::XlaError>(())
+//! ```
 
+mod backend;
+mod buckets;
+mod cache;
+mod error;
+mod executor;
+mod load;
+mod lower;
 pub mod pjrt;
+mod stablehlo;
+
+pub use backend::{XlaBackend, XlaOptions};
+pub use error::XlaError;

@@ -153,7 +153,7 @@ fn execution_returns_before_the_device_is_done() {
     let (sender, receiver) = mpsc::channel();
     event.on_ready(move |outcome| sender.send(outcome.is_ok()).unwrap()).unwrap();
     assert!(receiver.recv_timeout(Duration::from_secs(300)).unwrap());
-    assert_eq!(copy.wait_until(deadline()).unwrap().len(), 4 * 1024 * 1024);
+    assert_eq!(copy.wait(deadline()).unwrap().len(), 4 * 1024 * 1024);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_missed_deadline_is_a_timeout_and_harms_nothing() {
     let x = put_f32(&client, 0, &[1024, 1024], &vec![0.001; 1024 * 1024]);
     let execution = slow.execute(vec![vec![Argument::Borrow(&x)]]).unwrap();
     let copy = execution.outputs[0][0].to_host().unwrap();
-    let error = copy.wait_until(Instant::now()).unwrap_err();
+    let error = copy.wait(Some(Instant::now())).unwrap_err();
     assert!(matches!(error, PjrtError::Timeout { .. }), "{error}");
     // The copy goes on without its reader, and the buffer can still be read.
     assert_eq!(read_f32(&execution.outputs[0][0]).len(), 1024 * 1024);

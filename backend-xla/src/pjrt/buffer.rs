@@ -134,7 +134,7 @@ impl Buffer {
     /// # Errors
     ///
     /// [`PjrtError::Call`] or [`PjrtError::Missing`]; errors of the computation come out of
-    /// [`HostCopy::wait_until`].
+    /// [`HostCopy::wait`].
     pub fn to_host(&self) -> Result<HostCopy, PjrtError> {
         // A device may keep a matrix in any order of dimensions: ask for ours.
         let minor_to_major: Vec<i64> = (0..self.dims()?.len() as i64).rev().collect();
@@ -205,7 +205,7 @@ pub struct HostCopy {
 /// Bytes that the plugin writes until a completion is set, and nobody touches before.
 struct HostBytes(UnsafeCell<Box<[u8]>>);
 
-// SAFETY: the plugin writes the bytes and only `HostCopy::wait_until` reads them, after the
+// SAFETY: the plugin writes the bytes and only `HostCopy::wait` reads them, after the
 // completion, whose lock orders the two.
 unsafe impl Send for HostBytes {}
 // SAFETY: as above.
@@ -223,14 +223,15 @@ impl HostCopy {
         self.completion.outcome().is_some()
     }
 
-    /// Waits for the copy: the array in row-major order, little-endian as the host is.
+    /// Waits for the copy, until the deadline if there is one: the array in row-major order,
+    /// little-endian as the host is.
     ///
     /// # Errors
     ///
     /// [`PjrtError::Timeout`] at the deadline (then the copy is abandoned); else the error of the
     /// computation or the transfer.
-    pub fn wait_until(self, deadline: Instant) -> Result<Box<[u8]>, PjrtError> {
-        self.completion.wait_until(deadline)?;
+    pub fn wait(self, deadline: Option<Instant>) -> Result<Box<[u8]>, PjrtError> {
+        self.completion.wait(deadline)?;
         // SAFETY: the copy is complete, so the plugin is done with the bytes, and `self` is the
         // only reader.
         Ok(unsafe { std::mem::take(&mut *self.bytes.0.get()) })

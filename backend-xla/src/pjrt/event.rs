@@ -1,11 +1,6 @@
 //! Events: something that the plugin will complete, and ways to hear of it.
 
-use std::{
-    ffi::c_void,
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ffi::c_void, fmt, sync::Arc, time::Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -154,34 +149,27 @@ impl Completion {
         self.shared.outcome.lock().clone()
     }
 
-    /// Waits until the event completes.
+    /// Waits until the event completes, or the deadline passes if there is one.
     ///
     /// # Errors
     ///
     /// [`PjrtError::Timeout`] at the deadline, with the work still under way; else whatever error
     /// the event carries.
-    pub fn wait_until(&self, deadline: Instant) -> Result<(), PjrtError> {
+    pub fn wait(&self, deadline: Option<Instant>) -> Result<(), PjrtError> {
         let mut outcome = self.shared.outcome.lock();
         loop {
             if let Some(outcome) = outcome.as_ref() {
                 return outcome.clone();
             }
-            if self.shared.changed.wait_until(&mut outcome, deadline).timed_out()
-                && outcome.is_none()
-            {
-                return Err(PjrtError::Timeout { what: self.what });
+            match deadline {
+                None => self.shared.changed.wait(&mut outcome),
+                Some(deadline) => {
+                    let waited = self.shared.changed.wait_until(&mut outcome, deadline);
+                    if waited.timed_out() && outcome.is_none() {
+                        return Err(PjrtError::Timeout { what: self.what });
+                    }
+                }
             }
         }
-    }
-
-    /// [`Completion::wait_until`] with a duration from now.
-    ///
-    /// # Errors
-    ///
-    /// As [`Completion::wait_until`].
-    pub fn wait_for(&self, timeout: Duration) -> Result<(), PjrtError> {
-        // A duration that no clock can hold is as good as for ever.
-        const FOR_EVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
-        self.wait_until(Instant::now() + timeout.min(FOR_EVER))
     }
 }

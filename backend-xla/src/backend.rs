@@ -1,0 +1,235 @@
+//! The backend: a plugin, its devices, and how programs are put on them.
+
+use std::path::{Path, PathBuf};
+
+use engine_core::{
+    backend::{Backend, BackendError, Capabilities, CompileOptions, Executor},
+    model::Program,
+    weights::{Format, Weights},
+};
+
+use crate::{
+    cache::Compiler,
+    error::XlaError,
+    executor::XlaExecutor,
+    lower::{Geometry, placement::Placement},
+    pjrt::{Client, Plugin, Value},
+    stablehlo::Element,
+};
+
+/// How an [`XlaBackend`] is set up.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct XlaOptions {
+    /// The PJRT plugin, a shared library.
+    pub plugin: PathBuf,
+    /// Options of the plugin's client, such as `cpu_device_count` of XLA's CPU plugin.
+    pub client_options: Vec<(String, Value)>,
+    /// Devices that share a model. Default 1.
+    pub tensor_parallel: usize,
+    /// What matrices and activations are kept and multiplied in: F32 (default) or BF16. Norms,
+    /// rotations, softmax and sampling are F32 in any case.
+    pub compute: Format,
+    /// Where compiled executables are kept between runs. Default: nowhere.
+    pub cache: Option<PathBuf>,
+    /// Flags of XLA and of the plugin for every compilation, such as
+    /// `xla_tpu_scoped_vmem_limit_kib`. Default: none.
+    pub compiler_flags: Vec<(String, String)>,
+    /// Bytes that weights and KV may use together, over all devices. Default: what the plugin
+    /// reports of its devices, or what the host has where the plugin reports nothing.
+    pub memory_bytes: Option<u64>,
+}
+
+impl XlaOptions {
+    /// Defaults, with the plugin at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            plugin: path.into(),
+            client_options: Vec::new(),
+            tensor_parallel: 1,
+            compute: Format::F32,
+            cache: None,
+            compiler_flags: Vec::new(),
+            memory_bytes: None,
+        }
+    }
+
+    /// XLA's CPU plugin at `path`, with as many virtual devices as share the model.
+    pub fn cpu(path: impl Into<PathBuf>, tensor_parallel: usize) -> Self {
+        let count = Value::Int(tensor_parallel as i64);
+        Self {
+            client_options: vec![("cpu_device_count".to_owned(), count)],
+            tensor_parallel,
+            ..Self::new(path)
+        }
+    }
+
+    /// Shares a model between `devices` devices.
+    pub fn with_tensor_parallel(mut self, devices: usize) -> Self {
+        self.tensor_parallel = devices;
+        self
+    }
+
+    /// Keeps and multiplies matrices in `format`.
+    pub fn with_compute(mut self, format: Format) -> Self {
+        self.compute = format;
+        self
+    }
+
+    /// Keeps compiled executables in `folder`.
+    pub fn with_cache(mut self, folder: impl AsRef<Path>) -> Self {
+        self.cache = Some(folder.as_ref().into());
+        self
+    }
+}
+
+/// Devices behind a PJRT plugin.
+#[derive(Debug)]
+pub struct XlaBackend {
+    client: Client,
+    options: XlaOptions,
+    element: Element,
+    memory_bytes: u64,
+    /// Whether the plugin keeps count of its devices' memory.
+    memory_is_device: bool,
+}
+
+impl XlaBackend {
+    /// Loads the plugin and connects to its devices.
+    ///
+    /// # Errors
+    ///
+    /// [`XlaError::Pjrt`] for a plugin that can't be loaded or has no devices,
+    /// [`XlaError::TensorParallel`] if it has too few, [`XlaError::Compute`] for a format other
+    /// than F32 and BF16.
+    pub fn new(options: XlaOptions) -> Result<Self, XlaError> {
+        let element = match options.compute {
+            Format::F32 => Element::F32,
+            Format::BF16 => Element::BF16,
+            format => return Err(XlaError::Compute { format }),
+        };
+        let plugin = Plugin::load(&options.plugin)?;
+        let client_options: Vec<(&str, Value)> = options
+            .client_options
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.clone()))
+            .collect();
+        let client = Client::new(&plugin, &client_options)?;
+        let (requested, available) = (options.tensor_parallel, client.devices().len());
+        if requested == 0 || requested > available {
+            let platform = client.platform().to_owned();
+            return Err(XlaError::TensorParallel { requested, available, platform });
+        }
+        let limit = client.memory_stats(0).ok().and_then(|stats| stats.limit);
+        let reported = limit.map(|limit| limit * requested as u64);
+        let memory_is_device = reported.is_some();
+        let memory_bytes = options.memory_bytes.or(reported).unwrap_or_else(host_memory);
+        Ok(Self { client, options, element, memory_bytes, memory_is_device })
+    }
+
+    /// The client, to ask about devices.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn check_memory(
+        &self,
+        program: &Program,
+        placement: &Placement,
+        geometry: &Geometry,
+    ) -> Result<(), BackendError> {
+        let devices = placement.devices as u64;
+        let weights = placement.weights.iter().map(|weight| {
+            let share = if weight.sharding.dim().is_some() { devices } else { 1 };
+            weight.kind.byte_len() / share
+        });
+        let kv = geometry.kv_types(program, placement);
+        let kv = kv.iter().map(|kind| kind.byte_len() / devices);
+        let needed = (weights.sum::<u64>() + kv.sum::<u64>()) * devices;
+        if needed > self.memory_bytes {
+            let what = format!("`{}` with its KV pages", program.name());
+            return Err(BackendError::Memory { what, needed, available: self.memory_bytes });
+        }
+        Ok(())
+    }
+}
+
+impl Backend for XlaBackend {
+    fn capabilities(&self) -> Capabilities {
+        let device = self.client.devices().first().map(|device| device.description().kind.clone());
+        let description = format!(
+            "xla ({}, {} of {} x {})",
+            self.client.platform(),
+            self.options.tensor_parallel,
+            self.client.devices().len(),
+            device.unwrap_or_default(),
+        );
+        let mut capabilities = Capabilities::new(description, self.memory_bytes);
+        capabilities.kv_formats = match self.element {
+            Element::BF16 => vec![Format::BF16, Format::F32],
+            _ => vec![Format::F32, Format::BF16],
+        };
+        capabilities
+    }
+
+    fn compile(
+        &self,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executor>, BackendError> {
+        let unsupported = |what: String| BackendError::Unsupported { backend: "xla", what };
+        let [program] = programs else {
+            return Err(unsupported(format!("{} programs in one executor", programs.len())));
+        };
+        if !options.host_pages.iter().all(|&pages| pages == 0) {
+            return Err(unsupported("a host tier of KV pages".to_owned()));
+        }
+        if options.deterministic {
+            return Err(unsupported("results that don't depend on the batch".to_owned()));
+        }
+        let kv_element = match options.kv_format {
+            Format::F32 => Element::F32,
+            Format::BF16 => Element::BF16,
+            format => return Err(unsupported(format!("KV in {format}"))),
+        };
+        let invalid = |option, reason: String| BackendError::Option { option, reason };
+        if !self.capabilities().page_sizes.contains(&options.page_size) {
+            return Err(invalid("page_size", format!("{} tokens", options.page_size)));
+        }
+        let (found, groups) = (options.limits.pages.len(), program.groups().len());
+        if found != groups {
+            return Err(invalid("pages", format!("{found} capacities for {groups} page groups")));
+        }
+        let placement = Placement::new(program, self.options.tensor_parallel, self.element)?;
+        let geometry = Geometry::new(
+            options.page_size as usize,
+            options.limits.slots as usize,
+            options.limits.pages.iter().map(|&pages| pages as usize).collect(),
+            options.context_length as usize,
+            kv_element,
+        );
+        if self.memory_is_device || self.options.memory_bytes.is_some() {
+            self.check_memory(program, &placement, &geometry)?;
+        }
+        let compiler = Compiler::new(
+            self.client.clone(),
+            self.options.compiler_flags.clone(),
+            self.options.cache.clone(),
+        );
+        let limits = options.limits.clone();
+        let executor =
+            XlaExecutor::new(compiler, program.clone(), placement, geometry, limits, weights)?;
+        Ok(Box::new(executor))
+    }
+}
+
+/// What the host has available, where the devices are the host.
+fn host_memory() -> u64 {
+    /// For hosts that don't say.
+    const SOME: u64 = 4 << 30;
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.map_or(SOME, |kib| kib * 1024)
+}

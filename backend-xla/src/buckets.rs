@@ -1,0 +1,172 @@
+//! Buckets: the shapes of steps that are compiled, so that any batch fits one of them.
+//!
+//! Decode steps come in powers of two of rows. Steps with prefill come in powers of two of prefill
+//! tokens, each with few rows or with all. One more shape serves steps that want more outputs than
+//! there are rows (prompt log probabilities).
+
+use std::collections::BTreeSet;
+
+use engine_core::backend::{Batch, Limits};
+
+use crate::lower::step::StepShape;
+
+/// Rows of the smaller of the two shapes with prefill.
+const FEW_ROWS: usize = 8;
+/// Prefill tokens of the smallest shape with prefill.
+const FEW_TOKENS: usize = 64;
+
+/// The shapes for some limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Buckets {
+    block: usize,
+    /// Ascending.
+    decode: Vec<usize>,
+    /// Rows (and outputs) of steps with prefill, ascending.
+    mixed_rows: Vec<usize>,
+    /// Prefill blocks, ascending.
+    blocks: Vec<usize>,
+    outputs: usize,
+}
+
+impl Buckets {
+    /// Shapes for batches within `limits`, whose prefill rows are cut into runs of `block` tokens.
+    pub(crate) fn new(limits: &Limits, block: usize) -> Self {
+        let rows = limits.rows.max(1) as usize;
+        // Each row may end in a run that is not full.
+        let most_blocks = (limits.tokens as usize).div_ceil(block) + rows;
+        let outputs = limits.outputs as usize;
+        Self {
+            block,
+            decode: doubling(1, rows),
+            mixed_rows: [FEW_ROWS.min(rows), rows]
+                .into_iter()
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            blocks: doubling(FEW_TOKENS.div_ceil(block), most_blocks),
+            outputs,
+        }
+    }
+
+    /// Every shape that [`Buckets::choose`] can return.
+    pub(crate) fn all(&self) -> Vec<StepShape> {
+        let block = self.block;
+        let mut shapes: Vec<StepShape> = self
+            .decode
+            .iter()
+            .map(|&decode| StepShape { decode, blocks: 0, block, outputs: decode })
+            .collect();
+        for &blocks in &self.blocks {
+            for &rows in &self.mixed_rows {
+                shapes.push(StepShape { decode: rows, blocks, block, outputs: rows });
+            }
+        }
+        shapes.extend(self.scoring());
+        shapes
+    }
+
+    /// The different numbers of outputs.
+    pub(crate) fn outputs(&self) -> BTreeSet<usize> {
+        self.all().into_iter().map(|shape| shape.outputs).collect()
+    }
+
+    /// The smallest shape that holds a batch, or `None` for a batch beyond the limits.
+    pub(crate) fn choose(&self, batch: &Batch<'_>) -> Option<StepShape> {
+        let decode = batch.decode_rows as usize;
+        let outputs = batch.outputs.len();
+        let prefill = batch.rows.get(decode..)?;
+        let blocks: usize =
+            prefill.iter().map(|row| (row.tokens.len as usize).div_ceil(self.block)).sum();
+        let shape = if blocks == 0 {
+            let rows = at_least(&self.decode, decode)?;
+            StepShape { decode: rows, blocks: 0, block: self.block, outputs: rows }
+        } else {
+            let blocks = at_least(&self.blocks, blocks)?;
+            let wanted = decode.max(outputs).min(*self.mixed_rows.last()?);
+            let rows = at_least(&self.mixed_rows, wanted.max(decode))?;
+            StepShape { decode: rows, blocks, block: self.block, outputs: rows }
+        };
+        if outputs <= shape.outputs {
+            Some(shape)
+        } else {
+            self.scoring().filter(|shape| outputs <= shape.outputs)
+        }
+    }
+
+    /// The shape for more outputs than rows.
+    fn scoring(&self) -> Option<StepShape> {
+        let (&decode, &blocks) = (self.mixed_rows.last()?, self.blocks.last()?);
+        let shape = StepShape { decode, blocks, block: self.block, outputs: self.outputs };
+        (self.outputs > decode).then_some(shape)
+    }
+}
+
+/// `first`, twice that, and so on, then `last`.
+fn doubling(first: usize, last: usize) -> Vec<usize> {
+    let powers = std::iter::successors(Some(first.max(1)), |size| size.checked_mul(2));
+    let mut sizes: Vec<usize> = powers.take_while(|&size| size < last).collect();
+    sizes.push(last);
+    sizes
+}
+
+fn at_least(sizes: &[usize], wanted: usize) -> Option<usize> {
+    sizes.iter().copied().find(|&size| size >= wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine_core::backend::{OutputRequest, Row, SlotId, Slots, Span, Want};
+
+    fn limits() -> Limits {
+        Limits { rows: 32, tokens: 256, outputs: 100, slots: 32, pages: vec![64] }
+    }
+
+    #[test]
+    fn every_batch_within_the_limits_has_a_prepared_shape() {
+        let limits = limits();
+        let buckets = Buckets::new(&limits, 16);
+        let all = buckets.all();
+        let slots = Slots::new(32, 1);
+        for decode in 0..=32u32 {
+            for prefill in 0..=(32 - decode) {
+                for len in [1, 2, 15, 16, 17, 256] {
+                    for outputs in [0, decode, decode + prefill, 100] {
+                        if decode + prefill == 0 || decode + prefill * len > limits.tokens {
+                            continue;
+                        }
+                        if prefill == 0 && outputs > decode {
+                            continue;
+                        }
+                        let row = |index: u32| Row {
+                            slot: SlotId(index),
+                            tokens: Span { start: 0, len: if index < decode { 1 } else { len } },
+                            position: 0,
+                            outputs: Span::default(),
+                        };
+                        let rows: Vec<Row> = (0..decode + prefill).map(row).collect();
+                        let output = OutputRequest { row: 0, token: 0, want: Want::Sample };
+                        let outputs = vec![output; outputs as usize];
+                        let batch = Batch::new(0, &[], &rows, decode, &outputs, &[], &slots);
+                        let shape = buckets.choose(&batch).expect("a shape");
+                        assert!(all.contains(&shape), "{shape:?}");
+                        assert!(shape.decode >= decode as usize);
+                        assert!(shape.outputs >= outputs.len());
+                        let blocks = prefill as usize * (len as usize).div_ceil(16);
+                        assert!(shape.blocks >= blocks);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn beyond_the_limits_there_is_no_shape() {
+        let buckets = Buckets::new(&limits(), 16);
+        let slots = Slots::new(32, 1);
+        let output = OutputRequest { row: 0, token: 0, want: Want::Sample };
+        let outputs = vec![output; 101];
+        let batch = Batch::new(0, &[], &[], 0, &outputs, &[], &slots);
+        assert_eq!(buckets.choose(&batch), None);
+    }
+}

@@ -1,0 +1,171 @@
+//! Compiled executables on disk.
+//!
+//! A file's name is the hash of everything that the executable depends on: the module's text
+//! (which holds program, shapes and options), the compile options, the plugin's version and the
+//! devices' kind. Its content starts with a hash of the rest, since a plugin trusts what it is
+//! given: a file that was cut short or damaged is compiled anew and replaced.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    lower::Module,
+    pjrt::{Client, CompileOptions, LoadedExecutable, PjrtError},
+};
+
+/// Marks a file, with the version of its layout.
+const MAGIC: &[u8; 16] = b"understory-xla-1";
+const HASH: usize = 32;
+
+/// Compiles modules, or loads them from disk.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    client: Client,
+    flags: Vec<(String, String)>,
+    folder: Option<PathBuf>,
+    /// What executables depend on beside the module and the options.
+    platform: String,
+}
+
+impl Compiler {
+    /// A compiler that sets `flags` and keeps executables in `folder`, if one is given.
+    pub(crate) fn new(
+        client: Client,
+        flags: Vec<(String, String)>,
+        folder: Option<PathBuf>,
+    ) -> Self {
+        let plugin = client.plugin();
+        let device = client.devices().first().map(|device| device.description());
+        let platform = format!(
+            "{} {} {:?} {:?} {:?} {}",
+            client.platform(),
+            client.platform_version(),
+            plugin.api_version(),
+            plugin.attributes().ok(),
+            device.map(|device| (&device.kind, &device.attributes)),
+            host_features(),
+        );
+        Self { client, flags, folder, platform }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Loads the module's executable, from disk if it is there.
+    pub(crate) fn load(&self, module: &Module) -> Result<LoadedExecutable, PjrtError> {
+        let mut options = CompileOptions::partitioned(module.partitions);
+        for (name, value) in &self.flags {
+            options = options.with_override(name, value);
+        }
+        let Some(folder) = &self.folder else {
+            return self.client.compile(&module.text, &options);
+        };
+        let path = folder.join(self.file_name(module, &options));
+        match read(&path) {
+            Ok(bytes) => match self.client.deserialize(&bytes, &options) {
+                Ok(executable) => return Ok(executable),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "unusable executable"),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(path = %path.display(), %error, "unreadable executable"),
+        }
+        let executable = self.client.compile(&module.text, &options)?;
+        // A cache that can't be written costs time at the next start, and nothing else.
+        match executable.executable().serialize() {
+            Ok(bytes) => {
+                if let Err(error) = write(&path, &bytes) {
+                    tracing::warn!(path = %path.display(), %error, "can't keep an executable");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the plugin can't serialize executables"),
+        }
+        Ok(executable)
+    }
+
+    fn file_name(&self, module: &Module, options: &CompileOptions) -> String {
+        let mut hasher = Sha256::new();
+        for part in [module.text.as_bytes(), &options.to_proto(), self.platform.as_bytes()] {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        let digest = hasher.finalize();
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{digest}.pjrt")
+    }
+}
+
+/// What the host's processor can do: XLA's CPU plugin compiles for the one that it runs on.
+fn host_features() -> String {
+    let features = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = features.lines().find(|line| line.starts_with("flags"));
+    format!("{} {}", std::env::consts::ARCH, flags.unwrap_or_default())
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = fs::read(path)?;
+    let damaged = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let head = MAGIC.len() + HASH;
+    let (start, payload) =
+        bytes.split_at_checked(head).ok_or_else(|| damaged("shorter than its head"))?;
+    let expected = start.strip_prefix(MAGIC).ok_or_else(|| damaged("of another layout"))?;
+    if Sha256::digest(payload).as_slice() != expected {
+        return Err(damaged("its hash is wrong"));
+    }
+    bytes.drain(..head);
+    Ok(bytes)
+}
+
+/// Writes the file under another name first, so that it is complete or absent.
+fn write(path: &Path, payload: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
+    let result = fs::File::create(&unfinished).and_then(|mut file| {
+        file.write_all(MAGIC)?;
+        file.write_all(&Sha256::digest(payload))?;
+        file.write_all(payload)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    });
+    if result.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/down/file.pjrt");
+        write(&path, b"payload").unwrap();
+        assert_eq!(read(&path).unwrap(), b"payload");
+    }
+
+    #[test]
+    fn damaged_files_are_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.pjrt");
+        write(&path, b"payload").unwrap();
+        let good = fs::read(&path).unwrap();
+        for length in 0..good.len() {
+            fs::write(&path, &good[..length]).unwrap();
+            assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        for index in 0..good.len() {
+            let mut bad = good.clone();
+            bad[index] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}

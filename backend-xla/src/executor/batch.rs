@@ -1,0 +1,254 @@
+//! Batches as the vectors that the modules read, and replies as results.
+
+use std::sync::Arc;
+
+use engine_core::{
+    backend::{Batch, InputToken, Mask, Sampled, SlotSampling, Span, StepError, StepResult, Want},
+    sample::SampleError,
+};
+use radix_cache::Token;
+
+use crate::lower::{
+    Geometry,
+    sampler::{self, Field, MOST_TOP, Switch, mask_words, reply},
+    step::StepShape,
+};
+
+/// Stands for the slot's next token in the step's control vector.
+const PRODUCED: u32 = -1i32 as u32;
+/// Stands for no token in [`Field::Given`].
+const SAMPLE: u32 = -1i32 as u32;
+
+/// The step's control vector; see [`StepShape::control_len`]. The batch fits the shape.
+pub(super) fn pack_step(batch: &Batch<'_>, shape: StepShape, geometry: &Geometry) -> Vec<u32> {
+    let tokens = shape.tokens();
+    let mut control = vec![0; shape.control_len()];
+    let (ids, rest) = control.split_at_mut(tokens);
+    let (slots, rest) = rest.split_at_mut(tokens);
+    let (positions, outputs) = rest.split_at_mut(tokens);
+    slots.fill(geometry.padding_slot() as u32);
+
+    // Where each token of the batch lies in the step.
+    let mut places = vec![0u32; batch.tokens.len()];
+    let mut next_block = shape.decode;
+    for (index, row) in batch.rows.iter().enumerate() {
+        let start = if index < batch.decode_rows as usize {
+            index
+        } else {
+            let start = next_block;
+            next_block += (row.tokens.len as usize).next_multiple_of(shape.block);
+            start
+        };
+        for (offset, token) in row.tokens.range().enumerate() {
+            let place = start + offset;
+            places[token] = place as u32;
+            ids[place] = match batch.tokens[token] {
+                InputToken::Known(id) => id,
+                InputToken::Produced(_) => PRODUCED,
+            };
+            slots[place] = row.slot.0;
+            positions[place] = row.position + offset as u32;
+        }
+    }
+    for (out, output) in outputs.iter_mut().zip(batch.outputs) {
+        *out = places[output.token as usize];
+    }
+    control
+}
+
+/// A slot's counts as the device keeps them; see [`sampler::counts_type`].
+pub(super) fn token_counts(sampling: &SlotSampling, vocab_size: usize) -> Vec<u32> {
+    let mut counts = vec![0; vocab_size];
+    for (index, &token) in sampling.history.iter().enumerate() {
+        if let Some(count) = counts.get_mut(token as usize) {
+            *count = (*count).max(1);
+            *count += u32::from(index >= sampling.history_prompt as usize);
+        }
+    }
+    counts
+}
+
+/// What the sampler needs to know of a step, and what its replies are for.
+#[derive(Debug)]
+pub(super) struct SamplerInput {
+    control: Vec<u32>,
+    /// Outputs of the module, padding included.
+    outputs: usize,
+    wanted: Vec<Wanted>,
+}
+
+/// One output of the batch.
+#[derive(Debug)]
+struct Wanted {
+    row: u32,
+    /// How many of the likeliest tokens, if log probabilities are wanted at all.
+    top: Option<u8>,
+    sampling: Option<Arc<SlotSampling>>,
+    is_suppressed: bool,
+}
+
+impl SamplerInput {
+    pub(super) fn new(batch: &Batch<'_>, outputs: usize, geometry: &Geometry) -> Self {
+        let mut input = Self {
+            control: vec![0; sampler::control_len(outputs)],
+            outputs,
+            wanted: Vec::with_capacity(batch.outputs.len()),
+        };
+        for index in 0..outputs {
+            input.set(index, Field::Slot, geometry.padding_slot() as u32);
+            input.set(index, Field::TopP, 1f32.to_bits());
+            input.set(index, Field::MinP, f32::NEG_INFINITY.to_bits());
+            input.set(index, Field::Repetition, 1f32.to_bits());
+            input.set(index, Field::Given, SAMPLE);
+        }
+        for (index, output) in batch.outputs.iter().enumerate() {
+            let row = &batch.rows[output.row as usize];
+            let wanted = match output.want {
+                Want::Score { token, top } => {
+                    input.set(index, Field::Given, token);
+                    input.switch(Switch::Top, top.into());
+                    Wanted { row: output.row, top: Some(top), sampling: None, is_suppressed: false }
+                }
+                _ => {
+                    let sampling = batch.slots.sampling(row.slot);
+                    let position = row.position + (output.token - row.tokens.start) + 1;
+                    input.set(index, Field::Slot, row.slot.0);
+                    input.set(index, Field::Position, position);
+                    input.set_sampling(index, sampling);
+                    Wanted {
+                        row: output.row,
+                        top: sampling.logprobs,
+                        sampling: Some(sampling.clone()),
+                        is_suppressed: position < sampling.suppress_before,
+                    }
+                }
+            };
+            input.wanted.push(wanted);
+        }
+        input
+    }
+
+    fn set_sampling(&mut self, index: usize, sampling: &SlotSampling) {
+        self.set(index, Field::Temperature, sampling.temperature.to_bits());
+        self.set(index, Field::TopK, sampling.top_k.min(i32::MAX as u32));
+        self.set(index, Field::TopP, sampling.top_p.to_bits());
+        self.set(index, Field::MinP, sampling.min_p.ln().to_bits());
+        self.set(index, Field::SeedLow, sampling.seed as u32);
+        self.set(index, Field::SeedHigh, (sampling.seed >> 32) as u32);
+        self.set(index, Field::SampleIndex, sampling.sample_index);
+        self.set(index, Field::Repetition, sampling.repetition_penalty.to_bits());
+        self.set(index, Field::Frequency, sampling.frequency_penalty.to_bits());
+        self.set(index, Field::Presence, sampling.presence_penalty.to_bits());
+        let has_noise = sampling.temperature != 0.0;
+        self.switch(Switch::Noise, has_noise.into());
+        self.switch(Switch::TopK, (has_noise && sampling.top_k > 0).into());
+        self.switch(Switch::TopP, (has_noise && sampling.top_p < 1.0).into());
+        self.switch(Switch::Penalties, sampling.has_penalties().into());
+        self.switch(Switch::Top, sampling.logprobs.unwrap_or(0).into());
+    }
+
+    fn set(&mut self, index: usize, field: Field, word: u32) {
+        self.control[Switch::COUNT + field as usize * self.outputs + index] = word;
+    }
+
+    /// Raises a switch to `value`.
+    fn switch(&mut self, switch: Switch, value: u32) {
+        let word = &mut self.control[switch as usize];
+        *word = (*word).max(value).min(MOST_TOP as u32);
+    }
+
+    pub(super) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub(super) fn control(&self) -> &[u32] {
+        &self.control
+    }
+
+    /// The biases, `[outputs, vocab_size]`, or `None` if there are none.
+    pub(super) fn bias(&self, vocab_size: usize) -> Option<Vec<f32>> {
+        let biased = |wanted: &Wanted| {
+            wanted.sampling.as_ref().is_some_and(|sampling| !sampling.logit_bias.is_empty())
+        };
+        if !self.wanted.iter().any(biased) {
+            return None;
+        }
+        let mut bias = vec![0.0; self.outputs * vocab_size];
+        for (row, wanted) in bias.chunks_exact_mut(vocab_size).zip(&self.wanted) {
+            for &(token, value) in wanted.sampling.iter().flat_map(|s| s.logit_bias.iter()) {
+                if let Some(bias) = row.get_mut(token as usize) {
+                    *bias += value;
+                }
+            }
+        }
+        Some(bias)
+    }
+
+    /// The masks, `[outputs, words]`, or `None` if everything is allowed. Suppressed tokens are
+    /// masked too.
+    pub(super) fn mask(&self, vocab_size: usize, masks: &[Mask<'_>]) -> Option<Vec<u32>> {
+        let is_suppressed = |wanted: &Wanted| wanted.is_suppressed;
+        if masks.is_empty() && !self.wanted.iter().any(is_suppressed) {
+            return None;
+        }
+        let columns = mask_words(vocab_size);
+        let mut words = vec![u32::MAX; self.outputs * columns];
+        let mut rows: Vec<&mut [u32]> = words.chunks_exact_mut(columns).collect();
+        for mask in masks {
+            if let Some(row) = rows.get_mut(mask.output as usize) {
+                for (index, word) in row.iter_mut().enumerate() {
+                    *word = mask.allowed.get(index).copied().unwrap_or(0);
+                }
+            }
+        }
+        for (row, wanted) in rows.iter_mut().zip(&self.wanted) {
+            let suppressed = wanted.sampling.iter().flat_map(|sampling| sampling.suppress.iter());
+            for &token in suppressed.filter(|_| wanted.is_suppressed) {
+                if let Some(word) = row.get_mut(token as usize / 32) {
+                    *word &= !(1 << (token % 32));
+                }
+            }
+        }
+        Some(words)
+    }
+
+    /// Reads the sampler's replies, `[outputs, reply::COUNT]` little-endian words.
+    pub(super) fn read_replies(
+        &self,
+        bytes: &[u8],
+        result: &mut StepResult,
+    ) -> Result<(), StepError> {
+        let words: Vec<i32> = bytes
+            .chunks_exact(4)
+            .map(|word| i32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+            .collect();
+        let float = |word: i32| f32::from_bits(word as u32);
+        let mut failures = Vec::new();
+        let rows = words.chunks_exact(reply::COUNT);
+        for (index, (row, wanted)) in rows.zip(&self.wanted).enumerate() {
+            let token = row[reply::TOKEN] as Token;
+            let failure = match row[reply::STATUS] {
+                reply::OK => None,
+                reply::NOTHING_ALLOWED => Some(SampleError::NothingAllowed.of_row(wanted.row)),
+                // The device doesn't say which logit it was.
+                _ => Some(engine_core::backend::RowFailure {
+                    row: wanted.row,
+                    reason: "a logit is not finite".to_owned(),
+                }),
+            };
+            if let Some(failure) = failure {
+                failures.push(failure);
+                continue;
+            }
+            let count = usize::from(wanted.top.unwrap_or(0)).min(MOST_TOP);
+            let top = Span { start: result.top.len() as u32, len: count as u32 };
+            for place in 0..count {
+                let token = row[reply::TOP_TOKENS + place] as Token;
+                result.top.push((token, float(row[reply::TOP_LOGPROBS + place])));
+            }
+            let logprob = wanted.top.map_or(f32::NAN, |_| float(row[reply::LOGPROB]));
+            result.sampled.push(Sampled { output: index as u32, token, logprob, top });
+        }
+        if failures.is_empty() { Ok(()) } else { Err(StepError::Rows(failures)) }
+    }
+}

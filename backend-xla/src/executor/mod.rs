@@ -1,0 +1,470 @@
+//! The executor: what is resident on the devices, and the launches that change it.
+//!
+//! A launch uploads one small vector, starts the step and the sampler, starts the copy of the
+//! replies to the host, and returns; PJRT orders all of it on the devices. Every array that a
+//! launch changes is donated to it, so there is one copy of the KV pages and never two.
+//!
+//! When a launch fails, what it was given is gone. The executor then reports
+//! [`StepError::KvLost`], makes everything anew at the next launch, and reads the page tables from
+//! the batch's slots.
+
+mod batch;
+mod launch;
+mod programs;
+
+use std::collections::VecDeque;
+
+use engine_core::{
+    backend::{
+        BackendError, Batch, Deadline, Executor, GroupId, Limits, Mask, Masks, Progress, SlotEvent,
+        SlotId, StepError, StepResult, Ticket,
+    },
+    model::Program,
+    weights::Weights,
+};
+
+use crate::{
+    cache::Compiler,
+    load::{Sharded, load_weights},
+    lower::{
+        Geometry,
+        placement::Placement,
+        state::{PAGES_AT_ONCE, group_arrays},
+        step::StepShape,
+    },
+    pjrt::{Completion, ElementType, HostCopy, PjrtError},
+};
+use batch::{SamplerInput, pack_step};
+use launch::{Arguments, LaunchError, Outcome, floats, run, upload, upload_as, words};
+use programs::Programs;
+
+/// A program on devices, with its KV pages.
+#[derive(Debug)]
+pub(crate) struct XlaExecutor {
+    programs: Programs,
+    limits: Limits,
+    weights: Vec<Sharded>,
+    /// `None` from a failure until the next launch.
+    resident: Option<Resident>,
+    /// How often the resident arrays were made. Launches of an earlier life have failed with it.
+    life: u64,
+    in_flight: VecDeque<InFlight>,
+    next_ticket: u64,
+    dead: Option<String>,
+}
+
+/// The arrays that launches read and change.
+#[derive(Debug)]
+struct Resident {
+    kv: Vec<Sharded>,
+    tables: Vec<Sharded>,
+    next_tokens: Sharded,
+    counts: Sharded,
+}
+
+/// A launch whose ticket is out.
+#[derive(Debug)]
+struct InFlight {
+    ticket: u64,
+    life: u64,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Runs, and wants no outputs.
+    Silent(Completion),
+    /// Has logits, and waits for its masks.
+    Deferred { logits: Sharded, input: SamplerInput },
+    /// Is being sampled; the replies are on their way.
+    Sampling { replies: HostCopy, input: SamplerInput },
+}
+
+impl XlaExecutor {
+    pub(crate) fn new(
+        compiler: Compiler,
+        program: Program,
+        placement: Placement,
+        geometry: Geometry,
+        limits: Limits,
+        weights: &dyn Weights,
+    ) -> Result<Self, BackendError> {
+        let weights = load_weights(compiler.client(), &program, &placement, weights)?;
+        let programs = Programs::new(compiler, program, placement, geometry, &limits);
+        let mut executor = Self {
+            programs,
+            limits,
+            weights,
+            resident: None,
+            life: 0,
+            in_flight: VecDeque::new(),
+            next_ticket: 0,
+            dead: None,
+        };
+        executor.resident = Some(executor.fresh()?);
+        Ok(executor)
+    }
+
+    /// Makes the resident arrays, empty.
+    fn fresh(&mut self) -> Result<Resident, BackendError> {
+        let geometry = self.programs.geometry();
+        let groups = geometry.pages.len();
+        let arguments = Arguments::new(self.programs.devices());
+        let mut arrays = run(self.programs.fresh()?, arguments)
+            .map_err(|error| crate::error::device(error, "allocating KV pages"))?
+            .arrays;
+        let counts = arrays.pop();
+        let next_tokens = arrays.pop();
+        let tables = arrays.split_off(arrays.len().saturating_sub(groups));
+        let (Some(next_tokens), Some(counts)) = (next_tokens, counts) else {
+            return Err(BackendError::Device {
+                context: "allocating KV pages".to_owned(),
+                message: "the module returned too few arrays".to_owned(),
+            });
+        };
+        Ok(Resident { kv: arrays, tables, next_tokens, counts })
+    }
+
+    /// Takes the resident arrays for a launch, making them anew after a failure.
+    fn take_resident(&mut self, batch: &Batch<'_>) -> Result<Resident, StepError> {
+        if let Some(resident) = self.resident.take() {
+            return self.apply_events(resident, batch).map_err(|error| self.lose(&error));
+        }
+        self.life += 1;
+        let resident = self.fresh().map_err(|error| self.die(error.to_string()))?;
+        self.restore(resident, batch).map_err(|error| self.lose(&error))
+    }
+
+    /// Applies what changed in slots, in order.
+    fn apply_events(
+        &mut self,
+        mut resident: Resident,
+        batch: &Batch<'_>,
+    ) -> Result<Resident, LaunchError> {
+        let mut changes = vec![Vec::new(); resident.tables.len()];
+        for event in batch.events {
+            match *event {
+                SlotEvent::Open { slot } => {
+                    resident = self.open_slot(resident, slot, batch)?;
+                }
+                SlotEvent::Pages { slot, group, entries } => {
+                    let pages = batch.slots.pages(slot, group);
+                    let entries = entries.range().start..entries.range().end.min(pages.len());
+                    let start = slot.index() * self.programs.geometry().table_len;
+                    changes[usize::from(group.0)]
+                        .extend(entries.map(|entry| (start + entry, pages[entry].0)));
+                }
+                SlotEvent::CopyPage { group, from, to } => {
+                    let range = group_arrays(self.programs.program(), group);
+                    let devices = self.programs.devices();
+                    let executable = self.programs.copy_page(group)?;
+                    let bytes = words(&[from.0, to.0]);
+                    let client = executable.client().clone();
+                    let mut arguments = Arguments::new(devices);
+                    for array in resident.kv.splice(range.clone(), []) {
+                        arguments.donate(array);
+                    }
+                    let pages = upload(&client, devices, &[2], &bytes)?;
+                    arguments.borrow(&pages);
+                    let arrays = run(executable, arguments)?.arrays;
+                    resident.kv.splice(range.start..range.start, arrays);
+                }
+                // What a closed slot holds is never read. Events of later versions of the trait
+                // were refused before anything was taken.
+                _ => {}
+            }
+        }
+        self.write_tables(resident, changes)
+    }
+
+    /// After a loss: page tables and counts of all slots as the batch shows them.
+    fn restore(
+        &mut self,
+        mut resident: Resident,
+        batch: &Batch<'_>,
+    ) -> Result<Resident, LaunchError> {
+        let mut changes = vec![Vec::new(); resident.tables.len()];
+        for index in 0..batch.slots.len().min(self.programs.geometry().slots) {
+            let slot = SlotId(index as u32);
+            for (group, changes) in changes.iter_mut().enumerate() {
+                let group = GroupId(group as u8);
+                let start = index * self.programs.geometry().table_len;
+                let pages = batch.slots.pages(slot, group).iter().enumerate();
+                changes.extend(pages.map(|(entry, page)| (start + entry, page.0)));
+            }
+        }
+        for event in batch.events {
+            if let SlotEvent::Open { slot } = *event {
+                resident = self.open_slot(resident, slot, batch)?;
+            }
+        }
+        self.write_tables(resident, changes)
+    }
+
+    /// A sequence moves in: where it has penalties, its tokens are counted.
+    fn open_slot(
+        &mut self,
+        mut resident: Resident,
+        slot: SlotId,
+        batch: &Batch<'_>,
+    ) -> Result<Resident, LaunchError> {
+        let sampling = batch.slots.sampling(slot);
+        if !sampling.has_penalties() {
+            return Ok(resident);
+        }
+        let vocab_size = self.programs.program().vocab_size() as usize;
+        let row = words(&batch::token_counts(sampling, vocab_size));
+        let devices = self.programs.devices();
+        let executable = self.programs.set_counts()?;
+        let client = executable.client().clone();
+        let row = upload(&client, devices, &[1, vocab_size as i64], &row)?;
+        let slot = upload(&client, devices, &[], &words(&[slot.0]))?;
+        let mut arguments = Arguments::new(devices);
+        arguments.donate(resident.counts);
+        arguments.borrow(&row);
+        arguments.borrow(&slot);
+        resident.counts = run(executable, arguments)?.only()?;
+        Ok(resident)
+    }
+
+    /// Writes page table entries: for each group (flat index, page).
+    fn write_tables(
+        &mut self,
+        mut resident: Resident,
+        changes: Vec<Vec<(usize, u32)>>,
+    ) -> Result<Resident, LaunchError> {
+        let devices = self.programs.devices();
+        let mut tables = Vec::with_capacity(resident.tables.len());
+        for (mut table, changes) in resident.tables.into_iter().zip(changes) {
+            for part in changes.chunks(PAGES_AT_ONCE) {
+                // Indices that are out of range are dropped.
+                let mut packed = vec![i32::MAX as u32; 2 * PAGES_AT_ONCE];
+                for (place, &(index, page)) in part.iter().enumerate() {
+                    packed[place] = index as u32;
+                    packed[PAGES_AT_ONCE + place] = page;
+                }
+                let executable = self.programs.set_pages()?;
+                let client = executable.client().clone();
+                let dims = [2, PAGES_AT_ONCE as i64];
+                let changes = upload(&client, devices, &dims, &words(&packed))?;
+                let mut arguments = Arguments::new(devices);
+                arguments.donate(table);
+                arguments.borrow(&changes);
+                table = run(executable, arguments)?.only()?;
+            }
+            tables.push(table);
+        }
+        resident.tables = tables;
+        Ok(resident)
+    }
+
+    /// Starts the forward pass. Returns the logits and what completes when it has run.
+    fn start_step(
+        &mut self,
+        mut resident: Resident,
+        batch: &Batch<'_>,
+        shape: StepShape,
+    ) -> Result<(Resident, Sharded, Completion), LaunchError> {
+        let control = pack_step(batch, shape, self.programs.geometry());
+        let devices = self.programs.devices();
+        let executable = self.programs.step(shape)?;
+        let client = executable.client().clone();
+        let control = upload(&client, devices, &[control.len() as i64], &words(&control))?;
+        let mut arguments = Arguments::new(devices);
+        for weight in &self.weights {
+            arguments.borrow(weight);
+        }
+        for array in resident.kv {
+            arguments.donate(array);
+        }
+        for table in &resident.tables {
+            arguments.borrow(table);
+        }
+        arguments.borrow(&resident.next_tokens);
+        arguments.borrow(&control);
+        let Outcome { mut arrays, done } = run(executable, arguments)?;
+        let logits = arrays.pop().ok_or(LaunchError::Outputs)?;
+        resident.kv = arrays;
+        Ok((resident, logits, done))
+    }
+
+    /// Starts the sampler over a step's logits, and the copy of its replies.
+    fn start_sampler(
+        &mut self,
+        mut resident: Resident,
+        logits: Sharded,
+        input: &SamplerInput,
+        masks: &[Mask<'_>],
+    ) -> Result<(Resident, HostCopy), LaunchError> {
+        let devices = self.programs.devices();
+        let vocab_size = self.programs.program().vocab_size() as usize;
+        let outputs = input.outputs();
+        let sampler = self.programs.sampler(outputs)?;
+        let client = sampler.executable.client().clone();
+        let control = input.control();
+        let control = upload(&client, devices, &[control.len() as i64], &words(control))?;
+        let bias = match input.bias(vocab_size) {
+            Some(bias) => {
+                let dims = [outputs as i64, vocab_size as i64];
+                Some(upload_as(&client, devices, ElementType::F32, &dims, &floats(&bias))?)
+            }
+            None => None,
+        };
+        let mask = match input.mask(vocab_size, masks) {
+            Some(mask) => {
+                let dims = [outputs as i64, (mask.len() / outputs.max(1)) as i64];
+                Some(upload_as(&client, devices, ElementType::U32, &dims, &words(&mask))?)
+            }
+            None => None,
+        };
+        let mut arguments = Arguments::new(devices);
+        arguments.borrow(&logits);
+        arguments.donate(resident.next_tokens);
+        arguments.donate(resident.counts);
+        arguments.borrow(bias.as_ref().unwrap_or(&sampler.no_bias));
+        arguments.borrow(mask.as_ref().unwrap_or(&sampler.no_mask));
+        arguments.borrow(&control);
+        let mut arrays = run(&sampler.executable, arguments)?.arrays.into_iter();
+        let mut next = || arrays.next().ok_or(LaunchError::Outputs);
+        resident.next_tokens = next()?;
+        resident.counts = next()?;
+        let replies = next()?;
+        let replies = replies.first().ok_or(LaunchError::Outputs)?.to_host()?;
+        Ok((resident, replies))
+    }
+
+    /// A launch failed, and what it was given is gone.
+    fn lose(&mut self, error: &LaunchError) -> StepError {
+        self.resident = None;
+        StepError::KvLost { reason: error.to_string() }
+    }
+
+    fn die(&mut self, reason: String) -> StepError {
+        self.dead = Some(reason.clone());
+        self.resident = None;
+        StepError::Dead { reason }
+    }
+
+    fn check_alive(&self) -> Result<(), StepError> {
+        match &self.dead {
+            Some(reason) => Err(StepError::Dead { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// A launch that was under way failed on the device, or did not end in time.
+    fn failed(&mut self, error: PjrtError, life: u64) -> StepError {
+        if matches!(error, PjrtError::Timeout { .. }) {
+            return self.die(error.to_string());
+        }
+        if life == self.life {
+            self.resident = None;
+        }
+        StepError::KvLost { reason: error.to_string() }
+    }
+}
+
+impl Executor for XlaExecutor {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
+        self.programs.warm_up(progress)
+    }
+
+    fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
+        self.check_alive()?;
+        let shape = self.programs.buckets().choose(batch);
+        let shape = shape.ok_or(StepError::Unsupported { what: "a batch beyond its limits" })?;
+        if !batch.events.iter().all(is_known) {
+            return Err(StepError::Unsupported { what: "an event of slots" });
+        }
+        let resident = self.take_resident(batch)?;
+        let step = self.start_step(resident, batch, shape);
+        let (resident, logits, done) = step.map_err(|error| self.lose(&error))?;
+        let stage = if batch.outputs.is_empty() {
+            self.resident = Some(resident);
+            Stage::Silent(done)
+        } else {
+            let input = SamplerInput::new(batch, shape.outputs, self.programs.geometry());
+            if batch.defer_sampling {
+                self.resident = Some(resident);
+                Stage::Deferred { logits, input }
+            } else {
+                let sampled = self.start_sampler(resident, logits, &input, &[]);
+                let (resident, replies) = sampled.map_err(|error| self.lose(&error))?;
+                self.resident = Some(resident);
+                Stage::Sampling { replies, input }
+            }
+        };
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.in_flight.push_back(InFlight { ticket, life: self.life, stage });
+        Ok(Ticket::new(ticket))
+    }
+
+    fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
+        self.check_alive()?;
+        let number = ticket.number();
+        let position = self.in_flight.iter().position(|launch| launch.ticket == number);
+        let not_in_flight =
+            StepError::Unsupported { what: "sampling a step that is not in flight" };
+        let Some(position) = position else { return Err(not_in_flight) };
+        let launch = self.in_flight.remove(position);
+        let InFlight { ticket, life, stage } = launch.ok_or(not_in_flight)?;
+        let (logits, input) = match stage {
+            Stage::Deferred { logits, input } => (logits, input),
+            // No outputs were wanted: there is nothing to sample.
+            stage => {
+                self.in_flight.insert(position, InFlight { ticket, life, stage });
+                return Ok(());
+            }
+        };
+        let Some(resident) = self.resident.take().filter(|_| life == self.life) else {
+            return Err(StepError::KvLost { reason: "an earlier launch failed".to_owned() });
+        };
+        let sampled = self.start_sampler(resident, logits, &input, masks.entries);
+        let (resident, replies) = sampled.map_err(|error| self.lose(&error))?;
+        self.resident = Some(resident);
+        let stage = Stage::Sampling { replies, input };
+        self.in_flight.insert(position, InFlight { ticket, life, stage });
+        Ok(())
+    }
+
+    fn wait(
+        &mut self,
+        ticket: Ticket,
+        deadline: Deadline,
+        result: &mut StepResult,
+    ) -> Result<(), StepError> {
+        result.clear();
+        self.check_alive()?;
+        let number = ticket.number();
+        let position = self.in_flight.iter().position(|launch| launch.ticket == number);
+        let launch = position.and_then(|position| self.in_flight.remove(position));
+        let Some(InFlight { life, stage, .. }) = launch else {
+            return Err(StepError::KvLost { reason: "the launch failed before".to_owned() });
+        };
+        let deadline = deadline.instant();
+        match stage {
+            Stage::Silent(done) => done.wait(deadline).map_err(|error| self.failed(error, life)),
+            Stage::Deferred { .. } => {
+                Err(StepError::Unsupported { what: "waiting for a step that was not sampled" })
+            }
+            Stage::Sampling { replies, input } => {
+                let replies = replies.wait(deadline).map_err(|error| self.failed(error, life))?;
+                input.read_replies(&replies, result)
+            }
+        }
+    }
+
+    fn compiles_in_traffic(&self) -> u64 {
+        self.programs.compiles_in_traffic()
+    }
+}
+
+fn is_known(event: &SlotEvent) -> bool {
+    use SlotEvent::{Close, CopyPage, Open, Pages};
+    matches!(event, Open { .. } | Pages { .. } | CopyPage { .. } | Close { .. })
+}

@@ -1,0 +1,332 @@
+//! Attention over paged KV, in StableHLO alone: it runs wherever XLA does.
+//!
+//! Each device works on its own heads. The new tokens' K and V are scattered into their pages, in
+//! place, since the KV array is donated. Then a loop walks the page tables block by block, with an
+//! online softmax (Milakov and Gimelshein, 2018; Dao et al., FlashAttention, 2022): what it reads
+//! of the KV at one time is one block of each sequence, never a whole context.
+//!
+//! Decode rows have one query each, and prefill rows come in runs of queries that read the same
+//! pages ([`StepShape`](super::step::StepShape)). Both are the same code with another run length.
+//! The loop ends with the longest sequence of the segment; shorter ones are masked meanwhile.
+
+use engine_core::{
+    backend::BackendError,
+    model::{Attention, Program},
+};
+
+use super::{
+    Geometry, ops,
+    step::{Lowering, StepShape, kv_sharding},
+};
+use crate::stablehlo::{Element, Function, Order, Reduction, Sharding, Value};
+
+/// Stands for minus infinity in the running maximum, and is finite so that differences are.
+const LOW: f64 = -1e30;
+
+/// The heads of one device, and what one attention layer is.
+struct Heads<'a> {
+    attention: &'a Attention,
+    geometry: &'a Geometry,
+    kv_heads: usize,
+    /// Query heads of each KV head.
+    group: usize,
+}
+
+/// Runs of tokens that share a page table: `runs` of `run` tokens.
+struct Segment {
+    start: usize,
+    runs: usize,
+    run: usize,
+}
+
+impl Lowering<'_> {
+    pub(super) fn attention(&mut self, attention: &Attention) -> Result<(), BackendError> {
+        let devices = self.placement.devices;
+        let group = usize::from(attention.group.0);
+        let layer = kv_index(self.program, attention);
+        let query = self.value(attention.query)?;
+        let key = self.value(attention.key)?;
+        let value = self.value(attention.value)?;
+        let destinations = self.destinations(group);
+        let head_dim = attention.head_dim as usize;
+        let kv_heads = self.width(attention.key) / head_dim / devices;
+        let heads = Heads {
+            attention,
+            geometry: self.geometry,
+            kv_heads,
+            group: self.width(attention.query) / self.width(attention.key),
+        };
+        let shape = self.shape;
+        let across = if devices == 1 { Sharding::REPLICATED } else { Sharding::along(1) };
+        let whole = Sharding::REPLICATED;
+        let kv_sharding = kv_sharding(self.placement);
+        let mut inputs = vec![
+            (&query, across),
+            (&key, across),
+            (&value, across),
+            (&self.kv[layer], kv_sharding),
+            (&self.tables[group], whole),
+            (&self.token_slots, whole),
+            (&self.positions, whole),
+            (&destinations, whole),
+        ];
+        let sinks = attention.sinks.map(|weight| &self.weights[weight.index()]);
+        if let Some(sinks) = sinks {
+            inputs.push((sinks, if devices == 1 { whole } else { Sharding::along(0) }));
+        }
+        let body = |f: &mut Function, local: &[Value]| heads.lower(f, local, shape);
+        let mut results = match devices {
+            1 => {
+                let local: Vec<Value> = inputs.iter().map(|(value, _)| (*value).clone()).collect();
+                body(&mut self.function, &local)
+            }
+            _ => self.function.on_each_device(devices, &inputs, &[across, kv_sharding], body),
+        };
+        // The body returns the output and the KV array.
+        if let (Some(kv), Some(out)) = (results.pop(), results.pop()) {
+            self.kv[layer] = kv;
+            self.set(attention.out, out);
+        }
+        Ok(())
+    }
+
+    /// Where each token's K and V go in a group: `page * page_size + offset`, `[tokens]`.
+    fn destinations(&mut self, group: usize) -> Value {
+        if let Some(known) = &self.destinations[group] {
+            return known.clone();
+        }
+        let table = self.tables[group].clone();
+        let f = &mut self.function;
+        let tokens = [self.shape.tokens()];
+        let page_size = f.splat(Element::I32, &tokens, self.geometry.page_size as f64);
+        let table_len = f.splat(Element::I32, &tokens, table.dim(1) as f64);
+        let flat_table = f.reshape(&table, &[table.dim(0) * table.dim(1)]);
+        let row = f.multiply(&self.token_slots, &table_len);
+        let entry = f.divide(&self.positions, &page_size);
+        let entry = f.add(&row, &entry);
+        let page = f.take(&flat_table, &entry);
+        let page_start = f.multiply(&page, &page_size);
+        let offset = f.remainder(&self.positions, &page_size);
+        let destinations = f.add(&page_start, &offset);
+        self.destinations[group] = Some(destinations.clone());
+        destinations
+    }
+}
+
+/// The KV array of an attention layer, in the order of [`Geometry::kv_types`].
+pub(crate) fn kv_index(program: &Program, attention: &Attention) -> usize {
+    let before = &program.groups()[..usize::from(attention.group.0)];
+    before.iter().map(|group| group.layers as usize).sum::<usize>() + attention.layer as usize
+}
+
+impl Heads<'_> {
+    /// Writes K and V, then attends. Returns the output and the KV array.
+    fn lower(&self, f: &mut Function, local: &[Value], shape: StepShape) -> Vec<Value> {
+        let [query, key, value, kv, table, slots, positions, destinations, sinks @ ..] = local
+        else {
+            return Vec::new();
+        };
+        let kv = self.write(f, key, value, kv, destinations);
+        let decode = Segment { start: 0, runs: shape.decode, run: 1 };
+        let prefill = Segment { start: shape.decode, runs: shape.blocks, run: shape.block };
+        let mut parts = Vec::new();
+        for segment in [decode, prefill] {
+            if segment.runs > 0 {
+                let part =
+                    self.attend(f, &segment, query, &kv, table, slots, positions, sinks.first());
+                parts.push(part);
+            }
+        }
+        let parts: Vec<&Value> = parts.iter().collect();
+        vec![f.concatenate(&parts, 0), kv]
+    }
+
+    /// Scatters the new tokens' K and V, `[tokens, kv_heads * head_dim]` each, into the pages.
+    fn write(
+        &self,
+        f: &mut Function,
+        key: &Value,
+        value: &Value,
+        kv: &Value,
+        destinations: &Value,
+    ) -> Value {
+        let (tokens, head_dim) = (key.dim(0), self.attention.head_dim as usize);
+        let apart = [tokens, self.kv_heads, 1, head_dim];
+        let key = f.reshape(key, &apart);
+        let value = f.reshape(value, &apart);
+        let both = f.concatenate(&[&key, &value], 2);
+        let both = f.reshape(&both, &[tokens, 2 * self.kv_heads, head_dim]);
+        let both = f.convert(&both, kv.element());
+        let pages = kv.dims().to_vec();
+        let flat = f.reshape(kv, &[pages[0] * pages[1], pages[2], pages[3]]);
+        let flat = f.put(&flat, destinations, &both);
+        f.reshape(&flat, &pages)
+    }
+
+    /// Attention of one segment: `[runs * run, heads * head_dim]`.
+    #[allow(clippy::too_many_arguments)] // The operands of one equation.
+    fn attend(
+        &self,
+        f: &mut Function,
+        segment: &Segment,
+        query: &Value,
+        kv: &Value,
+        table: &Value,
+        slots: &Value,
+        positions: &Value,
+        sinks: Option<&Value>,
+    ) -> Value {
+        let &Segment { start, runs, run } = segment;
+        let (kv_heads, group) = (self.kv_heads, self.group);
+        let head_dim = self.attention.head_dim as usize;
+        let queries = group * run;
+        let tokens = runs * run;
+
+        // [runs, kv_heads, group * run, head_dim]: all queries that read one KV head together.
+        let q = f.slice(query, 0, start, tokens);
+        let q = f.scale(&q, self.attention.scale);
+        let q = f.convert(&q, kv.element());
+        let q = f.reshape(&q, &[runs, run, kv_heads, group, head_dim]);
+        let q = f.transpose(&q, &[0, 2, 3, 1, 4]);
+        let q = f.reshape(&q, &[runs, kv_heads, queries, head_dim]);
+
+        // A run's tokens are of one row, and its first is no padding unless all are.
+        let slots = f.slice(slots, 0, start, tokens);
+        let slots = f.reshape(&slots, &[runs, run]);
+        let slots = f.slice(&slots, 1, 0, 1);
+        let slots = f.reshape(&slots, &[runs]);
+        let table = f.take(table, &slots);
+        let positions = f.slice(positions, 0, start, tokens);
+        let positions = f.reshape(&positions, &[runs, run]);
+
+        let block = self.geometry.pages_per_block() * self.geometry.page_size;
+        let first = self.first_block(f, &positions, &slots, block);
+        let last = f.reduce(&positions, Reduction::Max, &[0, 1]);
+        let block_size = f.int(block);
+        let last = f.divide(&last, &block_size);
+
+        let rows = [runs, kv_heads, queries];
+        let (maximum, total) = match sinks {
+            // A sink is one more logit, whose value is zero.
+            Some(sinks) => {
+                let sinks = f.reshape(sinks, &[kv_heads, group]);
+                let sinks = f.broadcast(&sinks, &[runs, kv_heads, group, run], &[1, 2]);
+                (f.reshape(&sinks, &rows), f.splat(Element::F32, &rows, 1.0))
+            }
+            None => (f.splat(Element::F32, &rows, LOW), f.splat(Element::F32, &rows, 0.0)),
+        };
+        let sum = f.splat(Element::F32, &[runs, kv_heads, queries, head_dim], 0.0);
+        let state = f.while_loop(
+            &[&first, &maximum, &total, &sum],
+            |f, state| f.compare(&state[0], Order::LessEqual, &last),
+            |f, state| self.block(f, state, &q, kv, &table, &positions),
+        );
+        let total = f.broadcast_to(&state[2], &state[3], &[0, 1, 2]);
+        let out = f.divide(&state[3], &total);
+        let out = f.convert(&out, query.element());
+        let out = f.reshape(&out, &[runs, kv_heads, group, run, head_dim]);
+        let out = f.transpose(&out, &[0, 3, 1, 2, 4]);
+        f.reshape(&out, &[tokens, kv_heads * group * head_dim])
+    }
+
+    /// The first block that any token sees: 0, or where the window of the earliest begins.
+    fn first_block(
+        &self,
+        f: &mut Function,
+        positions: &Value,
+        slots: &Value,
+        block: usize,
+    ) -> Value {
+        let Some(window) = self.attention.window else { return f.int(0) };
+        let padding = f.splat(Element::I32, slots.dims(), self.geometry.padding_slot() as f64);
+        let is_padding = f.compare(slots, Order::Equal, &padding);
+        let is_padding = f.broadcast_to(&is_padding, positions, &[0]);
+        let late = f.splat(Element::I32, positions.dims(), f64::from(i32::MAX));
+        let real = f.select(&is_padding, &late, positions);
+        let earliest = f.reduce(&real, Reduction::Min, &[0, 1]);
+        let before = f.int(window as usize - 1);
+        let earliest = f.subtract(&earliest, &before);
+        let zero = f.int(0);
+        let earliest = f.maximum(&earliest, &zero);
+        let block = f.int(block);
+        f.divide(&earliest, &block)
+    }
+
+    /// One turn of the loop: reads a block of each sequence's KV and folds it into the running
+    /// maximum, total and sum.
+    fn block(
+        &self,
+        f: &mut Function,
+        state: &[Value],
+        q: &Value,
+        kv: &Value,
+        table: &Value,
+        positions: &Value,
+    ) -> Vec<Value> {
+        let [index, maximum, total, sum] = state else { return Vec::new() };
+        let (runs, run) = (positions.dim(0), positions.dim(1));
+        let pages = self.geometry.pages_per_block();
+        let block = pages * self.geometry.page_size;
+        let head_dim = self.attention.head_dim as usize;
+        let one = f.int(1);
+        let next = f.add(index, &one);
+
+        let pages_size = f.int(pages);
+        let entry = f.multiply(index, &pages_size);
+        let entries = f.dynamic_slice(table, 1, &entry, pages);
+        let read = f.take(kv, &entries);
+        let read = f.reshape(&read, &[runs, block, self.kv_heads, 2, head_dim]);
+        let part = |f: &mut Function, which: usize| {
+            let part = f.slice(&read, 3, which, 1);
+            f.reshape(&part, &[runs, block, self.kv_heads, head_dim])
+        };
+        let (key, value) = (part(f, 0), part(f, 1));
+
+        let mut scores = f.dot((q, &key), &[(0, 0), (1, 2)], (3, 3), Element::F32);
+        if let Some(cap) = self.attention.soft_cap {
+            scores = ops::soft_cap(f, &scores, cap);
+        }
+        let seen = self.seen(f, index, positions, block);
+        let seen = f.broadcast(&seen, &[runs, self.kv_heads, self.group, run, block], &[0, 3, 4]);
+        let seen = f.reshape(&seen, scores.dims());
+        let low = f.splat(Element::F32, scores.dims(), LOW);
+        let scores = f.select(&seen, &scores, &low);
+
+        let largest = f.reduce(&scores, Reduction::Max, &[3]);
+        let largest = f.maximum(maximum, &largest);
+        let shift = f.broadcast_to(&largest, &scores, &[0, 1, 2]);
+        let weights = f.subtract(&scores, &shift);
+        let weights = f.exponential(&weights);
+        let nothing = f.splat(Element::F32, scores.dims(), 0.0);
+        let weights = f.select(&seen, &weights, &nothing);
+        let correction = f.subtract(maximum, &largest);
+        let correction = f.exponential(&correction);
+
+        let added = f.reduce(&weights, Reduction::Sum, &[3]);
+        let total = f.multiply(total, &correction);
+        let total = f.add(&total, &added);
+        let weights = f.convert(&weights, kv.element());
+        let added = f.dot((&weights, &value), &[(0, 0), (1, 2)], (3, 1), Element::F32);
+        let correction = f.broadcast_to(&correction, sum, &[0, 1, 2]);
+        let sum = f.multiply(sum, &correction);
+        let sum = f.add(&sum, &added);
+        vec![next, largest, total, sum]
+    }
+
+    /// Which positions of block `index` each token sees: `[runs, run, block]`.
+    fn seen(&self, f: &mut Function, index: &Value, positions: &Value, block: usize) -> Value {
+        let dims = [positions.dim(0), positions.dim(1), block];
+        let block_size = f.int(block);
+        let first = f.multiply(index, &block_size);
+        let first = f.broadcast(&first, &dims, &[]);
+        let offset = f.iota(Element::I32, &dims, 2);
+        let key = f.add(&first, &offset);
+        let own = f.broadcast(positions, &dims, &[0, 1]);
+        let seen = f.compare(&key, Order::LessEqual, &own);
+        let Some(window) = self.attention.window else { return seen };
+        let distance = f.subtract(&own, &key);
+        let window = f.splat(Element::I32, &dims, f64::from(window));
+        let near = f.compare(&distance, Order::Less, &window);
+        f.and(&seen, &near)
+    }
+}

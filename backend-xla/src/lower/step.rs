@@ -1,0 +1,191 @@
+//! The step: embeds the new tokens, runs the layers, writes KV, and ends with logits.
+
+use std::sync::Arc;
+
+use engine_core::{
+    backend::BackendError,
+    model::{Program, ValueId},
+};
+
+use super::{Geometry, Module, placement::Placement, unsupported};
+use crate::stablehlo::{Element, Function, Input, Output, Sharding, Type, Value};
+
+/// The shape of a step: a bucket.
+///
+/// Tokens lie in this order, padding included: one for each decode row, then `blocks` runs of
+/// `block` tokens, each run from one prefill row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct StepShape {
+    /// Rows with one new token.
+    pub(crate) decode: usize,
+    /// Runs of tokens of prefill rows.
+    pub(crate) blocks: usize,
+    /// Tokens in a run.
+    pub(crate) block: usize,
+    /// Tokens after which an output is wanted.
+    pub(crate) outputs: usize,
+}
+
+impl StepShape {
+    /// Tokens, padding included.
+    pub(crate) fn tokens(&self) -> usize {
+        self.decode + self.blocks * self.block
+    }
+
+    /// Length of the control vector: for each token its id (or -1: the slot's next token), its
+    /// slot and its position; for each output its token's index.
+    pub(crate) fn control_len(&self) -> usize {
+        3 * self.tokens() + self.outputs
+    }
+}
+
+/// What is being lowered, and what is known so far.
+pub(super) struct Lowering<'a> {
+    pub(super) function: Function,
+    pub(super) program: &'a Program,
+    pub(super) placement: &'a Placement,
+    pub(super) geometry: &'a Geometry,
+    pub(super) shape: StepShape,
+    /// By [`ValueId`].
+    pub(super) values: Vec<Option<Value>>,
+    /// By [`WeightId`](engine_core::model::WeightId).
+    pub(super) weights: Vec<Value>,
+    /// As they are after the layers so far; see [`Geometry::kv_types`].
+    pub(super) kv: Vec<Value>,
+    pub(super) tables: Vec<Value>,
+    /// `[tokens]` each.
+    pub(super) token_ids: Value,
+    pub(super) token_slots: Value,
+    pub(super) positions: Value,
+    /// `[outputs]`.
+    pub(super) output_tokens: Value,
+    /// For each page group the flat position that each token writes: `page * page_size + offset`.
+    pub(super) destinations: Vec<Option<Value>>,
+    pub(super) rotations: Vec<Rotation>,
+}
+
+/// Cosines and sines of all tokens, shared by the layers that rotate alike.
+pub(super) struct Rotation {
+    pub(super) frequencies: Arc<[f32]>,
+    pub(super) factor: f32,
+    /// `[tokens, pairs]` each.
+    pub(super) cosine: Value,
+    pub(super) sine: Value,
+}
+
+/// Lowers a program to the step of one shape.
+///
+/// Arguments: the weights; the KV arrays, which are donated; the page tables; the next tokens; the
+/// control vector. Results: the KV arrays, then the logits, `[outputs, vocab_size]` in `f32`.
+pub(crate) fn step(
+    program: &Program,
+    placement: &Placement,
+    geometry: &Geometry,
+    shape: StepShape,
+) -> Result<Module, BackendError> {
+    let mut inputs: Vec<Input> = placement
+        .weights
+        .iter()
+        .map(|weight| Input {
+            kind: weight.kind.clone(),
+            sharding: weight.sharding,
+            aliased_output: None,
+        })
+        .collect();
+    let weight_count = inputs.len();
+    let kv_types = geometry.kv_types(program, placement);
+    let kv_sharding = kv_sharding(placement);
+    inputs.extend(kv_types.iter().enumerate().map(|(index, kind)| Input {
+        kind: kind.clone(),
+        sharding: kv_sharding,
+        aliased_output: Some(index),
+    }));
+    let tables_at = inputs.len();
+    inputs.extend(geometry.table_types().into_iter().map(replicated));
+    let next_at = inputs.len();
+    inputs.push(replicated(geometry.next_tokens_type()));
+    let control_at = inputs.len();
+    inputs.push(replicated(Type::new(Element::I32, &[shape.control_len()])));
+
+    let mut function = Function::new();
+    let argument = |index: usize| function.argument(index, &inputs[index]);
+    let weights: Vec<Value> = (0..weight_count).map(argument).collect();
+    let kv: Vec<Value> = (weight_count..tables_at).map(argument).collect();
+    let tables: Vec<Value> = (tables_at..next_at).map(argument).collect();
+    let (next_tokens, control) = (argument(next_at), argument(control_at));
+
+    let tokens = shape.tokens();
+    let part =
+        |function: &mut Function, index: usize| function.slice(&control, 0, index * tokens, tokens);
+    let given = part(&mut function, 0);
+    let token_slots = part(&mut function, 1);
+    let positions = part(&mut function, 2);
+    let output_tokens = function.slice(&control, 0, 3 * tokens, shape.outputs);
+    let token_ids = choose_tokens(&mut function, &given, &next_tokens, &token_slots);
+
+    let mut lowering = Lowering {
+        function,
+        program,
+        placement,
+        geometry,
+        shape,
+        values: vec![None; program.values().len()],
+        weights,
+        kv,
+        destinations: vec![None; tables.len()],
+        tables,
+        token_ids,
+        token_slots,
+        positions,
+        output_tokens,
+        rotations: Vec::new(),
+    };
+    for op in program.ops() {
+        lowering.op(op)?;
+    }
+    let logits = lowering.value(program.logits())?;
+    let mut outputs: Vec<Output> =
+        lowering.kv.into_iter().map(|value| Output { value, sharding: kv_sharding }).collect();
+    outputs.push(Output { value: logits, sharding: Sharding::REPLICATED });
+    Ok(Module::finish(lowering.function, &inputs, &outputs, placement.devices))
+}
+
+/// KV arrays are divided by heads.
+pub(super) fn kv_sharding(placement: &Placement) -> Sharding {
+    if placement.devices == 1 { Sharding::REPLICATED } else { Sharding::along(2) }
+}
+
+pub(super) fn replicated(kind: Type) -> Input {
+    Input { kind, sharding: Sharding::REPLICATED, aliased_output: None }
+}
+
+/// The token given, or, where it is negative, the one that the slot produced last.
+fn choose_tokens(
+    function: &mut Function,
+    given: &Value,
+    next_tokens: &Value,
+    slots: &Value,
+) -> Value {
+    let produced = function.take(next_tokens, slots);
+    let zero = function.splat(Element::I32, given.dims(), 0.0);
+    let is_produced = function.compare(given, crate::stablehlo::Order::Less, &zero);
+    function.select(&is_produced, &produced, given)
+}
+
+impl Lowering<'_> {
+    pub(super) fn value(&self, id: ValueId) -> Result<Value, BackendError> {
+        let value = self.values.get(id.index()).and_then(Option::as_ref);
+        value
+            .cloned()
+            .ok_or_else(|| unsupported("a program that reads a value before it is written"))
+    }
+
+    pub(super) fn set(&mut self, id: ValueId, value: Value) {
+        self.values[id.index()] = Some(value);
+    }
+
+    /// The width of a value over all devices, with heads that fill up.
+    pub(super) fn width(&self, id: ValueId) -> usize {
+        self.placement.widths[id.index()]
+    }
+}
