@@ -71,6 +71,12 @@ pub enum TextError {
         /// The tokenizer's message.
         reason: String,
     },
+    /// A text has a run of white space so long that it can't be split reliably.
+    #[error("the text has more than {limit} characters of white space in a row")]
+    WhiteSpace {
+        /// The longest run that is accepted.
+        limit: usize,
+    },
     /// A stop string is empty, so it would match everywhere.
     #[error("stop string {index} is empty")]
     EmptyStopString {

@@ -12,6 +12,13 @@ use super::token_table::TokenTable;
 use super::{GgufVocabulary, IncrementalDetokenizer, SpecialTokens, TextError};
 use crate::model::ModelFiles;
 
+/// How long a run of white space may be, in characters.
+///
+/// The patterns that split a text look ahead behind white space, and the regular expression engine
+/// gives up at a million steps back; `tokenizers` then takes all the rest of the text for one piece
+/// and says nothing. A run of 900,000 was still split right, one of 1,100,000 was not.
+const MAX_WHITE_SPACE: usize = 500_000;
+
 /// A model's tokenizer: text into tokens and back.
 ///
 /// Cloning is cheap; clones share the vocabulary.
@@ -132,8 +139,12 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
+    /// [`TextError::WhiteSpace`] for an absurdly long run of white space, and
     /// [`TextError::Encode`].
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        if longest_white_space(text) > MAX_WHITE_SPACE {
+            return Err(TextError::WhiteSpace { limit: MAX_WHITE_SPACE });
+        }
         let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens))
             .map_err(|reason| TextError::Encode { reason })?;
         Ok(encoding.get_ids().to_vec())
@@ -222,6 +233,14 @@ impl fmt::Debug for Tokenizer {
             .field("special", &self.special)
             .finish_non_exhaustive()
     }
+}
+
+/// The length of the longest run of white space, in characters.
+fn longest_white_space(text: &str) -> usize {
+    text.split(|character: char| !character.is_whitespace())
+        .map(|run| run.chars().count())
+        .max()
+        .unwrap_or(0)
 }
 
 /// Runs code of the `tokenizers` crate. A definition that is well-formed but contradicts itself

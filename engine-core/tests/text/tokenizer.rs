@@ -109,6 +109,16 @@ fn any_text_survives_a_round_trip_through_byte_level_tokens() {
 }
 
 #[test]
+fn long_runs_of_white_space_are_split_right_or_refused() {
+    let tokenizer = gguf("smollm");
+    let longest = format!("{} the", " ".repeat(499_999));
+    let tokens = tokenizer.encode(&longest, false).unwrap();
+    assert_eq!(tokens.last().copied(), tokenizer.token_to_id("Ġthe"));
+    let error = tokenizer.encode(&format!(" {longest}"), false).unwrap_err();
+    assert!(matches!(error, TextError::WhiteSpace { limit: 500_000 }), "{error}");
+}
+
+#[test]
 fn model_without_a_row_for_every_token_is_refused() {
     let tokenizer = gguf("smollm");
     let size = tokenizer.vocab_size();
