@@ -1,7 +1,7 @@
 //! The Hugging Face hub.
 
 use std::ops::Range;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -19,14 +19,17 @@ const PIECE: Duration = Duration::from_secs(90);
 
 /// The hub that `HF_ENDPOINT` names, by default Hugging Face's; with the token of `HF_TOKEN` or
 /// of the user's login, if there is one.
-#[derive(Debug)]
-pub(crate) struct HuggingFaceHub;
+#[derive(Debug, Default)]
+pub(crate) struct HuggingFaceHub {
+    /// Another hub than that of the environment.
+    endpoint: Option<String>,
+    client: OnceLock<HFClientSync>,
+}
 
 impl Hub for HuggingFaceHub {
     fn snapshot(&self, repository: &str, revision: &str) -> Result<HubSnapshot, String> {
-        let (repository, revision) = (repository.to_owned(), revision.to_owned());
+        let (repository, revision) = (self.open(repository)?, revision.to_owned());
         within(ANSWER, move || {
-            let repository = open(&repository)?;
             let information = repository.info().revision(&revision).send().map_err(text)?;
             let commit = information.sha.ok_or("the hub does not say which commit this is")?;
             let entries =
@@ -49,9 +52,9 @@ impl Hub for HuggingFaceHub {
         range: Range<u64>,
     ) -> Result<Vec<u8>, String> {
         let (repository, commit, path) =
-            (repository.to_owned(), commit.to_owned(), path.to_owned());
+            (self.open(repository)?, commit.to_owned(), path.to_owned());
         within(PIECE, move || {
-            let bytes = open(&repository)?
+            let bytes = repository
                 .download_file_to_bytes()
                 .filename(path)
                 .revision(commit)
@@ -62,10 +65,19 @@ impl Hub for HuggingFaceHub {
     }
 }
 
-fn open(repository: &str) -> Result<HFRepositorySync<RepoTypeModel>, String> {
-    let (owner, name) = split_id(repository);
-    let client = HFClientBuilder::new().retry_max_attempts(1).build().map_err(text)?;
-    Ok(HFClientSync::from_inner(client).map_err(text)?.model(owner, name))
+impl HuggingFaceHub {
+    fn open(&self, repository: &str) -> Result<HFRepositorySync<RepoTypeModel>, String> {
+        let (owner, name) = split_id(repository);
+        if let Some(client) = self.client.get() {
+            return Ok(client.model(owner, name));
+        }
+        let mut builder = HFClientBuilder::new().retry_max_attempts(1);
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.endpoint(endpoint);
+        }
+        let client = HFClientSync::from_inner(builder.build().map_err(text)?).map_err(text)?;
+        Ok(self.client.get_or_init(|| client).model(owner, name))
+    }
 }
 
 /// Runs a call that has no time limit of its own on a thread, and gives up on it after `limit`.
@@ -102,7 +114,87 @@ fn text(error: impl std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
+
+    const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+    /// A hub on this machine with one file, `f.bin`, which counts up from 0 to 99.
+    fn local_hub() -> HuggingFaceHub {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || listener.incoming().flatten().for_each(answer));
+        HuggingFaceHub { endpoint: Some(endpoint), client: OnceLock::new() }
+    }
+
+    fn answer(mut stream: TcpStream) {
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        let head: Vec<String> =
+            lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+        let file: Vec<u8> = (0..100).collect();
+        let range = head.iter().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            let (first, last) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
+            let bounds = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+            name.eq_ignore_ascii_case("range").then_some(bounds)
+        });
+        let request = head.first().map_or("", String::as_str);
+        let mut parts = request.split([' ', '?']);
+        let (method, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+        let (status, body) = match path.strip_prefix("/api/models/org/name/") {
+            Some("revision/main") => {
+                ("200 OK", format!(r#"{{"id": "org/name", "sha": "{COMMIT}"}}"#).into_bytes())
+            }
+            Some(tree) if tree == format!("tree/{COMMIT}") => (
+                "200 OK",
+                br#"[{"type": "directory", "oid": "1", "path": "d"},
+                    {"type": "file", "oid": "2", "size": 100, "path": "f.bin",
+                     "lfs": {"oid": "ab", "sha256": "ab", "size": 100, "pointerSize": 1}}]"#
+                    .to_vec(),
+            ),
+            None if path == format!("/org/name/resolve/{COMMIT}/f.bin") => match range {
+                Some((first, last)) => ("206 Partial Content", file[first..=last].to_vec()),
+                None => ("200 OK", file),
+            },
+            _ => ("404 Not Found", b"{}".to_vec()),
+        };
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             ETag: \"ab\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        let body = if method == "HEAD" { Vec::new() } else { body };
+        stream.write_all(&[head.into_bytes(), body].concat()).unwrap();
+    }
+
+    #[test]
+    fn revision_is_looked_up_and_ranges_are_read_over_http() {
+        let hub = local_hub();
+        let snapshot = hub.snapshot("org/name", "main").unwrap();
+        assert_eq!(snapshot.commit, COMMIT);
+        let [file] = snapshot.files.as_slice() else { panic!("{snapshot:?}") };
+        assert_eq!((file.path.as_str(), file.size), ("f.bin", 100));
+        assert_eq!(file.sha256.as_deref(), Some("ab"));
+        assert_eq!(hub.read("org/name", COMMIT, "f.bin", 0..3).unwrap(), [0, 1, 2]);
+        assert_eq!(hub.read("org/name", COMMIT, "f.bin", 98..100).unwrap(), [98, 99]);
+    }
+
+    #[test]
+    fn what_the_hub_does_not_have_is_said_in_words() {
+        let hub = local_hub();
+        let error = hub.snapshot("org/other", "main").unwrap_err();
+        assert!(error.contains("org/other"), "{error}");
+        let error = hub.read("org/name", COMMIT, "g.bin", 0..3).unwrap_err();
+        assert!(error.contains("g.bin"), "{error}");
+        let nowhere = HuggingFaceHub {
+            endpoint: Some("http://127.0.0.1:9".to_owned()),
+            client: OnceLock::new(),
+        };
+        let error = nowhere.snapshot("org/name", "main").unwrap_err();
+        assert!(error.to_lowercase().contains("connect"), "{error}");
+    }
 
     #[test]
     fn call_that_does_not_return_is_given_up() {

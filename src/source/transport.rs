@@ -47,7 +47,7 @@ pub(crate) trait Packages {
 /// The Hugging Face hub, or a hub that says that it was left out.
 #[cfg(feature = "hub")]
 pub(crate) fn default_hub() -> impl Hub {
-    super::hub::HuggingFaceHub
+    super::hub::HuggingFaceHub::default()
 }
 
 /// The Hugging Face hub, or a hub that says that it was left out.
