@@ -98,7 +98,8 @@ pub enum SlotEvent {
         /// The slot.
         slot: SlotId,
     },
-    /// Entries of the slot's page table were appended or re-pointed.
+    /// Entries of the slot's page table were appended or re-pointed. The lent table has them: a
+    /// change to a table that is gone by the launch is not announced.
     Pages {
         /// The slot.
         slot: SlotId,

@@ -1,0 +1,5 @@
+//! Whether the test doubles do what other tests rely on.
+
+mod engine;
+mod faults;
+mod shadow;
