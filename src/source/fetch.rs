@@ -118,9 +118,10 @@ impl Fetcher<'_> {
             let Some(incoming) = self.claim(source, &target)? else { return Ok(target) };
             let snapshot = self.snapshot(at)?;
             let listed = find(at, &snapshot, file)?;
-            refuse_another(&known, listed)?;
-            let pinned = HubFile { sha256: Some(known.sha256.to_owned()), ..listed.clone() };
-            return self.download(at, &snapshot.commit, &pinned, incoming);
+            let stated = self.stated_hash(at, &snapshot.commit, listed)?;
+            refuse_another(&known, listed, stated)?;
+            self.download(at, &snapshot.commit, listed, &incoming)?;
+            return incoming.accept(Some(known.sha256));
         }
         let snapshot = match self.look_up(at, source)? {
             Snapshot::Current(snapshot) => snapshot,
@@ -227,9 +228,24 @@ impl Fetcher<'_> {
     ) -> Result<PathBuf, SourceError> {
         let target = self.hub_path(at, commit, &file.path);
         match self.claim(source, &target)? {
-            Some(incoming) => self.download(at, commit, file, incoming),
+            Some(incoming) => {
+                let stated = self.stated_hash(at, commit, file)?;
+                self.download(at, commit, file, &incoming)?;
+                incoming.accept(stated.as_deref())
+            }
             None => Ok(target),
         }
+    }
+
+    fn stated_hash(
+        &self,
+        at: &HubSource<'_>,
+        commit: &str,
+        file: &HubFile,
+    ) -> Result<Option<String>, SourceError> {
+        self.hub
+            .sha256(at.repository, commit, &file.path)
+            .map_err(|reason| hub_error(at, format!("{}: {reason}", file.path)))
     }
 
     /// Downloads what is missing of a file, piece by piece.
@@ -238,8 +254,8 @@ impl Fetcher<'_> {
         at: &HubSource<'_>,
         commit: &str,
         file: &HubFile,
-        incoming: Incoming,
-    ) -> Result<PathBuf, SourceError> {
+        incoming: &Incoming,
+    ) -> Result<(), SourceError> {
         let mut done = incoming.length();
         if done > file.size {
             incoming.discard()?;
@@ -262,7 +278,7 @@ impl Fetcher<'_> {
             done += length;
             self.progress.update(&file.path, done, file.size);
         }
-        incoming.accept(file.sha256.as_deref())
+        Ok(())
     }
 
     /// Claims a place in the cache; `None` if the file is there.
@@ -313,9 +329,13 @@ fn find<'a>(
 }
 
 /// Spares the download of a file of which it is known beforehand that it is another one.
-fn refuse_another(known: &KnownFile, listed: &HubFile) -> Result<(), SourceError> {
-    let found = match &listed.sha256 {
-        Some(stated) if !stated.eq_ignore_ascii_case(known.sha256) => stated.clone(),
+fn refuse_another(
+    known: &KnownFile,
+    listed: &HubFile,
+    stated: Option<String>,
+) -> Result<(), SourceError> {
+    let found = match stated {
+        Some(stated) if !stated.eq_ignore_ascii_case(known.sha256) => stated,
         _ if listed.size != known.size => {
             format!("unknown, at {} instead of {} bytes", listed.size, known.size)
         }

@@ -35,12 +35,23 @@ impl Hub for HuggingFaceHub {
             let entries =
                 repository.list_tree().revision(&commit).recursive(true).send().map_err(text)?;
             let files = entries.into_iter().filter_map(|entry| match entry {
-                RepoTreeEntry::File { size, path, lfs, .. } => {
-                    Some(HubFile { path, size, sha256: lfs.and_then(|lfs| lfs.sha256) })
-                }
+                RepoTreeEntry::File { size, path, .. } => Some(HubFile { path, size }),
                 RepoTreeEntry::Directory { .. } => None,
             });
             Ok(HubSnapshot { commit, files: files.collect() })
+        })
+    }
+
+    /// Files in large file storage have their SHA-256 as entity tag; all others have the SHA-1 of
+    /// their git object.
+    fn sha256(&self, repository: &str, commit: &str, path: &str) -> Result<Option<String>, String> {
+        let (repository, commit, path) =
+            (self.open(repository)?, commit.to_owned(), path.to_owned());
+        within(ANSWER, move || {
+            let metadata = repository.get_file_metadata().filepath(path).revision(&commit).send();
+            let tag = metadata.map_err(text)?.etag;
+            let is_sha256 = tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+            Ok(is_sha256.then_some(tag))
         })
     }
 
@@ -120,6 +131,8 @@ mod tests {
     use super::*;
 
     const COMMIT: &str = "0123456789012345678901234567890123456789";
+    const GIT_OBJECT: &str = "abcdefabcdefabcdefabcdefabcdefabcdefabcd";
+    const LARGE: &str = "abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
 
     /// A hub on this machine with one file, `f.bin`, which counts up from 0 to 99.
     fn local_hub() -> HuggingFaceHub {
@@ -151,7 +164,7 @@ mod tests {
                 "200 OK",
                 br#"[{"type": "directory", "oid": "1", "path": "d"},
                     {"type": "file", "oid": "2", "size": 100, "path": "f.bin",
-                     "lfs": {"oid": "ab", "sha256": "ab", "size": 100, "pointerSize": 1}}]"#
+                     "lfs": {"oid": "3", "size": 100, "pointerSize": 1}}]"#
                     .to_vec(),
             ),
             None if path == format!("/org/name/resolve/{COMMIT}/f.bin") => match range {
@@ -162,7 +175,7 @@ mod tests {
         };
         let head = format!(
             "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-             ETag: \"ab\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
+             ETag: \"{GIT_OBJECT}\"\r\nX-Linked-ETag: \"{LARGE}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
             body.len()
         );
         let body = if method == "HEAD" { Vec::new() } else { body };
@@ -176,7 +189,7 @@ mod tests {
         assert_eq!(snapshot.commit, COMMIT);
         let [file] = snapshot.files.as_slice() else { panic!("{snapshot:?}") };
         assert_eq!((file.path.as_str(), file.size), ("f.bin", 100));
-        assert_eq!(file.sha256.as_deref(), Some("ab"));
+        assert_eq!(hub.sha256("org/name", COMMIT, "f.bin").unwrap().as_deref(), Some(LARGE));
         assert_eq!(hub.read("org/name", COMMIT, "f.bin", 0..3).unwrap(), [0, 1, 2]);
         assert_eq!(hub.read("org/name", COMMIT, "f.bin", 98..100).unwrap(), [98, 99]);
     }

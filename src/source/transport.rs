@@ -10,8 +10,6 @@ pub(crate) struct HubFile {
     pub(crate) path: String,
     /// Its length in bytes.
     pub(crate) size: u64,
-    /// Its SHA-256 in hexadecimal, which the hub states for large files only.
-    pub(crate) sha256: Option<String>,
 }
 
 /// A hub repository at one commit.
@@ -27,6 +25,9 @@ pub(crate) struct HubSnapshot {
 pub(crate) trait Hub {
     /// Looks a repository up at a revision.
     fn snapshot(&self, repository: &str, revision: &str) -> Result<HubSnapshot, String>;
+
+    /// The SHA-256 of a file at a commit, in hexadecimal. The hub states it for large files only.
+    fn sha256(&self, repository: &str, commit: &str, path: &str) -> Result<Option<String>, String>;
 
     /// Reads a range of a file's bytes at a commit.
     fn read(
@@ -63,6 +64,15 @@ struct LeftOut;
 impl Hub for LeftOut {
     fn snapshot(&self, _repository: &str, _revision: &str) -> Result<HubSnapshot, String> {
         Err("this program was built without the feature \"hub\"".to_owned())
+    }
+
+    fn sha256(
+        &self,
+        repository: &str,
+        commit: &str,
+        _path: &str,
+    ) -> Result<Option<String>, String> {
+        self.snapshot(repository, commit).map(|_| None)
     }
 
     fn read(

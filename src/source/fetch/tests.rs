@@ -42,12 +42,20 @@ impl Hub for FakeHub {
         if self.unreachable {
             return Err("no route to the hub".to_owned());
         }
-        let files = self.files.iter().map(|(path, bytes)| HubFile {
-            path: path.clone(),
-            size: bytes.len() as u64,
-            sha256: self.states_hashes.then(|| hash(bytes)),
-        });
+        let files = self
+            .files
+            .iter()
+            .map(|(path, bytes)| HubFile { path: path.clone(), size: bytes.len() as u64 });
         Ok(HubSnapshot { commit: COMMIT.to_owned(), files: files.collect() })
+    }
+
+    fn sha256(
+        &self,
+        _repository: &str,
+        _commit: &str,
+        path: &str,
+    ) -> Result<Option<String>, String> {
+        Ok(self.states_hashes.then(|| hash(&self.files[path])))
     }
 
     fn read(
@@ -221,8 +229,8 @@ fn pinned_file_is_the_same_file_wherever_it_comes_from() {
 
 #[test]
 fn pinned_file_that_the_hub_lists_otherwise_is_not_even_downloaded() {
-    for states_hashes in [true, false] {
-        let mut hub = FakeHub::with(&[("f.bin", b"forged!!")]);
+    for (forged, states_hashes) in [(&b"forged!"[..], true), (b"forged and longer", false)] {
+        let mut hub = FakeHub::with(&[("f.bin", forged)]);
         hub.states_hashes = states_hashes;
         let mut world = World::new(hub, FakePackages::default());
         world.known = vec![known(b"genuine")];
