@@ -4,6 +4,8 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod engine;
+pub mod error;
 pub mod kv;
 pub mod model;
 pub mod request;

@@ -1,5 +1,13 @@
 //! What a caller asks for and what comes back.
 
+mod constraint;
+mod output;
 mod params;
+mod prompt;
+mod stream;
 
+pub use constraint::TokenConstraint;
+pub use output::{FinishReason, Finished, GenerationEvent, Output, TokenLogprobs, Usage};
 pub use params::{ParamsError, SamplingParams};
+pub use prompt::{Prompt, Request};
+pub(crate) use stream::{Feed, Reader, stream};

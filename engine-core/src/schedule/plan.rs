@@ -125,6 +125,9 @@ impl Scheduler {
         let outputs = Span { start: batch.outputs.len() as u32, len: samples.into() };
         if samples {
             let token = tokens.start + tokens.len - 1;
+            if sequence.constrained {
+                batch.constrained.push((batch.outputs.len() as u32, sequence.id));
+            }
             batch.outputs.push(OutputRequest { row, token, want: Want::Sample });
             sequence.pending += 1;
         }

@@ -170,6 +170,8 @@ pub(super) struct NextBatch {
     pub(super) rows: Vec<Row>,
     pub(super) decode_rows: u32,
     pub(super) outputs: Vec<OutputRequest>,
+    /// Outputs that need masks, and whose they are.
+    pub(super) constrained: Vec<(u32, SequenceId)>,
     events: Vec<SlotEvent>,
     pub(super) launched: Launched,
 }
@@ -257,6 +259,18 @@ impl Scheduler {
         }
     }
 
+    /// Ends every sequence, waiting or running.
+    ///
+    /// # Errors
+    ///
+    /// Broken accounting.
+    pub fn end_all(&mut self, reason: &FinishReason) -> Result<(), ScheduleError> {
+        while let Some(&key) = self.running.last().or(self.waiting.back()) {
+            self.finish(key, reason.clone())?;
+        }
+        Ok(())
+    }
+
     /// Decides the next step. On [`Plan::Launch`] the batch is counted as launched: launch it.
     ///
     /// # Errors
@@ -278,9 +292,17 @@ impl Scheduler {
 
     /// The batch of the last [`Plan::Launch`].
     pub fn batch(&self) -> Batch<'_> {
-        let NextBatch { tokens, rows, decode_rows, outputs, events, launched } = &self.next;
+        let NextBatch { tokens, rows, decode_rows, outputs, events, launched, .. } = &self.next;
         let step = self.in_flight.back().map_or(launched.step, |launched| launched.step);
-        Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots)
+        let mut batch = Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots);
+        batch.defer_sampling = !self.next.constrained.is_empty();
+        batch
+    }
+
+    /// Outputs of the last batch whose sequences are constrained. If there are any, the batch
+    /// defers its sampling.
+    pub fn constrained_outputs(&self) -> &[(u32, SequenceId)] {
+        &self.next.constrained
     }
 
     /// What happened since the events were cleared, in order.
@@ -530,6 +552,7 @@ impl Scheduler {
         batch.tokens.clear();
         batch.rows.clear();
         batch.outputs.clear();
+        batch.constrained.clear();
         batch.decode_rows = 0;
         batch.launched = self.spare.pop().unwrap_or_default();
         batch.launched.rows.clear();

@@ -35,6 +35,8 @@ pub struct Arrival {
     pub stop_tokens: Arc<[Token]>,
     /// What it can share pages with.
     pub namespace: Namespace,
+    /// Its tokens need masks: steps that sample it defer their sampling.
+    pub constrained: bool,
 }
 
 /// Why a sequence ended.
@@ -67,6 +69,7 @@ pub(super) struct Sequence {
     pub(super) stop_tokens: Arc<[Token]>,
     pub(super) sampling: Arc<SlotSampling>,
     pub(super) namespace: Namespace,
+    pub(super) constrained: bool,
     /// Positions whose KV some launched step writes.
     pub(super) launched: usize,
     /// Positions whose KV a retired step wrote.
@@ -98,7 +101,8 @@ pub(super) struct Place {
 
 impl Sequence {
     pub(super) fn new(arrival: Arrival, number: u64) -> Self {
-        let Arrival { id, prompt, sampling, max_tokens, stop_tokens, namespace } = arrival;
+        let Arrival { id, prompt, sampling, max_tokens, stop_tokens, namespace, constrained } =
+            arrival;
         Self {
             id,
             prompt_len: prompt.len(),
@@ -107,6 +111,7 @@ impl Sequence {
             stop_tokens,
             sampling,
             namespace,
+            constrained,
             launched: 0,
             computed: 0,
             protected: 0,

@@ -439,6 +439,7 @@ fn arrival(id: SequenceId, request: &Request, sampling: &Arc<SlotSampling>) -> A
         max_tokens: request.max_tokens,
         stop_tokens: request.stop_tokens.clone(),
         namespace: request.namespace,
+        constrained: false,
     }
 }
 

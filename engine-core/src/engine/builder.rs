@@ -1,0 +1,159 @@
+//! From a model and a backend to a running engine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use radix_cache::Token;
+
+use super::command::Queue;
+use super::core::Core;
+use super::handle::Engine;
+use super::intake::Intake;
+use super::limits::{EngineLimits, weight_bytes};
+use super::options::EngineOptions;
+use super::shared::Shared;
+use super::threads::Threads;
+use crate::backend::{Backend, Progress};
+use crate::error::EngineError;
+use crate::model::{LoadedModel, Program, open_model};
+use crate::schedule::Scheduler;
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::weights::Weights;
+
+/// Sets up an engine: either from a model's files ([`load`](Self::load)), or from a program of
+/// one's own ([`build`](Self::build)), in which case tokenizer, chat template and end tokens are
+/// given here, or left out for an engine that deals in tokens only.
+#[derive(Debug, Default)]
+pub struct EngineBuilder {
+    options: EngineOptions,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    end_tokens: Vec<Token>,
+    context_length: Option<usize>,
+}
+
+impl EngineBuilder {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// How the engine is set up.
+    #[must_use]
+    pub fn options(mut self, options: EngineOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Turns text into tokens and back. Replaces the model's own.
+    #[must_use]
+    pub fn tokenizer(mut self, tokenizer: Tokenizer) -> Self {
+        self.tokenizer = Some(tokenizer);
+        self
+    }
+
+    /// Turns conversations into text. Replaces the model's own.
+    #[must_use]
+    pub fn chat_template(mut self, template: ChatTemplate) -> Self {
+        self.chat_template = Some(template);
+        self
+    }
+
+    /// Tokens that end an answer, beside the model's own.
+    #[must_use]
+    pub fn end_tokens(mut self, tokens: impl IntoIterator<Item = Token>) -> Self {
+        self.end_tokens.extend(tokens);
+        self
+    }
+
+    /// The context that the model was made for, in tokens. Read from the model's files where
+    /// there are any; 2048 otherwise.
+    #[must_use]
+    pub fn model_context(mut self, tokens: usize) -> Self {
+        self.context_length = Some(tokens);
+        self
+    }
+
+    /// Opens the model at `path` (a Hugging Face directory or a GGUF file) and starts it.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`], which says which file or option is at fault.
+    pub fn load(
+        self,
+        path: impl AsRef<Path>,
+        backend: &dyn Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<Engine, EngineError> {
+        self.load_model(&open_model(path.as_ref())?, backend, progress)
+    }
+
+    /// Starts a model that was opened before.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_model(
+        mut self,
+        model: &LoadedModel,
+        backend: &dyn Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<Engine, EngineError> {
+        let tokenizer = Tokenizer::from_model(&model.files, model.config.vocab_size)?;
+        let template = ChatTemplate::from_model(&model.files, tokenizer.special_tokens())?;
+        self.end_tokens.extend(&model.generation.eos_tokens);
+        self.end_tokens.extend(&tokenizer.special_tokens().eos);
+        self.end_tokens.sort_unstable();
+        self.end_tokens.dedup();
+        self.tokenizer.get_or_insert(tokenizer);
+        self.chat_template = self.chat_template.or(template);
+        self.context_length.get_or_insert(model.config.context_length);
+        self.build(model.program()?, model.weights.as_ref(), backend, progress)
+    }
+
+    /// Compiles a program and starts it.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]: what the backend says, options that make no sense, or too little memory
+    /// for a single page of KV.
+    pub fn build(
+        self,
+        program: Program,
+        weights: &dyn Weights,
+        backend: &dyn Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<Engine, EngineError> {
+        const DEFAULT_CONTEXT: usize = 2048;
+        let options = &self.options;
+        let capabilities = backend.capabilities();
+        let model_context = self.context_length.unwrap_or(DEFAULT_CONTEXT);
+        let weight_bytes = weight_bytes(&program, weights);
+        let limits =
+            EngineLimits::derive(options, &program, model_context, weight_bytes, &capabilities)?;
+        tracing::info!(?limits, backend = capabilities.description, "engine limits");
+        for warning in &limits.warnings {
+            tracing::warn!("{warning}");
+        }
+
+        let config = limits.scheduler_config(options);
+        let groups = program.groups().len();
+        let compile = limits.compile_options(options, &capabilities, groups, &config)?;
+        let vocab_size = program.vocab_size();
+        let mut executor = backend.compile(&[program], weights, &compile)?;
+        executor.warm_up(progress)?;
+        let scheduler = Scheduler::new(config.clone())?;
+
+        let queue = Queue::new(options.max_queued_requests);
+        let shared = Arc::new(Shared::new(queue, vocab_size));
+        let core = Core::new(scheduler, executor, Arc::clone(&shared), options.step_deadline);
+        let threads = Threads::start(core, &shared, options.overlap)?;
+        let intake = Intake {
+            config,
+            vocab_size,
+            tokenizer: self.tokenizer,
+            chat_template: self.chat_template,
+            end_tokens: self.end_tokens,
+        };
+        Ok(Engine::new(shared, intake, limits, threads))
+    }
+}

@@ -1,0 +1,267 @@
+//! What an engine can hold, worked out once when it is built.
+
+use std::fmt;
+
+use super::options::{EngineOptions, KvMemory};
+use crate::backend::{Capabilities, CompileOptions, GroupId, Limits};
+use crate::error::EngineError;
+use crate::model::Program;
+use crate::schedule::SchedulerConfig;
+use crate::weights::{Format, Weights};
+
+const DEFAULT_PAGE_SIZE: usize = 16;
+const DEFAULT_CHUNK: usize = 512;
+const MOST_RUNNING: u32 = 256;
+
+/// More KV than this many full contexts for each sequence that runs is of no use as a default.
+const CONTEXTS_KEPT: usize = 4;
+
+/// What an engine can hold, given or derived, and what is odd about it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct EngineLimits {
+    /// Tokens in a page.
+    pub page_size: usize,
+    /// Pages of KV.
+    pub pages: u32,
+    /// Bytes that they take.
+    pub kv_bytes: u64,
+    /// Longest sequence, in tokens.
+    pub context_length: usize,
+    /// Most samples that run at once.
+    pub max_running_requests: u32,
+    /// Most prompt tokens in a step.
+    pub chunked_prefill_size: usize,
+    /// What will make the engine slow or refuse requests. Logged as warnings at the start.
+    pub warnings: Vec<LimitWarning>,
+}
+
+/// A limit that is probably not what was meant.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum LimitWarning {
+    /// So few requests run at once that the device is mostly idle.
+    FewRunning {
+        /// How many.
+        max_running_requests: u32,
+    },
+    /// The KV memory doesn't hold one sequence as long as the model allows, or as was asked for.
+    PoolBelowContext {
+        /// Tokens that fit.
+        pool_tokens: usize,
+        /// Tokens of a full context.
+        context_length: usize,
+    },
+    /// The context was asked to be longer than the model was made for.
+    ContextBeyondModel {
+        /// What was asked for.
+        context_length: usize,
+        /// What the model was made for.
+        model: usize,
+    },
+    /// The KV memory holds less than a chunk of prompt for each request that may run.
+    PoolBelowRunning {
+        /// Tokens that fit.
+        pool_tokens: usize,
+        /// How many may run.
+        max_running_requests: u32,
+    },
+}
+
+impl fmt::Display for LimitWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FewRunning { max_running_requests } => write!(
+                f,
+                "only {max_running_requests} request(s) run at once: give KV more memory, or set \
+                 max_running_requests"
+            ),
+            Self::PoolBelowContext { pool_tokens, context_length } => write!(
+                f,
+                "KV memory holds {pool_tokens} tokens, less than one context of {context_length}: \
+                 longer requests are refused"
+            ),
+            Self::ContextBeyondModel { context_length, model } => write!(
+                f,
+                "a context of {context_length} tokens was asked for, but the model was made for \
+                 {model}"
+            ),
+            Self::PoolBelowRunning { pool_tokens, max_running_requests } => write!(
+                f,
+                "KV memory holds {pool_tokens} tokens, less than a page for each of \
+                 {max_running_requests} requests that may run"
+            ),
+        }
+    }
+}
+
+impl EngineLimits {
+    /// Works them out.
+    pub(super) fn derive(
+        options: &EngineOptions,
+        program: &Program,
+        model_context: usize,
+        weight_bytes: u64,
+        capabilities: &Capabilities,
+    ) -> Result<Self, EngineError> {
+        let page_size = page_size(options, capabilities)?;
+        let kv_format = kv_format(capabilities)?;
+        let position_bytes: u64 = (0..program.groups().len())
+            .map(|group| kv_bytes(kv_format, program.kv_elements(GroupId(group as u8))))
+            .sum();
+        let page_bytes = position_bytes.max(1) * page_size as u64;
+        let wanted_context = positive("context_length", options.context_length)?;
+        let full_context = wanted_context.unwrap_or(model_context);
+        let most_running = options.max_running_requests.unwrap_or(MOST_RUNNING);
+
+        let available = capabilities.memory_bytes.saturating_sub(weight_bytes);
+        let pages = match options.kv_memory {
+            KvMemory::Bytes(bytes) => bytes / page_bytes,
+            KvMemory::Tokens(tokens) => tokens.div_ceil(page_size) as u64,
+            KvMemory::Fraction(fraction) if fraction > 0.0 && fraction <= 1.0 => {
+                let affordable = (available as f64 * fraction) as u64 / page_bytes;
+                let contexts = CONTEXTS_KEPT as u64 * u64::from(most_running);
+                let useful = contexts.saturating_mul(full_context.div_ceil(page_size) as u64);
+                affordable.min(useful)
+            }
+            KvMemory::Fraction(fraction) => {
+                let reason = format!("a fraction above 0 and at most 1 is needed, not {fraction}");
+                return Err(EngineError::Option { option: "kv_memory", reason });
+            }
+        };
+        if pages == 0 {
+            return Err(EngineError::NoRoomForKv { available, page_size, page_bytes });
+        }
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX - 1);
+        let pool_tokens = (pages as usize).saturating_mul(page_size);
+
+        let mut warnings = Vec::new();
+        if let Some(context_length) = wanted_context.filter(|&wanted| wanted > model_context) {
+            warnings
+                .push(LimitWarning::ContextBeyondModel { context_length, model: model_context });
+        }
+        if pool_tokens < full_context {
+            let context_length = full_context;
+            warnings.push(LimitWarning::PoolBelowContext { pool_tokens, context_length });
+        }
+        let context_length = full_context.min(pool_tokens);
+        let max_running_requests = match options.max_running_requests {
+            Some(0) => {
+                let reason = "at least one request must run".to_owned();
+                return Err(EngineError::Option { option: "max_running_requests", reason });
+            }
+            Some(given) => given,
+            None => {
+                let typical = EngineOptions::TYPICAL_TOKENS.min(context_length).max(1);
+                (pool_tokens / typical).clamp(1, MOST_RUNNING as usize) as u32
+            }
+        };
+        if max_running_requests <= 2 {
+            warnings.push(LimitWarning::FewRunning { max_running_requests });
+        }
+        if pages < max_running_requests {
+            warnings.push(LimitWarning::PoolBelowRunning { pool_tokens, max_running_requests });
+        }
+        let chunk = positive("chunked_prefill_size", options.chunked_prefill_size)?;
+        Ok(Self {
+            page_size,
+            pages,
+            kv_bytes: u64::from(pages) * page_bytes,
+            context_length,
+            max_running_requests,
+            chunked_prefill_size: chunk.unwrap_or(DEFAULT_CHUNK).min(context_length),
+            warnings,
+        })
+    }
+
+    pub(super) fn scheduler_config(&self, options: &EngineOptions) -> SchedulerConfig {
+        let mut config = SchedulerConfig::new(
+            self.page_size,
+            self.pages,
+            self.max_running_requests,
+            self.context_length,
+        );
+        config.chunked_prefill_size = self.chunked_prefill_size;
+        // The engine counts who waits before the scheduler hears of them.
+        config.max_waiting = usize::MAX;
+        config.cache = options.cache;
+        config.queue_policy = options.queue_policy;
+        config.eviction_policy = options.eviction_policy;
+        config.retract_every = options.retract_every;
+        config.seeded_bug = options.seeded_bug;
+        config
+    }
+
+    pub(super) fn compile_options(
+        &self,
+        options: &EngineOptions,
+        capabilities: &Capabilities,
+        groups: usize,
+        config: &SchedulerConfig,
+    ) -> Result<CompileOptions, EngineError> {
+        let limits = Limits {
+            rows: self.max_running_requests,
+            tokens: as_u32("chunked_prefill_size", config.step_tokens())?,
+            outputs: self.max_running_requests,
+            slots: self.max_running_requests,
+            pages: vec![self.pages; groups],
+        };
+        let context_length = as_u32("context_length", self.context_length)?;
+        let page_size = as_u32("page_size", self.page_size)?;
+        let mut compile = CompileOptions::new(limits, page_size, context_length);
+        compile.kv_format = kv_format(capabilities)?;
+        compile.deterministic = options.deterministic;
+        Ok(compile)
+    }
+}
+
+/// Bytes of all tensors that the program names. One that is missing or malformed counts nothing:
+/// compiling reports it, with what it was needed for.
+pub(super) fn weight_bytes(program: &Program, weights: &dyn Weights) -> u64 {
+    let bytes = |name: &str| weights.tensor(name).map_or(0, |tensor| tensor.data().len() as u64);
+    program.weights().iter().map(|weight| bytes(&weight.name)).sum()
+}
+
+fn page_size(options: &EngineOptions, capabilities: &Capabilities) -> Result<usize, EngineError> {
+    let takes = |size: usize| capabilities.page_sizes.iter().any(|&page| page as usize == size);
+    if let Some(page_size) = options.page_size {
+        if takes(page_size) {
+            return Ok(page_size);
+        }
+        let reason = format!("the backend takes {:?}, not {page_size}", capabilities.page_sizes);
+        return Err(EngineError::Option { option: "page_size", reason });
+    }
+    if takes(DEFAULT_PAGE_SIZE) {
+        return Ok(DEFAULT_PAGE_SIZE);
+    }
+    let smallest = capabilities.page_sizes.first().map(|&page| page as usize);
+    smallest.ok_or_else(|| EngineError::Option {
+        option: "page_size",
+        reason: "the backend takes none".to_owned(),
+    })
+}
+
+fn kv_format(capabilities: &Capabilities) -> Result<Format, EngineError> {
+    capabilities.kv_formats.first().copied().ok_or_else(|| EngineError::Option {
+        option: "kv_format",
+        reason: "the backend takes none".to_owned(),
+    })
+}
+
+fn kv_bytes(format: Format, elements: u64) -> u64 {
+    elements.div_ceil(format.block_elements() as u64) * format.block_bytes() as u64
+}
+
+fn positive(option: &'static str, value: Option<usize>) -> Result<Option<usize>, EngineError> {
+    match value {
+        Some(0) => {
+            Err(EngineError::Option { option, reason: "0 can't serve a request".to_owned() })
+        }
+        value => Ok(value),
+    }
+}
+
+fn as_u32(option: &'static str, value: usize) -> Result<u32, EngineError> {
+    u32::try_from(value)
+        .map_err(|_| EngineError::Option { option, reason: format!("{value} is too large") })
+}

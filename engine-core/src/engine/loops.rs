@@ -1,0 +1,45 @@
+//! The overlapped loop, and its plain twin: the oracle that it is tested against.
+
+use super::core::Core;
+use crate::error::EngineDead;
+use crate::schedule::Plan;
+
+/// Plans and launches a step while the previous one runs.
+///
+/// ```text
+/// host     plan 1 | plan 2      | commit 1, plan 3 | commit 2, plan 4 | ..
+/// device          | step 1 .....| step 2 ..........| step 3 ..........| ..
+/// ```
+pub(super) fn overlapped(core: &mut Core) -> Result<(), EngineDead> {
+    while core.receive()? {
+        let plan = core.plan()?;
+        if plan == Plan::Launch {
+            core.launch()?;
+        }
+        // What was just launched stays in flight while the next step is planned; the step before
+        // it is waited for, as is everything where there was nothing to launch.
+        let keep = usize::from(plan == Plan::Launch);
+        if core.in_flight() > keep {
+            core.retire()?;
+        }
+        core.sample_deferred()?;
+    }
+    Ok(())
+}
+
+/// Waits for each step before the next is planned.
+///
+/// ```text
+/// host     plan 1 |          | commit 1, plan 2 |          | commit 2, plan 3 | ..
+/// device          | step 1 ..|                  | step 2 ..|                  | ..
+/// ```
+pub(super) fn plain(core: &mut Core) -> Result<(), EngineDead> {
+    while core.receive()? {
+        if core.plan()? == Plan::Launch {
+            core.launch()?;
+            core.sample_deferred()?;
+            core.retire()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Numbers about the engine: for the `metrics` facade, and as a snapshot.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::backend::Batch;
+use crate::kv::PageCounts;
+use crate::schedule::SchedulerStats;
+
+/// What an engine has done since its start, and what it does now.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct EngineSnapshot {
+    /// Counts of the scheduler. Its `waiting` counts samples that were put back as well.
+    pub scheduler: SchedulerStats,
+    /// Samples that were submitted and have not run yet.
+    pub queued: usize,
+    /// Pages of KV, by owner.
+    pub pages: PageCounts,
+    /// Steps that the device has finished.
+    pub steps: u64,
+    /// Time that the device has spent on them, as the host sees it.
+    pub step_time: Duration,
+    /// Shapes that the backend had to compile while requests waited. Should stay 0.
+    pub compiles_in_traffic: u64,
+}
+
+impl EngineSnapshot {
+    /// Fraction of prompt tokens whose KV was in the cache.
+    pub fn cache_hit_rate(&self) -> f64 {
+        match self.scheduler.prompt_tokens {
+            0 => 0.0,
+            prompt_tokens => self.scheduler.cached_tokens as f64 / prompt_tokens as f64,
+        }
+    }
+}
+
+/// Handles of the metrics. They belong to the recorder that was installed when the engine was
+/// built; using them allocates nothing.
+#[derive(Debug)]
+pub(super) struct Meters {
+    running: Gauge,
+    waiting: Gauge,
+    queued: Gauge,
+    hit_rate: Gauge,
+    pages_free: Gauge,
+    pages_evictable: Gauge,
+    pages_locked: Gauge,
+    pages_owned: Gauge,
+    compiles: Counter,
+    prompt_tokens: Counter,
+    cached_tokens: Counter,
+    prefill_tokens: Counter,
+    generated_tokens: Counter,
+    retractions: Counter,
+    evicted_pages: Counter,
+    step_seconds: Histogram,
+    step_rows: Histogram,
+    snapshot: EngineSnapshot,
+}
+
+impl Meters {
+    pub(super) fn new() -> Self {
+        let pages = |state: &'static str| gauge!("understory_pages", "state" => state);
+        Self {
+            running: gauge!("understory_requests_running"),
+            waiting: gauge!("understory_requests_waiting"),
+            queued: gauge!("understory_requests_queued"),
+            hit_rate: gauge!("understory_cache_hit_rate"),
+            pages_free: pages("free"),
+            pages_evictable: pages("evictable"),
+            pages_locked: pages("locked"),
+            pages_owned: pages("owned"),
+            compiles: counter!("understory_compiles_in_traffic_total"),
+            prompt_tokens: counter!("understory_prompt_tokens_total"),
+            cached_tokens: counter!("understory_cached_tokens_total"),
+            prefill_tokens: counter!("understory_prefill_tokens_total"),
+            generated_tokens: counter!("understory_generated_tokens_total"),
+            retractions: counter!("understory_retractions_total"),
+            evicted_pages: counter!("understory_evicted_pages_total"),
+            step_seconds: histogram!("understory_step_seconds"),
+            step_rows: histogram!("understory_step_rows"),
+            snapshot: EngineSnapshot::default(),
+        }
+    }
+
+    pub(super) fn launched(&mut self, batch: &Batch<'_>) {
+        self.step_rows.record(batch.rows.len() as f64);
+    }
+
+    pub(super) fn retired(&mut self, step_time: Duration) {
+        self.step_seconds.record(step_time);
+        self.snapshot.steps += 1;
+        self.snapshot.step_time += step_time;
+    }
+
+    pub(super) fn observe(
+        &mut self,
+        scheduler: SchedulerStats,
+        pages: PageCounts,
+        queued: usize,
+        compiles_in_traffic: u64,
+    ) -> EngineSnapshot {
+        self.snapshot =
+            EngineSnapshot { scheduler, pages, queued, compiles_in_traffic, ..self.snapshot };
+        self.running.set(scheduler.running as f64);
+        self.waiting.set(scheduler.waiting as f64);
+        self.queued.set(queued as f64);
+        self.hit_rate.set(self.snapshot.cache_hit_rate());
+        self.pages_free.set(pages.free as f64);
+        self.pages_evictable.set(pages.cached_evictable as f64);
+        self.pages_locked.set(pages.cached_locked as f64);
+        self.pages_owned.set(pages.owned_by_sequences as f64);
+        self.compiles.absolute(compiles_in_traffic);
+        self.prompt_tokens.absolute(scheduler.prompt_tokens);
+        self.cached_tokens.absolute(scheduler.cached_tokens);
+        self.prefill_tokens.absolute(scheduler.prefill_tokens);
+        self.generated_tokens.absolute(scheduler.generated_tokens);
+        self.retractions.absolute(scheduler.retractions);
+        self.evicted_pages.absolute(scheduler.evicted_pages);
+        self.snapshot
+    }
+}

@@ -1,0 +1,45 @@
+//! A running model: requests in, streams out.
+//!
+//! ```text
+//!  callers             scheduler thread                 text thread          readers
+//!  submit --commands--> Scheduler, Executor --texts--> detokenizer, --buffer--> Generation
+//!                       plan, launch, commit            stop strings
+//! ```
+//!
+//! One thread owns the scheduler and the executor and alternates between planning and waiting
+//! (`loops.rs`). Another turns tokens into text, looks for stop strings and fills the readers'
+//! buffers. Callers tokenize and validate on their own threads. Threads that have nothing to do
+//! sleep.
+//!
+//! # What ends what
+//!
+//! | trouble | who notices |
+//! | --- | --- |
+//! | a row fails | its sample: [`GenerationError::Failed`](crate::error::GenerationError) |
+//! | KV is lost | the samples of that step; all others are computed again |
+//! | the device dies or hangs, a panic, a broken invariant | everybody: [`EngineDead`](crate::error::EngineDead) on every stream, and for every request from then on |
+//! | a reader goes away | its request is aborted |
+//! | a reader never reads | nobody |
+
+mod builder;
+mod command;
+mod constraints;
+mod core;
+mod generation;
+mod handle;
+mod intake;
+mod limits;
+mod loops;
+mod mailbox;
+mod meters;
+mod options;
+mod shared;
+mod text;
+mod threads;
+
+pub use builder::EngineBuilder;
+pub use generation::{Events, Generation};
+pub use handle::{Engine, Shutdown};
+pub use limits::{EngineLimits, LimitWarning};
+pub use meters::EngineSnapshot;
+pub use options::{EngineOptions, KvMemory};

@@ -1,0 +1,98 @@
+//! How an engine is set up.
+
+use std::time::Duration;
+
+use radix_cache::Policy;
+
+use crate::schedule::{QueuePolicy, SeededBug};
+
+/// How an engine is set up. What is `None` is derived from model and machine when the engine is
+/// built; [`Engine::limits`](super::Engine::limits) tells what came of it.
+///
+/// ```
+/// use engine_core::engine::{EngineOptions, KvMemory};
+///
+/// let mut options = EngineOptions::default();
+/// options.page_size = Some(32);
+/// options.kv_memory = KvMemory::Bytes(1 << 30);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct EngineOptions {
+    /// Tokens in a page of KV: a power of two up to 512 that the backend takes. Small pages share
+    /// more, large ones cost less to look up. Default 16.
+    pub page_size: Option<usize>,
+    /// Most requests (more precisely samples) that run at once. Default: as many as the KV memory
+    /// holds at [`TYPICAL_TOKENS`](Self::TYPICAL_TOKENS) tokens each, at most 256.
+    pub max_running_requests: Option<u32>,
+    /// Most prompt tokens computed in a step; longer prompts take several steps, between which
+    /// running requests get their tokens. Default 512.
+    pub chunked_prefill_size: Option<usize>,
+    /// Memory for KV. Default half of what the weights leave.
+    pub kv_memory: KvMemory,
+    /// Longest sequence in tokens, prompt and answer together. Default: what the model was made
+    /// for, or the KV memory holds, whichever is less.
+    pub context_length: Option<usize>,
+    /// Keep computed prefixes for later requests. Default yes.
+    pub cache: bool,
+    /// Plan a step while the previous one runs. Default yes.
+    pub overlap: bool,
+    /// Who goes first when not all can. Default first come.
+    pub queue_policy: QueuePolicy,
+    /// What leaves the prefix cache first. Default least recently used.
+    pub eviction_policy: Policy,
+    /// Most samples that wait; beyond them
+    /// [`SubmitError::QueueFull`](crate::error::SubmitError::QueueFull). Default 4096.
+    pub max_queued_requests: usize,
+    /// A step that takes longer ends the engine: the device hangs. `None` waits for ever. Default
+    /// two minutes.
+    pub step_deadline: Option<Duration>,
+    /// Ask the backend for results that don't depend on the batch, where it doesn't promise that
+    /// anyway. Default no.
+    pub deterministic: bool,
+    /// For tests: put a request back every so many steps.
+    #[doc(hidden)]
+    pub retract_every: Option<u64>,
+    /// For tests: plant a bug.
+    #[doc(hidden)]
+    pub seeded_bug: Option<SeededBug>,
+}
+
+/// How much memory KV takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum KvMemory {
+    /// This many bytes.
+    Bytes(u64),
+    /// This fraction of what the weights leave of the device's memory. Above 0, at most 1.
+    Fraction(f64),
+    /// This many tokens, in whole pages.
+    Tokens(usize),
+}
+
+impl EngineOptions {
+    /// Tokens that a request is assumed to hold on average, where the number of requests that run
+    /// at once is derived.
+    pub const TYPICAL_TOKENS: usize = 512;
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            page_size: None,
+            max_running_requests: None,
+            chunked_prefill_size: None,
+            kv_memory: KvMemory::Fraction(0.5),
+            context_length: None,
+            cache: true,
+            overlap: true,
+            queue_policy: QueuePolicy::default(),
+            eviction_policy: Policy::default(),
+            max_queued_requests: 4096,
+            step_deadline: Some(Duration::from_secs(120)),
+            deterministic: false,
+            retract_every: None,
+            seeded_bug: None,
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What the handles and the engine's threads share.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::command::{Command, Queue, TextMessage};
+use super::mailbox::Mailbox;
+use super::meters::EngineSnapshot;
+use crate::error::EngineDead;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// To the scheduler thread.
+    pub(super) commands: Mailbox<Command>,
+    /// To the text thread.
+    pub(super) texts: Mailbox<TextMessage>,
+    pub(super) queue: Queue,
+    pub(super) vocab_size: u32,
+    /// Set once, if the engine dies.
+    pub(super) dead: OnceLock<EngineDead>,
+    /// New requests are refused.
+    pub(super) is_closing: AtomicBool,
+    pub(super) snapshot: Mutex<EngineSnapshot>,
+    ended: Ended,
+}
+
+impl Shared {
+    pub(super) fn new(queue: Queue, vocab_size: u32) -> Self {
+        Self {
+            commands: Mailbox::new(),
+            texts: Mailbox::new(),
+            queue,
+            vocab_size,
+            dead: OnceLock::new(),
+            is_closing: AtomicBool::new(false),
+            snapshot: Mutex::default(),
+            ended: Ended::default(),
+        }
+    }
+
+    /// The first reason stays.
+    pub(super) fn die(&self, dead: EngineDead) {
+        self.is_closing.store(true, Ordering::Release);
+        let _ = self.dead.set(dead);
+    }
+
+    /// The scheduler thread will call nobody any more, except to let its executor go.
+    pub(super) fn set_ended(&self) {
+        *self.ended.has_ended.lock() = true;
+        self.ended.changed.notify_all();
+    }
+
+    pub(super) fn wait_until_ended(&self) {
+        let mut has_ended = self.ended.has_ended.lock();
+        while !*has_ended {
+            self.ended.changed.wait(&mut has_ended);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ended {
+    has_ended: Mutex<bool>,
+    changed: Condvar,
+}

@@ -1,0 +1,185 @@
+//! What the engine tells its callers when something is wrong.
+//!
+//! Three kinds: the caller's mistake ([`SubmitError`], found before any state changes), the
+//! device's trouble ([`GenerationError`]), and a broken invariant, which ends the engine
+//! ([`EngineDead`]) rather than letting it go on with wrong answers.
+
+use std::fmt;
+use std::sync::Arc;
+
+use radix_cache::Token;
+
+use crate::backend::BackendError;
+use crate::model::{OpenError, ProgramError};
+use crate::request::ParamsError;
+use crate::schedule::{Refusal, ScheduleError};
+use crate::text::TextError;
+use crate::weights::WeightsError;
+
+/// Why an engine can't be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The model can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Tokenizer or chat template can't be used.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The configuration doesn't make a program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A weight can't be read.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The backend can't compile the model.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The scheduler can't be built with these limits.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// An option that makes no sense.
+    #[error("invalid {option}: {reason}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The device's memory doesn't hold the weights and enough KV for a single request.
+    #[error(
+        "{available} bytes are left for KV beside the weights; one page of {page_size} tokens \
+         takes {page_bytes}"
+    )]
+    NoRoomForKv {
+        /// Bytes for KV.
+        available: u64,
+        /// Tokens in a page.
+        page_size: usize,
+        /// Bytes of a page.
+        page_bytes: u64,
+    },
+    /// A thread can't be started.
+    #[error("cannot start the {name} thread: {source}")]
+    Thread {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Why a request was not taken. Nothing changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// A sampling parameter makes no sense.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    /// The prompt is empty or too long, or can never fit.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Too many requests wait already: try again later.
+    #[error("the queue is full: it holds {limit} requests")]
+    QueueFull {
+        /// The most that may wait ([`EngineOptions::max_queued_requests`](crate::engine::EngineOptions)).
+        limit: usize,
+    },
+    /// A token id in the prompt that the model doesn't have.
+    #[error("prompt token {index} is {token}, but the vocabulary has {vocab_size}")]
+    UnknownToken {
+        /// Its place in the prompt.
+        index: usize,
+        /// The id.
+        token: Token,
+        /// Number of ids.
+        vocab_size: u32,
+    },
+    /// The engine was built without a tokenizer or a chat template.
+    #[error("{what} needs a {needed}, which this engine doesn't have")]
+    NoText {
+        /// What was asked for.
+        what: &'static str,
+        /// What is missing.
+        needed: &'static str,
+    },
+    /// The text can't be tokenized, or the chat template refuses the messages.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The request to fork has no such sample.
+    #[error("sample {sample} doesn't exist: the request has {samples}")]
+    NoSuchSample {
+        /// The sample that was named.
+        sample: u32,
+        /// How many there are.
+        samples: u32,
+    },
+    /// The engine is shutting down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+    /// The engine has ended.
+    #[error(transparent)]
+    Dead(#[from] EngineDead),
+}
+
+/// Why a stream ended without a finish.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationError {
+    /// The device failed on this sample. Others are not affected.
+    #[error("sample {sample} failed: {reason}")]
+    Failed {
+        /// The sample.
+        sample: u32,
+        /// What the device said.
+        reason: String,
+    },
+    /// A branch could not be forked, usually since its parent had ended.
+    #[error("sample {sample} was refused: {refusal}")]
+    Refused {
+        /// The sample.
+        sample: u32,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The engine has ended.
+    #[error(transparent)]
+    Dead(#[from] EngineDead),
+}
+
+/// Why [`Engine::generate`](crate::engine::Engine::generate) has no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerateError {
+    /// The request was not taken.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// Its stream ended without a finish.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+}
+
+/// The engine has ended and can't be used again: the device is lost or hung, something inside
+/// panicked, or an invariant broke.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the engine has ended: {reason}")]
+pub struct EngineDead {
+    reason: Arc<str>,
+}
+
+impl EngineDead {
+    pub(crate) fn new(reason: impl fmt::Display) -> Self {
+        Self { reason: reason.to_string().into() }
+    }
+
+    /// What ended it.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl fmt::Debug for EngineDead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("EngineDead").field(&self.reason).finish()
+    }
+}
