@@ -30,11 +30,13 @@
 //! # Ok::<(), backend_xla::XlaError>(())
 //! ```
 
+pub mod aot;
 mod backend;
 mod buckets;
 mod cache;
 mod error;
 mod executor;
+pub mod hlo;
 mod load;
 mod lower;
 pub mod pjrt;

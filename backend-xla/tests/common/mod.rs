@@ -45,8 +45,8 @@ fn plugin_path() -> PathBuf {
     if let Some(path) = std::env::var_os("UNDERSTORY_PJRT_CPU_PLUGIN") {
         return path.into();
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pjrt_cpu_plugin.py");
-    let output = Command::new("python3").arg(&script).output().expect("python3 runs");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pjrt_plugin.py");
+    let output = Command::new("python3").arg(&script).arg("cpu").output().expect("python3 runs");
     assert!(
         output.status.success(),
         "{} failed; set UNDERSTORY_PJRT_CPU_PLUGIN to a plugin instead:\n{}",

@@ -1,0 +1,248 @@
+//! Compiles a model for TPUs that aren't there, and says whether it fits and what it costs.
+//!
+//!     cargo run --release --features xla --example tpu_aot -- --plugin libtpu.so \
+//!         --model qwen3-8b --topology v6e:2x2 --batch 32
+//!
+//! `python3 scripts/pjrt_plugin.py tpu` fetches a libtpu and prints its path. `--model` takes
+//! `qwen3-8b`, `qwen3-32b`, or the path of a config.json; no weights are read. The model is shared
+//! by all devices of the topology. Several `--topology`, `--batch` and `--prefill` make a table;
+//! `--json` prints one JSON object a line instead.
+//!
+//! Each compilation runs in a process of its own, since a module that the plugin does not like can
+//! end the process. What the columns mean is in `docs/xla.md`.
+
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use clap::Parser;
+use engine_core::model::{ModelConfig, Program, build};
+use serde_json::{Value, json};
+use understory::xla::{
+    aot::{AotOptions, AotReport, AotStep, compile},
+    pjrt::{Plugin, disable_tpu_metadata_query},
+};
+
+/// From the models' config.json on the Hugging Face hub, less what a program does not need.
+const QWEN3_8B: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+    "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-06, "rope_theta": 1000000,
+    "hidden_act": "silu", "tie_word_embeddings": false, "attention_bias": false,
+    "eos_token_id": 151645, "bos_token_id": 151643, "torch_dtype": "bfloat16"}"#;
+const QWEN3_32B: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+    "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-06, "rope_theta": 1000000,
+    "hidden_act": "silu", "tie_word_embeddings": false, "attention_bias": false,
+    "eos_token_id": 151645, "bos_token_id": 151643, "torch_dtype": "bfloat16"}"#;
+
+/// Memory bandwidth in bytes a second and bf16 operations a second of a device, by the start of
+/// its topology's name: the published figures of the chip, halved where a chip is two devices.
+const DEVICES: [(&str, f64, f64); 5] = [
+    ("v4", 1.228e12, 275e12),
+    ("v5e", 0.819e12, 197e12),
+    ("v5p", 2.765e12, 459e12),
+    ("v6e", 1.64e12, 918e12),
+    ("tpu7x", 3.69e12, 1153e12),
+];
+
+#[derive(Parser)]
+#[command(about = "Compiles a model for a TPU topology, with no TPU")]
+struct Arguments {
+    /// The TPU's PJRT plugin, libtpu.so.
+    #[arg(long)]
+    plugin: PathBuf,
+    /// `qwen3-8b`, `qwen3-32b`, or the path of a config.json.
+    #[arg(long, default_value = "qwen3-8b")]
+    model: String,
+    /// Such as v6e:2x2; all its devices share the model.
+    #[arg(long, default_value = "v6e:2x2")]
+    topology: Vec<String>,
+    /// Sequences of a decode step.
+    #[arg(long)]
+    batch: Vec<usize>,
+    /// Tokens of a prefill step.
+    #[arg(long)]
+    prefill: Vec<usize>,
+    /// Tokens in a page.
+    #[arg(long, default_value_t = 128)]
+    page_size: usize,
+    /// The longest sequence; KV is reserved for a batch of such sequences.
+    #[arg(long, default_value_t = 2048)]
+    context: usize,
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    json: bool,
+    /// Compile in this process, and print JSON: what the child processes do.
+    #[arg(long, hide = true)]
+    in_process: bool,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // SAFETY: no thread has been started yet.
+    unsafe { disable_tpu_metadata_query() };
+    let mut arguments = Arguments::parse();
+    if arguments.batch.is_empty() && arguments.prefill.is_empty() {
+        arguments.batch = vec![32];
+    }
+    if arguments.in_process {
+        println!("{}", compile_one(&arguments)?);
+        return Ok(());
+    }
+    let decode = arguments.batch.iter().map(|rows| ("--batch", *rows));
+    let prefill = arguments.prefill.iter().map(|tokens| ("--prefill", *tokens));
+    let steps: Vec<(&str, usize)> = decode.chain(prefill).collect();
+    if !arguments.json {
+        print_head();
+    }
+    for topology in &arguments.topology {
+        for &(flag, size) in &steps {
+            let report = in_child(&arguments, topology, flag, size)?;
+            if arguments.json { println!("{report}") } else { print_row(&report) }
+        }
+    }
+    Ok(())
+}
+
+/// Runs this program again for one case. A child that dies is a result too.
+fn in_child(
+    arguments: &Arguments,
+    topology: &str,
+    flag: &str,
+    size: usize,
+) -> Result<Value, Box<dyn Error>> {
+    let started = Instant::now();
+    let output = Command::new(std::env::current_exe()?)
+        .arg("--plugin")
+        .arg(&arguments.plugin)
+        .args(["--model", &arguments.model, "--topology", topology, flag, &size.to_string()])
+        .args(["--page-size", &arguments.page_size.to_string()])
+        .args(["--context", &arguments.context.to_string(), "--in-process"])
+        .stderr(Stdio::piped())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report = text.lines().last().and_then(|line| serde_json::from_str::<Value>(line).ok());
+    let mut report = report.unwrap_or_else(|| {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+        json!({ "error": format!("{}: {last}", output.status) })
+    });
+    report["model"] = json!(arguments.model);
+    report["topology"] = json!(topology);
+    report["step"] = json!(format!("{} {size}", flag.trim_start_matches('-')));
+    report["compile_seconds"] = json!(started.elapsed().as_secs_f64());
+    Ok(report)
+}
+
+/// Compiles one case in this process.
+fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
+    let program = program(&arguments.model)?;
+    let topology = arguments.topology.first().ok_or("no topology")?;
+    let step = match (arguments.batch.first(), arguments.prefill.first()) {
+        (Some(&rows), _) => AotStep::Decode { rows },
+        (None, Some(&tokens)) => AotStep::Prefill { tokens },
+        (None, None) => return Err("no step".into()),
+    };
+    let mut options = AotOptions::default();
+    options.page_size = arguments.page_size;
+    options.context_length = arguments.context;
+    options.sequences = arguments.batch.first().copied().unwrap_or(32);
+    let plugin = Plugin::load(&arguments.plugin)?;
+    Ok(match compile(&plugin, topology, &program, step, &options) {
+        Ok(report) => to_json(&report, topology),
+        Err(error) => json!({ "error": error.to_string().lines().next().unwrap_or_default() }),
+    })
+}
+
+fn to_json(report: &AotReport, topology: &str) -> Value {
+    let device = DEVICES.iter().find(|(start, ..)| topology.starts_with(start));
+    // The longer of moving the bytes and of computing.
+    let seconds = |bytes: f64| {
+        device
+            .zip(report.flops)
+            .map(|((_, bandwidth, peak), flops)| (bytes / bandwidth).max(flops / peak))
+    };
+    let attention = report.modelled_attention_bytes;
+    json!({
+        "devices": report.devices,
+        "device_kind": report.device_kind,
+        "fits": report.fits(),
+        "memory_limit": report.memory_limit,
+        "argument_bytes": report.memory.arguments,
+        "aliased_bytes": report.memory.aliased,
+        "temporary_bytes": report.memory.temporary,
+        "peak_bytes": report.memory.peak.max(report.memory.total()),
+        "flops": report.flops,
+        "bytes": report.bytes,
+        "weight_bytes": report.weight_bytes,
+        "modelled_attention_bytes": attention,
+        "seconds_by_xla_bytes": report.bytes.and_then(|bytes| seconds(bytes + attention)),
+        "modelled_seconds": seconds(report.weight_bytes + attention),
+        "all_reduces": report.count("all-reduce"),
+        "all_gathers": report.count("all-gather"),
+        "child_peak_memory": peak_memory(),
+    })
+}
+
+fn program(model: &str) -> Result<Program, Box<dyn Error>> {
+    let text = match model {
+        "qwen3-8b" => QWEN3_8B.to_owned(),
+        "qwen3-32b" => QWEN3_32B.to_owned(),
+        path => std::fs::read_to_string(Path::new(path))?,
+    };
+    let config = ModelConfig::from_huggingface(&text)?;
+    Ok(build(&config, !config.tie_word_embeddings)?)
+}
+
+/// The most memory that this process had, in bytes, where the system says.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn print_head() {
+    println!(
+        "| model | topology | step | fits | GB a device | of | GFLOP | GB by XLA | GB of weights | \
+         GB of KV (modelled) | ms by XLA's bytes | ms (modelled) | all-reduces | compile s | \
+         compiler GB |"
+    );
+    println!("|{}", " --- |".repeat(15));
+}
+
+fn print_row(report: &Value) {
+    let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
+    if let Some(error) = report["error"].as_str() {
+        let (model, topology, step) = (text("model"), text("topology"), text("step"));
+        println!("| {model} | {topology} | {step} | no | {error} | | | | | | | | | | |");
+        return;
+    }
+    let number = |key: &str, unit: f64| match report[key].as_f64() {
+        Some(value) => format!("{:.2}", value / unit),
+        None => "?".to_owned(),
+    };
+    let fits = match report["fits"].as_bool() {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "?",
+    };
+    let columns = [
+        number("peak_bytes", 1e9),
+        number("memory_limit", 1e9),
+        number("flops", 1e9),
+        number("bytes", 1e9),
+        number("weight_bytes", 1e9),
+        number("modelled_attention_bytes", 1e9),
+        number("seconds_by_xla_bytes", 1e-3),
+        number("modelled_seconds", 1e-3),
+        report["all_reduces"].to_string(),
+        number("compile_seconds", 1.0),
+        number("child_peak_memory", 1e9),
+    ];
+    let (model, topology, step) = (text("model"), text("topology"), text("step"));
+    println!("| {model} | {topology} | {step} | {fits} | {} |", columns.join(" | "));
+}
