@@ -242,6 +242,12 @@ impl KvPool {
         Self::give_all(&mut self.pages, &self.scratch)
     }
 
+    /// Plants a bug in the prefix tree, for the tests that have to notice it.
+    #[cfg(feature = "seeded-bugs")]
+    pub fn plant(&mut self, bug: radix_cache::SeededBug) {
+        self.cache.plant(bug);
+    }
+
     fn give_all(allocator: &mut PageAllocator, pages: &[PageId]) -> Result<(), PoolError> {
         pages.iter().try_for_each(|&page| allocator.give(page))?;
         Ok(())

@@ -80,7 +80,9 @@ impl Scheduler {
         let needed = self.tokens_needed(&self.sequences[key], acquired.tokens);
         if !self.has_room(needed) && !self.has_bug(SeededBug::NoRecheckAfterLock) {
             self.slots.pages_mut(slot, GROUP).clear();
-            self.pool.release(acquired.lock, true)?;
+            if !self.has_bug(SeededBug::RefusedAdmissionKeepsLock) {
+                self.pool.release(acquired.lock, true)?;
+            }
             return Ok(Admission::Full);
         }
         self.settle(key, Place { slot, lock: acquired.lock }, acquired.tokens);
@@ -99,7 +101,8 @@ impl Scheduler {
         sequence.place = Some(place);
         let room = sequence.max_tokens.min(CLIPPED_OUTPUT) + 1;
         sequence.tokens.reserve(room);
-        self.slots.open(slot, sampling_of(sequence));
+        let prompt_only = self.config.has_bug(SeededBug::HistoryNotRenewed);
+        self.slots.open(slot, sampling_of(sequence, prompt_only));
         self.slot_events.push(SlotEvent::Open { slot });
         let len = self.slots.pages(slot, GROUP).len() as u32;
         if len > 0 && !self.has_bug(SeededBug::MatchNotAnnounced) {
@@ -151,12 +154,13 @@ impl Scheduler {
 }
 
 /// The slot's sampling state. Penalties read the tokens so far, so those travel with it.
-fn sampling_of(sequence: &Sequence) -> Arc<SlotSampling> {
+fn sampling_of(sequence: &Sequence, prompt_only: bool) -> Arc<SlotSampling> {
     if !sequence.sampling.has_penalties() {
         return sequence.sampling.clone();
     }
     let mut sampling = SlotSampling::clone(&sequence.sampling);
-    sampling.history = sequence.tokens.as_slice().into();
+    let known = if prompt_only { sequence.prompt_len } else { sequence.known() };
+    sampling.history = sequence.tokens[..known].into();
     sampling.history_prompt = sequence.prompt_len as u32;
     Arc::new(sampling)
 }

@@ -106,7 +106,7 @@ impl Scheduler {
         if !self.has_bug(SeededBug::TreeKeptAfterKvLoss) {
             self.pool.reset()?;
         }
-        self.draining = true;
+        self.draining = !self.has_bug(SeededBug::LossNotDrained);
         Ok(())
     }
 

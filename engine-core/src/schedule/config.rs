@@ -100,6 +100,10 @@ impl SchedulerConfig {
         Ok(())
     }
 
+    pub(super) fn has_bug(&self, bug: SeededBug) -> bool {
+        cfg!(feature = "seeded-bugs") && self.seeded_bug == Some(bug)
+    }
+
     pub(super) fn check_arrival(&self, arrival: &Arrival) -> Result<(), Refusal> {
         self.check(arrival.prompt.len(), arrival.max_tokens as usize)
     }

@@ -64,11 +64,14 @@ impl Scheduler {
         if computed < protected || !self.has_room_for(branch, computed - tail) {
             return Ok(false);
         }
+        let shares = self.has_bug(SeededBug::ForkSharesPartialPage);
         let lock = self.pool.fork(lock)?;
         let (source, table) = self.slots.two_tables(from, slot, GROUP);
         table.clear();
         table.extend_from_slice(&source[..whole]);
-        if tail > 0 {
+        if tail > 0 && shares {
+            table.push(source[whole]);
+        } else if tail > 0 {
             let from = source[whole];
             self.pool.take(1, table)?;
             let to = table[whole];

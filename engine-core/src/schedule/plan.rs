@@ -47,6 +47,8 @@ impl Scheduler {
         } else {
             self.pool.floor_page(launched + budget)
         };
+        let whole_pages = !self.has_bug(SeededBug::ChunkNotWholePages);
+        let end = if whole_pages { end } else { end.min(launched + budget.div_ceil(2)) };
         let missing = self.pool.pages_for(end).saturating_sub(self.table_len(key));
         if end <= launched || missing > self.pool.available() {
             return Ok(0);

@@ -399,6 +399,12 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Plants a bug in the prefix tree, for the tests that have to notice it.
+    #[cfg(feature = "seeded-bugs")]
+    pub fn plant_in_cache(&mut self, bug: radix_cache::SeededBug) {
+        self.pool.plant(bug);
+    }
+
     /// Adds a sequence that is neither waiting nor running yet.
     pub(super) fn add(&mut self, arrival: Arrival) -> Result<SequenceKey, Refusal> {
         let id = arrival.id;
@@ -452,7 +458,10 @@ impl Scheduler {
         let Some(Place { slot, lock }) = sequence.place.take() else { return Ok(()) };
         sequence.epoch += 1;
         (sequence.launched, sequence.computed) = (0, 0);
-        (sequence.protected, sequence.pending) = (0, 0);
+        sequence.protected = 0;
+        if !self.config.has_bug(SeededBug::LossKeepsPending) {
+            sequence.pending = 0;
+        }
         let table = self.slots.pages_mut(slot, GROUP);
         self.pool.give(table.get(own..).unwrap_or_default())?;
         table.clear();
@@ -511,7 +520,7 @@ impl Scheduler {
     }
 
     pub(super) fn has_bug(&self, bug: SeededBug) -> bool {
-        cfg!(feature = "seeded-bugs") && self.config.seeded_bug == Some(bug)
+        self.config.has_bug(bug)
     }
 
     /// One attempt to plan. `None` if half-computed prompts held all the pages: one of them went

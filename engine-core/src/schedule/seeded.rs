@@ -46,6 +46,18 @@ pub enum SeededBug {
     SlotNotClosed,
     /// The length limit counts only tokens that are known.
     LimitIgnoresLaunched,
+    /// A fork writes into the page that its parent fills.
+    ForkSharesPartialPage,
+    /// A sequence that turns out not to fit, once its prefix is locked, keeps the lock.
+    RefusedAdmissionKeepsLock,
+    /// A resumed sequence's penalties see its prompt only.
+    HistoryNotRenewed,
+    /// After the loss of the KV memory, tokens of lost steps are still waited for.
+    LossKeepsPending,
+    /// After the loss of the KV memory, steps are planned while lost ones are in flight.
+    LossNotDrained,
+    /// A chunk ends in the middle of a page.
+    ChunkNotWholePages,
 }
 
 impl SeededBug {
@@ -71,5 +83,11 @@ impl SeededBug {
         Self::ChunkOffByOne,
         Self::SlotNotClosed,
         Self::LimitIgnoresLaunched,
+        Self::ForkSharesPartialPage,
+        Self::RefusedAdmissionKeepsLock,
+        Self::HistoryNotRenewed,
+        Self::LossKeepsPending,
+        Self::LossNotDrained,
+        Self::ChunkNotWholePages,
     ];
 }

@@ -1,12 +1,12 @@
 //! Runs a workload on the shadow backend, checks everything after every step, and compares every
 //! sequence with what it generates alone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use engine_core::Token;
 use engine_core::backend::{
-    Batch, CompileOptions, Deadline, Executor, GroupId, Limits, SlotSampling, StepError,
+    Batch, CompileOptions, Deadline, Executor, GroupId, Limits, Row, SlotSampling, StepError,
     StepResult, Ticket,
 };
 use engine_core::schedule::{
@@ -29,6 +29,8 @@ pub(crate) enum Failure {
     /// Something that can be seen from outside.
     #[error("a rule doesn't hold: {0}")]
     Rule(String),
+    #[error("it panicked")]
+    Panic,
     #[error("{id:?} generates {found:?}, but alone {expected:?}")]
     Tokens { id: SequenceId, expected: Vec<Token>, found: Vec<Token> },
 }
@@ -67,10 +69,21 @@ struct Driver {
     /// First sample of each request, by the order of the actions, where it was not refused.
     requests: Vec<Option<SequenceId>>,
     arrivals: u64,
-    launched: VecDeque<Result<Ticket, StepError>>,
+    launched: VecDeque<Launched>,
+    /// Seeds of the sequences that a fault has to end.
+    struck: HashSet<u64>,
     result: StepResult,
     cached_tokens: u64,
     log: Vec<Entry>,
+}
+
+/// A step that was launched, or tried to be.
+struct Launched {
+    ticket: Result<Ticket, StepError>,
+    /// Seeds of its rows' sequences.
+    seeds: Vec<u64>,
+    /// The memory was lost after its launch: whatever comes of it concerns nobody any more.
+    is_lost: bool,
 }
 
 /// A sequence, as its caller sees it.
@@ -99,8 +112,10 @@ impl Driver {
         );
         let shadow = ShadowExecutor::new(&options, case.vocab_size, ledger.clone())
             .map_err(|error| Failure::Rule(error.to_string()))?;
-        let scheduler =
-            Scheduler::new(config).map_err(|error| Failure::Scheduler(error.to_string()))?;
+        let mut scheduler = Scheduler::new(config).map_err(broken)?;
+        if let Some(bug) = case.cache_bug {
+            scheduler.plant_in_cache(bug);
+        }
         Ok(Self {
             scheduler,
             executor: Faults::new(shadow, case.faults.iter().cloned())
@@ -110,6 +125,7 @@ impl Driver {
             requests: Vec::new(),
             arrivals: 0,
             launched: VecDeque::new(),
+            struck: HashSet::new(),
             result: StepResult::default(),
             cached_tokens: 0,
             log: Vec::new(),
@@ -199,6 +215,8 @@ impl Driver {
                     first = first.or(Some(id));
                 }
                 Err(found) if refusal.as_ref() == Err(&found) => {}
+                Err(Refusal::QueueFull { waiting })
+                    if waiting >= self.scheduler.config().max_waiting => {}
                 Err(found) => return Err(Failure::Rule(format!("refused: {found}"))),
             }
         }
@@ -222,6 +240,8 @@ impl Driver {
                 self.track(branch, 1);
             }
             Err(ForkError::Refused(Refusal::Unknown(_))) if !is_live => {}
+            Err(ForkError::Refused(Refusal::QueueFull { waiting }))
+                if waiting >= self.scheduler.config().max_waiting => {}
             Err(ForkError::Refused(found)) if is_live => {
                 let config = self.scheduler.config();
                 let refusal = config.check(prompt.len(), branch.max_tokens as usize);
@@ -273,6 +293,9 @@ impl Driver {
         }
         self.check_admission()?;
         let batch = (plan == Plan::Launch).then(|| Snapshot::of(&self.scheduler.batch()));
+        if let Some(batch) = &batch {
+            self.check_prefill(batch)?;
+        }
         self.log.push(Entry::Plan(plan, batch));
         self.after_change()?;
         Ok(plan)
@@ -296,20 +319,38 @@ impl Driver {
         )))
     }
 
+    /// Prompts take no more than the chunk budget, and in whole pages unless they end.
+    fn check_prefill(&self, batch: &Snapshot) -> Result<(), Failure> {
+        let prefill = &batch.rows[batch.decode_rows as usize..];
+        let tokens: usize = prefill.iter().map(|row| row.tokens.len as usize).sum();
+        let config = self.scheduler.config();
+        if tokens > config.chunk() {
+            return Err(Failure::Rule(format!("{tokens} tokens of prompts in a step")));
+        }
+        let is_ragged = |row: &Row| {
+            row.outputs.len == 0 && !(row.kv_len() as usize).is_multiple_of(config.page_size)
+        };
+        match prefill.iter().find(|row| is_ragged(row)) {
+            Some(row) => Err(Failure::Rule(format!("a chunk ends inside a page: {row:?}"))),
+            None => Ok(()),
+        }
+    }
+
     fn launch(&mut self) -> bool {
         let pool = self.scheduler.pool();
         self.executor.inner_mut().poison(GroupId(0), |page| pool.is_free(page));
         let batch: Batch<'_> = self.scheduler.batch();
-        let launched = self.executor.launch(&batch);
-        let is_launched = launched.is_ok();
-        self.launched.push_back(launched);
+        let seeds = batch.rows.iter().map(|row| batch.slots.sampling(row.slot).seed).collect();
+        let ticket = self.executor.launch(&batch);
+        let is_launched = ticket.is_ok();
+        self.launched.push_back(Launched { ticket, seeds, is_lost: false });
         is_launched
     }
 
     /// Waits for the oldest step and commits it.
     fn commit(&mut self) -> Result<(), Failure> {
         let Some(launched) = self.launched.pop_front() else { return Ok(()) };
-        let outcome = match launched {
+        let outcome = match launched.ticket {
             Ok(ticket) => self.executor.wait(ticket, Deadline::NEVER, &mut self.result),
             Err(error) => {
                 self.result.clear();
@@ -320,9 +361,33 @@ impl Driver {
             return Err(Failure::Violation(violation));
         }
         let error = outcome.err();
+        self.strike(&launched.seeds, launched.is_lost, error.as_ref());
         self.log.push(Entry::Commit(self.result.clone(), error.clone()));
         self.scheduler.commit(&self.result, error.as_ref()).map_err(broken)?;
         self.after_change()
+    }
+
+    /// Notes whom an error has to end: of those that are still there.
+    fn strike(&mut self, seeds: &[u64], is_lost: bool, error: Option<&StepError>) {
+        let rows: Vec<usize> = match error {
+            _ if is_lost => return,
+            None => return,
+            Some(StepError::Rows(failures)) => {
+                failures.iter().map(|failure| failure.row as usize).collect()
+            }
+            Some(_) => {
+                self.launched.iter_mut().for_each(|step| step.is_lost = true);
+                (0..seeds.len()).collect()
+            }
+        };
+        let live: HashSet<u64> = self
+            .tracked
+            .values()
+            .filter(|tracked| tracked.finished.is_none())
+            .map(|tracked| tracked.sampling.seed)
+            .collect();
+        let struck = rows.into_iter().filter_map(|row| seeds.get(row));
+        self.struck.extend(struck.filter(|seed| live.contains(seed)));
     }
 
     /// Passes events on and checks what must hold at every moment.
@@ -340,8 +405,7 @@ impl Driver {
             Event::Admitted { id, cached_tokens } => {
                 self.cached_tokens += u64::from(cached_tokens);
                 match self.tracked.get_mut(&id) {
-                    // A fork is admitted before its caller has heard that it exists.
-                    None => Ok(()),
+                    None => rule("unknown", id),
                     Some(tracked) if tracked.was_admitted => rule("admitted twice", id),
                     Some(tracked) => {
                         tracked.was_admitted = true;
@@ -383,17 +447,19 @@ impl Driver {
         if !case.config.cache && pages.free != pages.capacity {
             return rule(format!("without a cache pages are kept: {pages:?}"));
         }
-        let mut generated = 0;
+        let (mut prompt, mut generated) = (0, 0);
         for (&id, tracked) in &self.tracked {
             generated += tracked.tokens.len() as u64;
-            tracked.check(id, case)?;
+            if tracked.was_admitted {
+                prompt += tracked.prompt.len() as u64;
+            }
+            tracked.check(id, case, self.struck.contains(&tracked.sampling.seed))?;
         }
         let stats = self.scheduler.stats();
-        if stats.generated_tokens != generated || stats.cached_tokens != self.cached_tokens {
-            return rule(format!(
-                "{generated} tokens were passed on and {} were cached, but {stats:?}",
-                self.cached_tokens
-            ));
+        let counted = (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens);
+        let expected = (prompt, self.cached_tokens, generated);
+        if counted != expected || (stats.running, stats.waiting) != (0, 0) {
+            return rule(format!("prompt, cached and generated are {expected:?}, but {stats:?}"));
         }
         Ok(Report { stats, log: self.log, strikes: self.executor.strikes() })
     }
@@ -401,7 +467,7 @@ impl Driver {
 
 impl Tracked {
     /// Compares the whole with what the sequence generates alone.
-    fn check(&self, id: SequenceId, case: &Case) -> Result<(), Failure> {
+    fn check(&self, id: SequenceId, case: &Case, is_struck: bool) -> Result<(), Failure> {
         let Tracked { prompt, sampling, max_tokens, stop_tokens, .. } = self;
         let mut expected =
             model::continue_alone(prompt, sampling, case.vocab_size, *max_tokens, stop_tokens);
@@ -411,7 +477,10 @@ impl Tracked {
         };
         let is_whole = match &self.finished {
             None => return Err(Failure::Rule(format!("{id:?} never ended"))),
-            Some(FinishReason::Error(_)) if !case.faults.is_empty() => false,
+            Some(FinishReason::Error(_)) if is_struck => false,
+            Some(reason) if is_struck => {
+                return Err(Failure::Rule(format!("{id:?} was struck, but ended by {reason:?}")));
+            }
             Some(reason) if Some(reason) == self.asked.as_ref() => {
                 // It may have ended by itself before.
                 *reason == alone && self.tokens.len() == expected.len()

@@ -24,8 +24,8 @@ pub(crate) enum Entry {
 pub(crate) struct Snapshot {
     step: u64,
     tokens: Vec<InputToken>,
-    rows: Vec<Row>,
-    decode_rows: u32,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) decode_rows: u32,
     outputs: Vec<OutputRequest>,
     events: Vec<SlotEvent>,
     shared: Vec<SharedPrefix>,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine_core::backend::SlotSampling;
-use engine_core::schedule::{QueuePolicy, SchedulerConfig, SeededBug};
+use engine_core::schedule::{QueuePolicy, SchedulerConfig};
 use engine_core::{Namespace, Token};
 use testkit::faults::Fault;
 use testkit::random::Random;
@@ -18,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) actions: Vec<(u64, Action)>,
     /// By step.
     pub(crate) faults: Vec<(u64, Fault)>,
+    /// Planted in the prefix cache.
+    pub(crate) cache_bug: Option<radix_cache::SeededBug>,
 }
 
 /// What the world does to the scheduler, before the plan of some round.
@@ -54,11 +56,6 @@ impl Case {
     pub(crate) fn new(seed: u64, flavour: Flavour) -> Self {
         let mut draw = Draw { random: Random::new(seed), seeds: 0, stems: Vec::new() };
         draw.case(flavour)
-    }
-
-    pub(crate) fn with_bug(mut self, bug: SeededBug) -> Self {
-        self.config.seeded_bug = Some(bug);
-        self
     }
 
     /// Positions that all requests may take together, the ones that branch off included.
@@ -145,7 +142,7 @@ impl Draw {
                 }
             }
         }
-        Case { config, overlapped, vocab_size, actions, faults }
+        Case { config, overlapped, vocab_size, actions, faults, cache_bug: None }
     }
 
     /// A pool that holds the longest sequence, and often little more.
@@ -162,6 +159,9 @@ impl Draw {
         let mut config = SchedulerConfig::new(page_size, pages as u32, max_running, context.max(2));
         config.chunked_prefill_size = *random.pick(&[1, 16, 16, 64, 100_000]).unwrap_or(&16);
         config.cache = random.chance(75);
+        if random.chance(10) {
+            config.max_waiting = random.between(1, 4);
+        }
         if random.chance(40) {
             config.queue_policy = QueuePolicy::LongestPrefix;
         }
