@@ -166,6 +166,16 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, value: &T) {
+        let mut line = 0;
+        while line < size_of::<T>() {
+            let address = std::ptr::from_ref(value).cast::<i8>().wrapping_add(line);
+            avx2!(_mm_prefetch::<_MM_HINT_T0>(address));
+            line += 64;
+        }
+    }
+
+    #[inline(always)]
     fn load_nibbles(self, from: &[u8; LANES]) -> [Lanes; 2] {
         avx2!({
             let bytes = _mm_loadu_si128(from.as_ptr().cast());

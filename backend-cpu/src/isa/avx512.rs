@@ -134,6 +134,16 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, value: &T) {
+        let mut line = 0;
+        while line < size_of::<T>() {
+            let address = std::ptr::from_ref(value).cast::<i8>().wrapping_add(line);
+            avx512!(_mm_prefetch::<_MM_HINT_T0>(address));
+            line += 64;
+        }
+    }
+
+    #[inline(always)]
     fn load_nibbles(self, from: &[u8; LANES]) -> [__m512; 2] {
         avx512!({
             // A permutation of sixteen floats looks at four bits of each index: it is the

@@ -71,6 +71,10 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// The low nibbles, 0 to 15, and the high ones.
     fn load_nibbles(self, from: &[u8; LANES]) -> [Self::F32; 2];
 
+    /// Asks for a value's memory, which will be read soon. Computes nothing.
+    #[inline(always)]
+    fn prefetch<T>(self, _: &T) {}
+
     /// The sum of all lanes, as a tree: lanes 8 apart, then 4, 2, 1.
     #[inline(always)]
     fn sum(self, a: Self::F32) -> f32 {

@@ -23,6 +23,9 @@ pub(crate) trait Block: Copy + Send + Sync + 'static {
     /// Inputs in a block; even.
     const DEPTH: usize;
 
+    /// How many blocks ahead of use a panel is fetched from memory: about 2 KiB.
+    const PREFETCH_DISTANCE: usize = 2048 / size_of::<Self>();
+
     /// What all weights of an output share, in registers.
     type Scale<S: Isa>: Copy;
 

@@ -8,8 +8,10 @@
 //!
 //! **Few rows** (up to four): weights are turned into f32 in registers and used at once. A
 //! batch of one has an arithmetic intensity of 2 flops a weight, that is 3.2 flops a byte in Q4_1:
-//! the roofline is memory bandwidth. Several panels are walked together so that their
-//! independent chains hide the latency of the multiply-add.
+//! the roofline is memory bandwidth. Four panels are walked together: they lie together in memory,
+//! so that it is read from front to back, and their independent chains hide the latency of the
+//! multiply-add. Blocks are fetched about 2 KiB ahead, as the processor's own prefetching
+//! stops at the end of every page of memory; that alone makes it 1.7 times as fast.
 //!
 //! **Many rows**: two panels at a time are expanded to f32, [`EXPANDED_DEPTH`] inputs of each
 //! (128 KiB, which stay in the second-level cache), and used for all rows in tiles of up to
@@ -21,7 +23,7 @@ use std::ops::Range;
 
 use super::{
     blocks::{Block, F32Block},
-    panels::{PackedMatrix, Panels, with_panels},
+    panels::{PackedMatrix, PanelBlocks, Panels, with_panels},
 };
 use crate::{
     isa::{Isa, LANES, Op},
@@ -190,7 +192,7 @@ fn whole_depth<S: Isa, B: Block, const R: usize, const P: usize>(
     for (tile_row, input) in inputs.iter_mut().enumerate() {
         *input = &rows.input[(row + tile_row) * depth..][..depth];
     }
-    let mut blocks: [&[B]; P] = [&[]; P];
+    let mut blocks = [PanelBlocks::EMPTY; P];
     for (panel, blocks) in blocks.iter_mut().enumerate() {
         *blocks = panels.panel(first + panel);
     }
@@ -226,10 +228,19 @@ impl Op for Expand<'_> {
 }
 
 #[inline(always)]
-fn expand<S: Isa, B: Block>(isa: S, from: &[B], inputs: Range<usize>, to: &mut [F32Block]) {
-    let from = &from[inputs.start / B::DEPTH..inputs.end.div_ceil(B::DEPTH)];
+fn expand<S: Isa, B: Block>(
+    isa: S,
+    from: PanelBlocks<'_, B>,
+    inputs: Range<usize>,
+    to: &mut [F32Block],
+) {
+    let first = inputs.start / B::DEPTH;
     let blocks_each = B::DEPTH / F32Block::DEPTH;
-    for (index, block) in from.iter().enumerate() {
+    for index in 0..inputs.end.div_ceil(B::DEPTH) - first {
+        let block = from.get(first + index);
+        if let Some(ahead) = from.ahead(first + index) {
+            isa.prefetch(ahead);
+        }
         let scale = block.scale(isa);
         let to = &mut to[index * blocks_each..][..blocks_each];
         for pair in 0..B::DEPTH / 2 {
@@ -297,10 +308,10 @@ impl ExpandedRows<'_> {
         for (tile_row, input) in inputs.iter_mut().enumerate() {
             *input = &self.rows.input[(row + tile_row) * depth..][self.inputs.clone()];
         }
-        let mut blocks: [&[F32Block]; P] = [&[]; P];
+        let mut blocks = [PanelBlocks::EMPTY; P];
         for (index, blocks) in blocks.iter_mut().enumerate() {
             let start = (panel + index) * (SCRATCH_BLOCKS / 2);
-            *blocks = &self.scratch[start..][..self.inputs.len().div_ceil(F32Block::DEPTH)];
+            *blocks = PanelBlocks::adjacent(&self.scratch[start..]);
         }
         let first = self.range.start + panel;
         let mut sums = [[isa.splat(0.0); P]; R];
@@ -335,7 +346,7 @@ impl ExpandedRows<'_> {
 fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
     isa: S,
     inputs: [&[f32]; R],
-    panels: [&[B]; P],
+    panels: [PanelBlocks<'_, B>; P],
     mut sums: [[S::F32; P]; R],
 ) -> [[S::F32; P]; R] {
     let zero = isa.splat(0.0);
@@ -346,14 +357,19 @@ fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
         for row in &mut run {
             *row = &row[index * B::DEPTH..][..B::DEPTH];
         }
-        let mut scales = [panels[0][index].scale(isa); P];
-        for panel in 1..P {
-            scales[panel] = panels[panel][index].scale(isa);
+        let mut blocks = [panels[0].get(index); P];
+        let mut scales = [blocks[0].scale(isa); P];
+        for panel in 0..P {
+            blocks[panel] = panels[panel].get(index);
+            scales[panel] = blocks[panel].scale(isa);
+            if let Some(ahead) = panels[panel].ahead(index) {
+                isa.prefetch(ahead);
+            }
         }
         for pair in 0..B::DEPTH / 2 {
             let mut weights = [[zero; 2]; P];
             for panel in 0..P {
-                weights[panel] = panels[panel][index].pair(isa, scales[panel], pair);
+                weights[panel] = blocks[panel].pair(isa, scales[panel], pair);
             }
             for half in 0..2 {
                 for row in 0..R {
@@ -368,7 +384,7 @@ fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
     }
     for position in whole * B::DEPTH..depth {
         for panel in 0..P {
-            let block = &panels[panel][whole];
+            let block = panels[panel].get(whole);
             let pair = block.pair(isa, block.scale(isa), position % B::DEPTH / 2);
             for row in 0..R {
                 let input = isa.splat(inputs[row][position]);

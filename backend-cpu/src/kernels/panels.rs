@@ -81,8 +81,15 @@ impl std::fmt::Debug for PackedMatrix {
     }
 }
 
-/// A matrix of `depth` inputs by `columns` outputs: panel after panel, and in a panel block after
-/// block along the inputs. The last panel is padded with zeros.
+/// Panels whose blocks take turns in memory.
+const INTERLEAVED: usize = 4;
+
+/// A matrix of `depth` inputs by `columns` outputs.
+///
+/// Four panels are stored together: the first block of each, then the second of each, and so on
+/// along the inputs. A batch of one row walks four panels at once, and so reads memory from its
+/// first to its last byte, which is what prefetchers like best. The last panel is padded with
+/// zeros; fewer than four panels at the end take turns by themselves.
 #[derive(Clone)]
 pub(crate) struct Panels<B> {
     blocks: Vec<B>,
@@ -93,16 +100,17 @@ pub(crate) struct Panels<B> {
 impl<B: Block> Panels<B> {
     fn pack(tensor: &Tensor<'_>) -> Self {
         let (columns, depth) = (tensor.shape().rows(), tensor.shape().cols());
-        let blocks_per_panel = depth.div_ceil(B::DEPTH);
-        let mut blocks = vec![B::zero(); columns.div_ceil(LANES) * blocks_per_panel];
+        let blocks = columns.div_ceil(LANES) * depth.div_ceil(B::DEPTH);
+        let mut this = Self { blocks: vec![B::zero(); blocks], depth, columns };
         for column in 0..columns {
             let row = tensor.row(column).unwrap_or_default();
-            let panel = column / LANES * blocks_per_panel;
-            for (index, block) in blocks[panel..panel + blocks_per_panel].iter_mut().enumerate() {
+            let (start, stride) = this.place(column / LANES);
+            let blocks = this.blocks[start..].iter_mut().step_by(stride);
+            for (index, block) in blocks.take(depth.div_ceil(B::DEPTH)).enumerate() {
                 block.set_column(column % LANES, row, index);
             }
         }
-        Self { blocks, depth, columns }
+        this
     }
 
     /// Inputs.
@@ -117,14 +125,23 @@ impl<B: Block> Panels<B> {
 
     /// The blocks of a panel.
     #[inline(always)]
-    pub(crate) fn panel(&self, panel: usize) -> &[B] {
-        let blocks = self.depth.div_ceil(B::DEPTH);
-        &self.blocks[panel * blocks..(panel + 1) * blocks]
+    pub(crate) fn panel(&self, panel: usize) -> PanelBlocks<'_, B> {
+        let (start, stride) = self.place(panel);
+        PanelBlocks { blocks: &self.blocks[start..], stride, is_cached: false }
+    }
+
+    /// Where a panel's first block is, and how far it is from one block to the next.
+    #[inline(always)]
+    fn place(&self, panel: usize) -> (usize, usize) {
+        let first = panel - panel % INTERLEAVED;
+        let together = (self.columns.div_ceil(LANES) - first).min(INTERLEAVED);
+        (first * self.depth.div_ceil(B::DEPTH) + panel % INTERLEAVED, together)
     }
 
     fn column(&self, column: usize, out: &mut [f32]) {
         let (panel, lane) = (self.panel(column / LANES), column % LANES);
-        for (block, out) in panel.iter().zip(out.chunks_mut(B::DEPTH)) {
+        for (index, out) in out.chunks_mut(B::DEPTH).enumerate() {
+            let block = panel.get(index);
             let scale = block.scale(Portable);
             for (pair, out) in out.chunks_mut(2).enumerate() {
                 let weights = block.pair(Portable, scale, pair);
@@ -133,6 +150,43 @@ impl<B: Block> Panels<B> {
                 }
             }
         }
+    }
+}
+
+/// A panel's blocks, along the inputs.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelBlocks<'a, B> {
+    /// From the panel's first block on; reaches beyond its last.
+    blocks: &'a [B],
+    stride: usize,
+    /// It was just written, so there is nothing to fetch ahead.
+    is_cached: bool,
+}
+
+impl<'a, B: Block> PanelBlocks<'a, B> {
+    /// No panel.
+    pub(crate) const EMPTY: Self = Self { blocks: &[], stride: 0, is_cached: true };
+
+    /// Blocks side by side, which were just written.
+    #[inline(always)]
+    pub(crate) fn adjacent(blocks: &'a [B]) -> Self {
+        Self { blocks, stride: 1, is_cached: true }
+    }
+
+    /// The block number `index`.
+    #[inline(always)]
+    pub(crate) fn get(&self, index: usize) -> &'a B {
+        &self.blocks[index * self.stride]
+    }
+
+    /// The block to fetch from memory while block number `index` is used: one of this panel, or
+    /// of what follows it.
+    #[inline(always)]
+    pub(crate) fn ahead(&self, index: usize) -> Option<&'a B> {
+        if self.is_cached {
+            return None;
+        }
+        self.blocks.get((index + B::PREFETCH_DISTANCE) * self.stride)
     }
 }
 
