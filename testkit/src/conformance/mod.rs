@@ -1,0 +1,184 @@
+//! What every backend must pass, whatever device it drives.
+//!
+//! Each case runs small programs with random weights on the backend under test and on the
+//! [interpreter](crate::interpreter), and compares what comes back through the ordinary
+//! interface: whole vectors of log probabilities, as vocabularies are small enough that one
+//! output can ask for every token. A backend's crate instantiates all cases at once, each a test
+//! with a sentence for a name:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use testkit::conformance::Subject;
+//! use testkit::interpreter::Interpreter;
+//!
+//! fn subject() -> Subject {
+//!     Subject::new(Arc::new(Interpreter), 1e-6)
+//! }
+//!
+//! testkit::conformance_suite!(subject());
+//! ```
+//!
+//! What a backend doesn't support it says with a typed error, or in its capabilities. The case,
+//! or the part of it, then counts as skipped, and must be among the skips that the subject
+//! declares: a backend can't lose support for something, nor gain it, unnoticed.
+
+mod batches;
+mod check;
+mod failure;
+mod faults;
+mod models;
+mod operations;
+mod outputs;
+mod sampling;
+mod session;
+mod slots;
+mod whole_models;
+
+use std::sync::Arc;
+
+use engine_core::backend::Backend;
+use engine_core::weights::Format;
+
+pub use check::{Case, Check, assert_passes};
+pub use failure::{CaseError, Failure};
+
+/// The cases, by name. [`conformance_suite!`](crate::conformance_suite) lists all of them.
+pub mod cases {
+    pub use super::batches::*;
+    pub use super::faults::*;
+    pub use super::operations::*;
+    pub use super::outputs::*;
+    pub use super::sampling::*;
+    pub use super::slots::*;
+    pub use super::whole_models::*;
+}
+
+/// A backend under test.
+#[derive(Clone)]
+pub struct Subject {
+    backend: Arc<dyn Backend>,
+    tolerance: f32,
+    kv_format: Option<Format>,
+    skips: &'static [&'static str],
+}
+
+impl Subject {
+    /// A backend whose log probabilities differ from the reference's by at most `tolerance`
+    /// (natural logarithms). About 1e-4 suits one that computes in f32.
+    pub fn new(backend: Arc<dyn Backend>, tolerance: f32) -> Self {
+        Self { backend, tolerance, kv_format: None, skips: &[] }
+    }
+
+    /// Stores KV in another format than f32. The tolerance must allow for it.
+    #[must_use]
+    pub fn kv_format(self, format: Format) -> Self {
+        Self { kv_format: Some(format), ..self }
+    }
+
+    /// What the backend doesn't support: names of cases, or `case/part`. A suite fails if the
+    /// backend skips anything else, and also if it doesn't skip these.
+    #[must_use]
+    pub fn skips(self, skips: &'static [&'static str]) -> Self {
+        Self { skips, ..self }
+    }
+
+    fn description(&self) -> String {
+        self.backend.capabilities().description
+    }
+}
+
+impl std::fmt::Debug for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subject")
+            .field("backend", &self.description())
+            .field("tolerance", &self.tolerance)
+            .field("kv_format", &self.kv_format)
+            .field("skips", &self.skips)
+            .finish()
+    }
+}
+
+/// Instantiates every case of the suite as a test.
+///
+/// The argument is an expression of type [`Subject`](conformance::Subject), or of
+/// `Option<Subject>` where the machine may not have what the backend needs; it is evaluated
+/// anew for each test. Invoke it once a module.
+#[macro_export]
+macro_rules! conformance_suite {
+    ($subject:expr) => {
+        $crate::conformance_suite! { @tests $subject;
+            embedding_looks_rows_up_and_scales_them,
+            linear_reads_every_format,
+            linear_adds_its_bias_once,
+            logits_read_every_format,
+            norms_divide_rows_by_their_root_mean_square,
+            norms_add_their_offset_to_the_weight,
+            norms_of_heads_stay_within_their_head,
+            norms_write_the_sum_that_they_normalize,
+            norms_and_biases_are_read_in_every_plain_format,
+            rope_rotates_pairs_by_position,
+            rope_leaves_further_dimensions_alone,
+            activations_gate,
+            values_add_and_scale,
+            soft_caps_bound_logits,
+            attention_groups_query_heads,
+            attention_scales_scores,
+            attention_windows_hide_older_positions,
+            attention_soft_caps_scores,
+            attention_sinks_take_probability,
+            attention_reaches_back_over_hundreds_of_positions,
+            page_groups_have_tables_of_their_own,
+            llama_agrees_with_the_reference,
+            llama_3_agrees_with_the_reference,
+            llama_with_biases_agrees_with_the_reference,
+            qwen2_agrees_with_the_reference,
+            qwen2_with_a_window_agrees_with_the_reference,
+            qwen3_agrees_with_the_reference,
+            qwen3_with_yarn_agrees_with_the_reference,
+            mixed_formats_in_one_model_agree_with_the_reference,
+            decode_and_prefill_rows_share_a_step,
+            chunks_of_a_prompt_agree_with_the_whole,
+            page_sizes_agree,
+            the_largest_step_runs,
+            steps_without_outputs_write_their_kv,
+            nothing_is_compiled_after_warm_up,
+            the_batch_changes_no_bit,
+            chunking_changes_no_bit,
+            the_page_size_changes_no_bit,
+            produced_tokens_need_no_host,
+            slots_keep_their_own_next_token,
+            forks_go_on_from_their_parents_positions,
+            pages_move_between_launches,
+            a_reopened_slot_forgets_its_sequence,
+            pages_come_back_from_the_host_tier,
+            transfers_without_a_host_tier_are_refused,
+            rows_answer_several_outputs_in_order,
+            likeliest_tokens_are_as_many_as_asked_for,
+            log_probabilities_are_normalized,
+            greedy_takes_the_likeliest_token,
+            temperature_flattens_the_distribution,
+            filters_keep_the_likeliest_tokens,
+            noise_depends_on_seed_and_sample,
+            penalties_count_tokens_seen_and_sampled,
+            logit_bias_moves_single_tokens,
+            suppressed_tokens_wait_for_their_position,
+            deferred_sampling_obeys_masks,
+            deferred_sampling_without_masks_is_free,
+            a_mask_that_allows_nothing_fails_its_row_alone,
+            a_missing_tensor_is_named,
+            a_tensor_of_another_shape_is_named,
+            options_without_sense_are_refused,
+            logits_that_are_not_numbers_fail_their_row_alone,
+            malformed_batches_are_errors,
+        }
+    };
+    (@tests $subject:expr; $($case:ident,)+) => {
+        $(
+            #[test]
+            fn $case() {
+                let case = $crate::conformance::cases::$case;
+                $crate::conformance::assert_passes(stringify!($case), case, $subject);
+            }
+        )+
+    };
+}

@@ -1,0 +1,118 @@
+//! Small models with random weights.
+
+use engine_core::model::{ModelConfig, Op, Program, WeightId, build};
+use engine_core::weights::{Format, MapWeights, Shape, Tensor};
+
+use super::failure::Failure;
+use crate::random::Random;
+
+/// Tokens of every model here. No multiple of anything, and few enough that one `u8` can ask for
+/// the log probability of each.
+pub(super) const VOCAB_SIZE: u32 = 157;
+
+/// Everything that is compiled.
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    pub(super) program: Program,
+    pub(super) weights: MapWeights,
+}
+
+/// What a weight is for, which says how large it should be.
+#[derive(Clone, Copy)]
+enum Purpose {
+    /// Its standard deviation.
+    Matrix(f32),
+    /// What the file is to hold instead of 1.
+    Norm(f32),
+    Bias,
+    Sinks,
+}
+
+impl Model {
+    /// Random weights for a program: matrices in `format`, vectors in f32.
+    pub(super) fn random(program: Program, format: Format, seed: u64) -> Result<Self, Failure> {
+        Self::random_with(program, seed, |_| format, Format::F32)
+    }
+
+    /// Random weights for a program, each matrix in the format that `format` gives its name.
+    pub(super) fn random_with(
+        program: Program,
+        seed: u64,
+        format: impl Fn(&str) -> Format,
+        vector_format: Format,
+    ) -> Result<Self, Failure> {
+        let mut random = Random::new(seed);
+        let mut weights = MapWeights::new();
+        for (index, weight) in (0..).zip(program.weights()) {
+            let (shape, format) = match weight.shape[..] {
+                [rows, cols] => (Shape::matrix(rows, cols), format(&weight.name)),
+                _ => (Shape::Vector(weight.shape.iter().product()), vector_format),
+            };
+            let purpose = purpose(&program, WeightId(index));
+            let values: Vec<f32> =
+                (0..shape.rows() * shape.cols()).map(|_| value(purpose, &mut random)).collect();
+            weights.insert(weight.name.clone(), Tensor::from_f32(format, shape, &values)?);
+        }
+        Ok(Self { program, weights })
+    }
+
+    /// A model of a configuration as `config.json` has it.
+    pub(super) fn of_config(config: &str, format: Format, seed: u64) -> Result<Self, Failure> {
+        let config = ModelConfig::from_huggingface(config)?;
+        Self::random(build(&config, !config.tie_word_embeddings)?, format, seed)
+    }
+
+    /// The Llama that most cases run.
+    pub(super) fn llama() -> Result<Self, Failure> {
+        Self::of_config(&config("LlamaForCausalLM", ""), Format::F32, 1)
+    }
+}
+
+/// `config.json` of a small model: two layers, 4 query heads on 2 KV heads. `more` are further
+/// members, each with a comma in front.
+pub(super) fn config(architecture: &str, more: &str) -> String {
+    format!(
+        r#"{{"architectures": ["{architecture}"], "vocab_size": {VOCAB_SIZE}, "hidden_size": 64,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+        "tie_word_embeddings": true {more}}}"#
+    )
+}
+
+/// `count` random tokens.
+pub(super) fn prompt(count: usize, seed: u64) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    (0..count).map(|_| random.below(VOCAB_SIZE as usize) as u32).collect()
+}
+
+/// What the program does with a weight. One that is both embedding and output layer is
+/// an embedding.
+fn purpose(program: &Program, id: WeightId) -> Purpose {
+    let of_op = |op: &Op| match op {
+        Op::Embed { weight, .. } | Op::Logits { weight, .. } if *weight == id => {
+            Some(Purpose::Matrix(0.3))
+        }
+        Op::Linear { weight, .. } if *weight == id => {
+            let columns = program.weights()[id.index()].shape.last().copied().unwrap_or(1);
+            Some(Purpose::Matrix(1.7 / (columns as f32).sqrt()))
+        }
+        Op::Linear { bias: Some(bias), .. } if *bias == id => Some(Purpose::Bias),
+        Op::RmsNorm { weight, weight_offset, .. } if *weight == id => {
+            Some(Purpose::Norm(1.0 - weight_offset))
+        }
+        Op::Attention(attention) if attention.sinks == Some(id) => Some(Purpose::Sinks),
+        _ => None,
+    };
+    program.ops().iter().find_map(of_op).unwrap_or(Purpose::Matrix(1.0))
+}
+
+fn value(purpose: Purpose, random: &mut Random) -> f32 {
+    // The standard deviation of a uniform distribution from -1 to 1 is 1 / √3.
+    let unit = random.uniform() * 3f32.sqrt();
+    match purpose {
+        Purpose::Matrix(deviation) => deviation * unit,
+        Purpose::Norm(one) => one + 0.2 * unit,
+        Purpose::Bias => 0.5 * unit,
+        Purpose::Sinks => unit,
+    }
+}
