@@ -12,7 +12,8 @@ use crate::leaf_heap::LeafHeap;
 use crate::locks::Locks;
 use crate::retention::Retention;
 use crate::statistics::Statistics;
-use crate::tree::{Descent, NodeIndex, Tree};
+use crate::tiers::HostState;
+use crate::tree::{Descent, Node, NodeIndex, Tree};
 use crate::types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Token};
 
 /// A tree of cached token prefixes and the pages that hold their KV.
@@ -27,6 +28,12 @@ pub struct RadixCache {
     /// Every unpinned leaf that is retained, first to expire first.
     pub(crate) retained: LeafHeap,
     pub(crate) policy: Policy,
+    /// Whether anything asks for [`hits`](Node::hits).
+    counts_hits: bool,
+    /// Whether anything asks for the time of insertion.
+    counts_age: bool,
+    /// The second tier, if there is one.
+    pub(crate) host: Option<HostState>,
     pub(crate) counts: Counts,
     /// Counts uses; stands in for time.
     pub(crate) clock: u64,
@@ -51,6 +58,9 @@ impl RadixCache {
             leaves: LeafHeap::default(),
             retained: LeafHeap::default(),
             policy: config.policy,
+            counts_hits: config.counts_hits(),
+            counts_age: config.counts_age(),
+            host: config.host.map(HostState::new),
             counts: Counts::default(),
             clock: 0,
             now: 0,
@@ -78,8 +88,9 @@ impl RadixCache {
         let Some(&root) = self.roots.get(&self.effective(namespace)) else {
             return Match::default();
         };
-        let descent = self.tree.descend(root, tokens, |_, _| {});
-        Match { tokens: descent.pages * self.page_size() }
+        let descent = self.tree.descend(root, tokens, Node::is_on_device, |_, _| {});
+        let matched = descent.pages * self.page_size();
+        Match { tokens: matched, host_tokens: self.loadable(&descent, &tokens[matched..]) }
     }
 
     /// Locks what is cached of `tokens` and appends its pages to `pages`, in order. What one
@@ -100,14 +111,14 @@ impl RadixCache {
         self.locks.check_room()?;
         let root = self.root(self.effective(namespace))?;
         let tree = &self.tree;
-        let descent = tree.descend(root, tokens, |node, matched| {
+        let descent = tree.descend(root, tokens, Node::is_on_device, |node, matched| {
             tree.store.copy_pages(tree.node(node).run, matched, pages);
         });
         let end = self.split_at(&descent)?;
         let lock = self.locks.create(end, Retention::default())?;
         self.touch(end);
         self.pin(end);
-        if self.policy.counts_hits() {
+        if self.counts_hits {
             self.count_hit(end);
         }
         let matched = descent.pages * self.page_size();
@@ -152,7 +163,7 @@ impl RadixCache {
 
         let present_from = canonical.len();
         let tree = &self.tree;
-        let descent = tree.descend(old_end, tokens, |node, matched| {
+        let descent = tree.descend(old_end, tokens, Node::is_on_device, |node, matched| {
             tree.store.copy_pages(tree.node(node).run, matched, canonical);
         });
         let present = canonical[present_from..].iter().zip(pages);
@@ -171,35 +182,24 @@ impl RadixCache {
         }
         let new_tokens = &tokens[present_pages * page_size..];
         let new_pages = &pages[present_pages..];
-        let attach = self.split_at(&descent)?;
-        let mut end = attach;
-        if new_pages.is_empty() {
-            self.touch(end);
-        } else if end == old_end && self.is_ours_to_extend(end, retention) {
-            self.tree.extend_leaf(end, new_tokens, new_pages);
-            self.counts.locked += new_pages.len();
-            self.touch(end);
-        } else {
-            self.unfile(end);
-            self.clock += 1;
-            end = self.tree.add_leaf(end, new_tokens, new_pages, self.clock, retention)?;
-            self.counts.evictable += new_pages.len();
-        }
-        if !new_pages.is_empty() {
-            self.note_stored(end, self.tree.node(end).run.pages - new_pages.len() as u32);
-        }
-        self.counts.total += new_pages.len();
-        self.statistics.pages_inserted += new_pages.len() as u64;
-        self.statistics.pages_duplicate += present_pages as u64;
-
-        // The new end is pinned before the old one is let go, so that no page on the way is
-        // ever evictable in between.
+        let present_end = self.split_at(&descent)?;
+        let attach = self.host_part(present_end, new_tokens)?;
+        // Pinned before the old end is let go, so that no page on the way is ever evictable in
+        // between.
+        self.pin(attach);
+        let adopted = self.adopt_path(present_end, attach, new_pages);
+        let rest_tokens = &new_tokens[adopted * page_size..];
+        let is_own_end = attach == old_end;
+        let end = self.attach(attach, is_own_end, rest_tokens, &new_pages[adopted..], retention)?;
         self.pin(end);
+        self.unpin(attach);
         if !unlock_first {
             self.unpin(old_end);
         }
         self.locks.set_end(lock, end);
         self.raise(attach, retention);
+        self.statistics.pages_inserted += inserted.new_pages as u64;
+        self.statistics.pages_duplicate += present_pages as u64;
         Ok(inserted)
     }
 
@@ -236,71 +236,6 @@ impl RadixCache {
         self.touch(end);
         self.unpin(end);
         Ok(())
-    }
-
-    /// Lets go of a lock and frees what then nobody holds or continues, from its end upwards:
-    /// what an engine does at the end of a sequence when caching is switched off. Appends the
-    /// freed pages to `freed` and returns how many they are.
-    ///
-    /// # Errors
-    ///
-    /// [`CacheError::UnknownLock`].
-    pub fn release_and_drop(
-        &mut self,
-        lock: LockId,
-        freed: &mut Vec<PageId>,
-    ) -> Result<usize, CacheError> {
-        let before = freed.len();
-        let mut node = self.locks.remove(lock)?;
-        self.unpin(node);
-        while let Some(leaf) = self.tree.get(node) {
-            if leaf.children > 0 || leaf.pins > 0 || self.tree.is_root(node) {
-                break;
-            }
-            node = self.remove_leaf(node, freed);
-        }
-        Ok(freed.len() - before)
-    }
-
-    /// Frees up to `pages` evictable pages, from the tails of unlocked leaves in the order of
-    /// the policy. Appends them to `freed` and returns how many they are: fewer than asked for
-    /// only when nothing evictable is left.
-    pub fn evict(&mut self, pages: usize, freed: &mut Vec<PageId>) -> usize {
-        let before = freed.len();
-        loop {
-            let missing = pages - (freed.len() - before);
-            if missing == 0 {
-                break;
-            }
-            let Some(leaf) = self.first_to_go() else {
-                break;
-            };
-            let length = self.tree.node(leaf).run.pages as usize;
-            if length <= missing {
-                self.remove_leaf(leaf, freed);
-            } else {
-                self.trim_leaf(leaf, missing, freed);
-            }
-        }
-        freed.len() - before
-    }
-
-    /// Drops everything that is not locked. Appends its pages to `freed`.
-    pub fn clear(&mut self, freed: &mut Vec<PageId>) {
-        self.evict(self.counts.evictable, freed);
-    }
-
-    /// Drops everything, locked or not: the device lost its KV. Every lock is dead from here
-    /// on, and says so when it is presented. Appends all pages to `freed`.
-    pub fn reset(&mut self, freed: &mut Vec<PageId>) {
-        self.tree.remove_all(freed);
-        self.roots.clear();
-        self.note_cleared();
-        self.locks.remove_all();
-        self.leaves.clear();
-        self.retained.clear();
-        self.statistics.pages_removed += self.counts.total as u64;
-        self.counts = Counts::default();
     }
 
     /// How many entries of the eviction order were looked at since the cache was built: what
@@ -347,23 +282,52 @@ impl RadixCache {
     }
 
     /// The node that ends where a descent stopped, made by a split if need be.
-    fn split_at(&mut self, descent: &Descent) -> Result<NodeIndex, CacheError> {
+    pub(crate) fn split_at(&mut self, descent: &Descent) -> Result<NodeIndex, CacheError> {
         match descent.part {
             None => Ok(descent.node),
             Some((node, at)) => self.tree.split(node, at),
         }
     }
 
-    /// Whether a lock at `end` may make the node longer: nobody else ends there or continues it,
-    /// and new pages would be kept and evicted just as those that are there.
+    /// Adds new pages behind `attach`, which is pinned, and returns the node they end in.
+    fn attach(
+        &mut self,
+        attach: NodeIndex,
+        is_own_end: bool,
+        tokens: &[Token],
+        pages: &[PageId],
+        retention: Retention,
+    ) -> Result<NodeIndex, CacheError> {
+        if pages.is_empty() {
+            self.touch(attach);
+            return Ok(attach);
+        }
+        let mut end = attach;
+        if is_own_end && self.is_ours_to_extend(attach, retention) {
+            self.tree.extend_leaf(attach, tokens, pages);
+            self.touch(attach);
+            self.counts.locked += pages.len();
+        } else {
+            self.clock += 1;
+            end = self.tree.add_leaf(attach, tokens, pages, self.clock, retention)?;
+            self.counts.evictable += pages.len();
+        }
+        self.counts.total += pages.len();
+        self.note_stored(end, self.tree.node(end).run.pages - pages.len() as u32);
+        Ok(end)
+    }
+
+    /// Whether a lock at `end`, which an insertion has pinned once more, may make the node longer:
+    /// nobody else ends there or continues it, and new pages would be kept and evicted just as those that are there.
     fn is_ours_to_extend(&self, end: NodeIndex, retention: Retention) -> bool {
         let node = self.tree.node(end);
-        node.pins == 1
+        node.pins == 2
             && node.children == 0
             && !self.tree.is_root(end)
             && node.retention == retention
-            && (node.hits == 0 || !self.policy.counts_hits())
-            && self.policy != Policy::Fifo
+            && !node.host
+            && (node.hits == 0 || !self.counts_hits)
+            && !self.counts_age
     }
 
     /// [`SeededBug::ReplaceOnInsert`].
@@ -373,7 +337,7 @@ impl RadixCache {
             return;
         }
         let mut hits = Vec::new();
-        self.tree.descend(end, tokens, |node, matched| hits.push((node, matched)));
+        self.tree.descend(end, tokens, |_| true, |node, matched| hits.push((node, matched)));
         let mut rest = pages;
         for (node, matched) in hits {
             let (these, others) = rest.split_at(matched as usize);

@@ -1,6 +1,7 @@
 //! What a cache is built with.
 
 use crate::error::CacheError;
+use crate::tiers::{HostTier, WritePolicy};
 
 /// How a cache is laid out and what it evicts first.
 ///
@@ -18,12 +19,13 @@ pub struct CacheConfig {
     pub(crate) policy: Policy,
     pub(crate) hash_seed: u64,
     pub(crate) events: usize,
+    pub(crate) host: Option<HostTier>,
 }
 
 impl Default for CacheConfig {
     /// Pages of 16 tokens, least recently used first.
     fn default() -> Self {
-        Self { page_size: 16, policy: Policy::default(), hash_seed: 0, events: 0 }
+        Self { page_size: 16, policy: Policy::default(), hash_seed: 0, events: 0, host: None }
     }
 }
 
@@ -54,6 +56,26 @@ impl CacheConfig {
     pub fn events(mut self, capacity: usize) -> Self {
         self.events = capacity;
         self
+    }
+
+    /// Adds a second tier in the memory of the host. None by default.
+    pub fn host_tier(mut self, tier: HostTier) -> Self {
+        self.host = Some(tier);
+        self
+    }
+
+    /// Whether anything asks how often a page was matched.
+    pub(crate) fn counts_hits(&self) -> bool {
+        let on_host = self.host.is_some_and(|tier| {
+            tier.policy.counts_hits() || matches!(tier.write, WritePolicy::ThroughAfterHits(_))
+        });
+        self.policy.counts_hits() || on_host
+    }
+
+    /// Whether anything asks when a page was inserted.
+    pub(crate) fn counts_age(&self) -> bool {
+        let on_host = self.host.is_some_and(|tier| tier.policy == Policy::Fifo);
+        self.policy == Policy::Fifo || on_host
     }
 
     pub(crate) fn check(&self) -> Result<(), CacheError> {

@@ -1,5 +1,6 @@
 //! What can go wrong, with its operands.
 
+use crate::tiers::TransferId;
 use crate::types::{LockId, PageId};
 
 /// A refused call. The cache is as it was before it.
@@ -17,6 +18,12 @@ pub enum CacheError {
     UnknownLock {
         /// The id that was presented.
         lock: LockId,
+    },
+    /// The transfer was confirmed or failed before, or died with the tree it belonged to.
+    #[error("{transfer} is not under way: it has ended, or the cache was reset")]
+    UnknownTransfer {
+        /// The id that was presented.
+        transfer: TransferId,
     },
     /// The tokens of a run do not fill its pages exactly.
     #[error("{tokens} tokens do not fill {pages} pages of {page_size} tokens")]

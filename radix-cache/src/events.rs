@@ -143,8 +143,13 @@ impl RadixCache {
             return Vec::new();
         }
         let nodes = self.tree.parents_first();
-        let changes = nodes.into_iter().map(|node| self.stored(node, 0, Tier::Device));
-        changes
+        let stored = nodes.into_iter().flat_map(|node| {
+            let (device, host) = (self.tree.node(node).device, self.tree.node(node).host);
+            let tiers = [(Tier::Device, device), (Tier::Host, host)];
+            let on = tiers.into_iter().filter(|(_, is_there)| *is_there);
+            on.map(move |(tier, _)| self.stored(node, 0, tier))
+        });
+        stored
             .map(|stored| Event { sequence: self.events.next, change: Change::Stored(stored) })
             .collect()
     }
@@ -161,8 +166,26 @@ impl RadixCache {
         self.events.push(Change::Stored(stored));
     }
 
+    /// Tells of a node's pages that are on a tier anew.
+    pub(crate) fn note_stored_on(&mut self, node: NodeIndex, tier: Tier) {
+        if self.events.is_on() {
+            let stored = self.stored(node, 0, tier);
+            self.events.push(Change::Stored(stored));
+        }
+    }
+
+    /// Tells of a node that is about to be removed from wherever it is.
+    pub(crate) fn note_removed(&mut self, node: NodeIndex) {
+        let (device, host) = (self.tree.node(node).device, self.tree.node(node).host);
+        for (tier, is_there) in [(Tier::Device, device), (Tier::Host, host)] {
+            if is_there {
+                self.note_removed_from(node, 0, tier);
+            }
+        }
+    }
+
     /// Tells of pages of a node, from `from` on, that are about to be removed from a tier.
-    pub(crate) fn note_removed(&mut self, node: NodeIndex, from: u32, tier: Tier) {
+    pub(crate) fn note_removed_from(&mut self, node: NodeIndex, from: u32, tier: Tier) {
         if !self.events.is_on() {
             return;
         }

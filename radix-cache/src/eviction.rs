@@ -1,154 +1,191 @@
-//! Pins, and the order in which unpinned leaves are evicted.
+//! How pages leave the cache.
 
-use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
-use crate::config::Policy;
-use crate::leaf_heap::Rank;
-use crate::tree::{Node, NodeIndex};
-use crate::types::{PageId, Tier};
-
-/// Where a leaf stands in the order of a policy.
-fn rank(policy: Policy, leaf: &Node) -> Rank {
-    let first = match policy {
-        Policy::Lru => 0,
-        Policy::Lfu => u64::from(leaf.hits),
-        Policy::Fifo => leaf.created,
-        Policy::Mru => return (0, !leaf.used),
-        // The order of the signed numbers, kept in unsigned ones.
-        Policy::Priority => u64::from(leaf.retention.priority.cast_unsigned() ^ 1 << 31),
-        Policy::SegmentedLru => u64::from(leaf.hits > 0),
-    };
-    (first, leaf.used)
-}
-
-/// A leaf's place in the order of eviction: whether among the retained ones, and where.
-pub(crate) type Place = (bool, Rank);
+use crate::error::CacheError;
+use crate::tree::NodeIndex;
+use crate::types::{LockId, PageId, Tier};
 
 impl RadixCache {
-    /// Where an unpinned leaf belongs.
-    pub(crate) fn expected_place(&self, leaf: NodeIndex) -> Place {
-        let leaf = self.tree.node(leaf);
-        let until = leaf.retention.until;
-        if until > self.now { (true, (until, leaf.used)) } else { (false, rank(self.policy, leaf)) }
-    }
-
-    /// Where a node was filed, if it was.
-    pub(crate) fn place_of(&self, node: NodeIndex) -> Option<Place> {
-        let plain = self.leaves.rank_of(node).map(|rank| (false, rank));
-        plain.or_else(|| self.retained.rank_of(node).map(|rank| (true, rank)))
-    }
-
-    pub(crate) fn file(&mut self, leaf: NodeIndex) {
-        match self.expected_place(leaf) {
-            (false, rank) => self.leaves.insert(leaf, rank),
-            (true, rank) => self.retained.insert(leaf, rank),
+    /// Frees up to `pages` evictable pages of the device, from the tails of unlocked leaves in the
+    /// order of the policy. Appends them to `freed` and returns how many they are: fewer than
+    /// asked for only when nothing evictable is left.
+    ///
+    /// Pages that have a copy on the host stay in the tree and can be
+    /// [loaded](Self::load) again; the others are forgotten. Nothing waits for a copy here:
+    /// [`demote`](Self::demote) does.
+    pub fn evict(&mut self, pages: usize, freed: &mut Vec<PageId>) -> usize {
+        let before = freed.len();
+        loop {
+            let missing = pages - (freed.len() - before);
+            if missing == 0 {
+                break;
+            }
+            let Some(leaf) = self.first_to_go() else {
+                break;
+            };
+            // Only a full arena can refuse to split, and nothing was changed then.
+            if self.evict_leaf(leaf, missing, freed).is_err() {
+                break;
+            }
         }
+        freed.len() - before
     }
 
-    /// Takes a node out of the order, if it is in it.
-    pub(crate) fn unfile(&mut self, node: NodeIndex) {
-        if !self.leaves.remove(node) {
-            self.retained.remove(node);
+    /// Drops everything that is not locked, on the device and on the host. Appends the device's
+    /// pages to `freed`.
+    pub fn clear(&mut self, freed: &mut Vec<PageId>) {
+        self.evict_host(usize::MAX, freed);
+        self.evict(self.counts.evictable, freed);
+    }
+
+    /// Drops everything, locked or not: the device lost its KV. Every lock and every transfer
+    /// is dead from here on, and says so when it is presented. Appends all pages to `freed`.
+    pub fn reset(&mut self, freed: &mut Vec<PageId>) {
+        self.tree.remove_all(freed);
+        self.roots.clear();
+        self.note_cleared();
+        self.locks.remove_all();
+        self.leaves.clear();
+        self.retained.clear();
+        if let Some(host) = &mut self.host {
+            host.reset();
         }
+        self.statistics.pages_removed += self.counts.total as u64;
+        self.counts = Default::default();
     }
 
-    /// Counts a match of everything down to `end`, none of which is filed at the moment.
-    pub(crate) fn count_hit(&mut self, end: NodeIndex) {
-        let mut node = end;
-        while let Some(hit) = self.tree.get_mut(node) {
-            hit.hits = hit.hits.saturating_add(1);
-            node = hit.parent;
+    /// Lets go of a lock and frees what then nobody holds or continues, from its end upwards:
+    /// what an engine does at the end of a sequence when caching is switched off. Appends the
+    /// freed pages to `freed` and returns how many they are.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::UnknownLock`].
+    pub fn release_and_drop(
+        &mut self,
+        lock: LockId,
+        freed: &mut Vec<PageId>,
+    ) -> Result<usize, CacheError> {
+        let before = freed.len();
+        let mut node = self.locks.remove(lock)?;
+        self.unpin(node);
+        while let Some(leaf) = self.tree.get(node) {
+            if leaf.children > 0 || leaf.pins > 0 || self.tree.is_root(node) {
+                break;
+            }
+            node = self.remove_leaf(node, freed);
         }
+        Ok(freed.len() - before)
     }
 
-    /// Notes a use. Ancestors count as used too; they learn of it when they become leaves,
-    /// which is the first time that it matters.
-    pub(crate) fn touch(&mut self, node: NodeIndex) {
-        self.clock += 1;
-        self.tree.node_mut(node).used = self.clock;
+    /// Frees the last pages of an unpinned leaf of the device's part: all of them, or as many as are
+    /// missing.
+    pub(crate) fn evict_leaf(
+        &mut self,
+        leaf: NodeIndex,
+        missing: usize,
+        freed: &mut Vec<PageId>,
+    ) -> Result<(), CacheError> {
+        let node = self.tree.node(leaf);
+        let (pages, on_host) = (node.run.pages as usize, node.host);
+        match (pages.checked_sub(missing).filter(|&keep| keep > 0), on_host) {
+            (None, false) => drop(self.remove_leaf(leaf, freed)),
+            (None, true) => self.drop_device(leaf, freed),
+            (Some(_), false) => self.trim_leaf(leaf, missing, freed),
+            (Some(keep), true) => {
+                self.tree.split(leaf, keep as u32)?;
+                self.drop_device(leaf, freed);
+            }
+        }
+        Ok(())
     }
 
-    /// Adds a pin. A node that had none pins its parent in turn.
-    pub(crate) fn pin(&mut self, mut node: NodeIndex) {
-        while let Some(pinned) = self.tree.get_mut(node) {
-            pinned.pins += 1;
-            if pinned.pins > 1 {
+    /// Frees up to `pages` pages of the host that nobody holds, in the order of its policy.
+    pub(crate) fn evict_host(&mut self, pages: usize, freed: &mut Vec<PageId>) {
+        let mut missing = pages;
+        while missing > 0 {
+            let Some(leaf) = self.host.as_ref().and_then(|host| host.order.first()) else {
                 return;
-            }
-            let pages = pinned.run.pages as usize;
-            let parent = pinned.parent;
-            self.counts.evictable -= pages;
-            self.counts.locked += pages;
-            if !self.tree.planted.is(SeededBug::EvictLocked) {
-                self.unfile(node);
-            }
-            node = parent;
+            };
+            let pages = self.tree.node(leaf).run.pages as usize;
+            // As in `evict`, the node is dropped whole if it can't be split.
+            let split = pages > missing && self.tree.split(leaf, (pages - missing) as u32).is_ok();
+            missing -= if split { missing } else { pages.min(missing) };
+            self.drop_host(leaf, freed);
         }
     }
 
-    /// Takes a pin away. A node that has none left takes one from its parent in turn.
-    pub(crate) fn unpin(&mut self, mut node: NodeIndex) {
-        while let Some(unpinned) = self.tree.get_mut(node) {
-            unpinned.pins -= 1;
-            if unpinned.pins > 0 {
-                return;
-            }
-            let pages = unpinned.run.pages as usize;
-            let parent = unpinned.parent;
-            self.counts.locked -= pages;
-            self.counts.evictable += pages;
-            self.became_idle(node);
-            node = parent;
-        }
-    }
-
-    /// Files a node that lost its last pin or its last child: a leaf may be evicted from here on,
-    /// a root without children has no purpose.
-    fn became_idle(&mut self, node: NodeIndex) {
-        let idle = self.tree.node(node);
-        if idle.pins > 0 || idle.children > 0 {
-            return;
-        }
-        if self.tree.is_root(node) {
-            self.drop_root(node);
-        } else if self.place_of(node).is_none() {
-            self.file(node);
-        }
-    }
-
-    /// The leaf to evict next: what is retained goes only when nothing else is left.
-    pub(crate) fn first_to_go(&self) -> Option<NodeIndex> {
-        self.leaves.first().or_else(|| self.retained.first())
-    }
-
-    /// Removes an unpinned leaf and returns its parent, which may now be a leaf itself.
+    /// Removes an unpinned leaf from every tier and returns its parent, which may now be a leaf
+    /// itself.
     pub(crate) fn remove_leaf(&mut self, leaf: NodeIndex, freed: &mut Vec<PageId>) -> NodeIndex {
-        let gone = self.tree.node(leaf);
-        let (pages, used) = (gone.run.pages as usize, gone.used);
+        let (device, host) = self.tree.node(leaf).pages_by_tier();
         self.unfile(leaf);
-        self.note_removed(leaf, 0, Tier::Device);
-        let parent = self.tree.remove(leaf, freed);
-        self.counts.evictable -= pages;
-        self.counts.total -= pages;
-        self.statistics.pages_removed += pages as u64;
-        let heir = self.tree.node_mut(parent);
-        heir.used = heir.used.max(used);
-        self.became_idle(parent);
+        self.note_removed(leaf);
+        let parent = match &mut self.host {
+            None => self.tree.remove(leaf, freed, &mut Vec::new()),
+            Some(tier) => {
+                tier.order.remove(leaf);
+                tier.idle -= host;
+                self.tree.remove(leaf, freed, &mut tier.free)
+            }
+        };
+        self.counts.evictable -= device;
+        self.counts.total -= device;
+        self.counts.host -= host;
+        self.statistics.pages_removed += device as u64;
+        self.settle(parent);
         parent
     }
 
-    /// Frees the last `pages` pages of an unpinned leaf that has more of them.
-    pub(crate) fn trim_leaf(&mut self, leaf: NodeIndex, pages: usize, freed: &mut Vec<PageId>) {
+    /// Takes an unpinned leaf's pages off the device; their copies on the host stay.
+    pub(crate) fn drop_device(&mut self, leaf: NodeIndex, freed: &mut Vec<PageId>) {
+        self.unfile(leaf);
+        self.note_removed_from(leaf, 0, Tier::Device);
+        let node = self.tree.node_mut(leaf);
+        node.device = false;
+        let (run, parent) = (node.run, node.parent);
+        self.tree.store.take_pages(run, freed);
+        self.tree.node_mut(parent).device_children -= 1;
+        let pages = run.pages as usize;
+        self.counts.evictable -= pages;
+        self.counts.total -= pages;
+        self.statistics.pages_removed += pages as u64;
+        self.settle(parent);
+    }
+
+    /// Takes an unpinned leaf's pages off the host; without a copy on the device it is gone.
+    fn drop_host(&mut self, leaf: NodeIndex, freed: &mut Vec<PageId>) {
+        if !self.tree.node(leaf).device {
+            self.remove_leaf(leaf, freed);
+            return;
+        }
+        self.note_removed_from(leaf, 0, Tier::Host);
+        let node = self.tree.node_mut(leaf);
+        node.host = false;
+        let (run, parent) = (node.run, node.parent);
+        if let Some(tier) = &mut self.host {
+            tier.order.remove(leaf);
+            tier.idle -= run.pages as usize;
+            self.tree.store.take_host_pages(run, &mut tier.free);
+        }
+        self.tree.node_mut(parent).host_children -= 1;
+        self.counts.host -= run.pages as usize;
+        self.settle(parent);
+    }
+
+    /// Frees the last `pages` pages of an unpinned leaf that has more of them, all on the device
+    /// alone.
+    fn trim_leaf(&mut self, leaf: NodeIndex, pages: usize, freed: &mut Vec<PageId>) {
         let keep = self.tree.node(leaf).run.pages - pages as u32;
-        self.note_removed(leaf, keep, Tier::Device);
+        self.note_removed_from(leaf, keep, Tier::Device);
         self.tree.trim(leaf, pages, freed);
         self.counts.evictable -= pages;
         self.counts.total -= pages;
         self.statistics.pages_removed += pages as u64;
     }
 
-    fn drop_root(&mut self, root: NodeIndex) {
+    pub(crate) fn drop_root(&mut self, root: NodeIndex) {
         self.roots.remove(&self.tree.namespace_of(root));
-        self.tree.remove(root, &mut Vec::new());
+        self.tree.remove(root, &mut Vec::new(), &mut Vec::new());
     }
 }

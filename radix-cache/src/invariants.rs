@@ -5,8 +5,18 @@ use std::collections::{HashMap, HashSet};
 
 use crate::cache::RadixCache;
 use crate::error::InvariantViolation;
+use crate::store::NO_PAGE;
 use crate::tree::{Node, NodeIndex};
-use crate::types::Counts;
+use crate::types::{Counts, Tier};
+
+/// What a node should know of its children.
+#[derive(Clone, Copy, Debug, Default)]
+struct Children {
+    all: u32,
+    pinned: u32,
+    device: u32,
+    host: u32,
+}
 
 macro_rules! ensure {
     ($holds:expr, $($what:tt)+) => {
@@ -30,18 +40,27 @@ impl RadixCache {
             ensure!(live, "a lock ends at {end:?}, which is gone");
             *locks_at.entry(end).or_default() += 1;
         }
-        let mut children: HashMap<NodeIndex, (u32, u32)> = HashMap::new();
+        let mut children: HashMap<NodeIndex, Children> = HashMap::new();
         for (_, node) in self.tree.iter() {
-            let (count, pinned) = children.entry(node.parent).or_default();
-            *count += 1;
-            *pinned += u32::from(node.pins > 0);
+            let below = children.entry(node.parent).or_default();
+            below.all += 1;
+            below.pinned += u32::from(node.pins > 0);
+            below.device += u32::from(node.device);
+            below.host += u32::from(node.host);
         }
         let mut seen = HashSet::new();
         let mut counts = Counts::default();
         let mut idle_leaves = 0;
         let mut filed = 0;
+        let (mut slots, mut host_idle, mut idle_host_leaves) = (0, 0, 0);
         for (index, node) in self.tree.iter() {
-            let (count, pinned) = children.get(&index).copied().unwrap_or_default();
+            let below = children.get(&index).copied().unwrap_or_default();
+            let (count, pinned) = (below.all, below.pinned);
+            let by_tier = (node.device_children, node.host_children);
+            ensure!(
+                by_tier == (below.device, below.host),
+                "{index:?} miscounts {below:?}: {node:?}"
+            );
             let locks = locks_at.get(&index).copied().unwrap_or_default();
             ensure!(node.children == count, "{index:?} miscounts its {count} children: {node:?}");
             ensure!(
@@ -54,28 +73,47 @@ impl RadixCache {
             }
             filed += 1;
             self.check_place(index, node)?;
-            for (_, pages) in self.tree.store.extents_of(node.run) {
+            let (mut pages, mut host_pages) = (Vec::new(), Vec::new());
+            self.tree.store.copy_pages(node.run, node.run.pages, &mut pages);
+            if self.host.is_some() {
+                self.tree.store.copy_host_pages(node.run, &mut host_pages);
+            }
+            for (tier, is_there, pages) in
+                [(Tier::Device, node.device, pages), (Tier::Host, node.host, host_pages)]
+            {
                 for page in pages {
-                    ensure!(seen.insert(*page), "{page} is cached twice");
+                    ensure!(is_there == (page != NO_PAGE), "{page} on the {tier:?}: {node:?}");
+                    let is_new = !is_there || seen.insert((tier, page));
+                    ensure!(is_new, "{page} is cached twice on the {tier:?}");
                 }
             }
-            let pages = node.run.pages as usize;
-            counts.total += pages;
-            *(if node.pins > 0 { &mut counts.locked } else { &mut counts.evictable }) += pages;
+            let (device, host) = node.pages_by_tier();
+            slots += node.run.pages as usize;
+            counts.total += device;
+            counts.host += host;
+            *(if node.pins > 0 { &mut counts.locked } else { &mut counts.evictable }) += device;
+            host_idle += if node.pins > 0 { 0 } else { host };
 
-            let idle_leaf = node.children == 0 && node.pins == 0;
+            let idle_host_leaf = node.host && node.host_children == 0 && node.pins == 0;
+            idle_host_leaves += usize::from(idle_host_leaf);
+            let place = self.host.as_ref().and_then(|tier| tier.order.rank_of(index));
+            let expected = self.expected_host_place(index).filter(|_| idle_host_leaf);
+            ensure!(
+                place == expected,
+                "{index:?} is filed on the host at {place:?}, not {expected:?}"
+            );
+            let idle_leaf = node.device && node.device_children == 0 && node.pins == 0;
             idle_leaves += usize::from(idle_leaf);
             let place = self.place_of(index);
             let expected = idle_leaf.then(|| self.expected_place(index));
             ensure!(place == expected, "{index:?} is filed at {place:?}, not {expected:?}");
         }
         ensure!(counts == self.counts, "the counts are {:?}, not {counts:?}", self.counts);
-        ensure!(seen.len() == counts.total, "{} pages for {} places", seen.len(), counts.total);
+        self.check_host(host_idle, idle_host_leaves)?;
         ensure!(
-            self.tree.store.used() == counts.total,
-            "{} slots for {} pages",
-            self.tree.store.used(),
-            counts.total
+            self.tree.store.used() == slots,
+            "{} slots are used, not {slots}",
+            self.tree.store.used()
         );
         ensure!(
             self.leaves.len() + self.retained.len() == idle_leaves,
@@ -93,6 +131,19 @@ impl RadixCache {
         Ok(())
     }
 
+    fn check_host(&self, idle: usize, leaves: usize) -> Result<(), InvariantViolation> {
+        let Some(host) = &self.host else {
+            ensure!(self.counts.host == 0, "pages on a host that is not there");
+            return Ok(());
+        };
+        ensure!(host.idle == idle, "{} idle pages on the host, not {idle}", host.idle);
+        let filed = host.order.len();
+        ensure!(filed == leaves, "{filed} leaves in the host's order, not {leaves}");
+        let owned = host.free.len() + self.counts.host + host.on_their_way();
+        ensure!(owned == host.tier.pages as usize, "{owned} pages of the host: {:?}", host.tier);
+        Ok(())
+    }
+
     fn check_root(&self, index: NodeIndex, node: &Node) -> Result<(), InvariantViolation> {
         let filed = self.roots.get(&self.tree.namespace_of(index));
         ensure!(filed == Some(&index), "root {index:?} is filed as {filed:?}");
@@ -107,6 +158,15 @@ impl RadixCache {
             ensure!(false, "the parent of {index:?} is gone");
             return Ok(());
         };
+        ensure!(node.device || node.host, "{index:?} is nowhere");
+        ensure!(!node.device || parent.device, "{index:?} is on the device without its parent");
+        ensure!(!node.host || parent.host, "{index:?} is on the host without its parent");
+        ensure!(!node.moving || node.pins > 0, "{index:?} is moving and not locked");
+        let used_first = node.pins > 0 || node.used <= parent.used || parent.pins > 0;
+        ensure!(
+            used_first || self.tree.is_root(node.parent),
+            "{index:?} was used after its parent"
+        );
         let page_size = self.page_size();
         let mut stretches = 0;
         for (tokens, pages) in self.tree.store.extents_of(node.run) {

@@ -67,10 +67,12 @@ mod export;
 mod invariants;
 mod leaf_heap;
 mod locks;
+mod order;
 mod retention;
 mod snapshot;
 mod statistics;
 mod store;
+mod tiers;
 mod tree;
 mod types;
 
@@ -83,4 +85,5 @@ pub use events::{Change, Event, Stored, page_hash};
 pub use retention::Retention;
 pub use snapshot::{Snapshot, SnapshotNode};
 pub use statistics::{Memory, Shape, Statistics};
+pub use tiers::{Direction, HostTier, Transfer, TransferId, WritePolicy};
 pub use types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Tier, Token};

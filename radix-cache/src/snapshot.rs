@@ -9,8 +9,8 @@ use crate::retention::Retention;
 use crate::tree::NodeIndex;
 use crate::types::{Namespace, PageId, Token};
 
-/// Everything a cache knows, except its locks: those belong to sequences, which don't survive
-/// a restart.
+/// Everything a cache knows, except its locks, which belong to sequences, and its copies on the
+/// host, which belong to the process: neither survives a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -52,7 +52,8 @@ impl RadixCache {
     /// The cache as plain data.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let order = self.tree.parents_first();
+        let mut order = self.tree.parents_first();
+        order.retain(|&node| self.tree.node(node).device);
         let mut places = hashbrown::HashMap::with_capacity(order.len());
         let mut nodes = Vec::with_capacity(order.len());
         for index in order {
@@ -130,6 +131,12 @@ impl RadixCache {
             cache.counts.evictable += node.pages.len();
             cache.note_stored(leaf, 0);
             places.push(leaf);
+        }
+        // What was locked had yet to tell its ancestors when it was used.
+        for &place in places.iter().rev() {
+            let (parent, used) = (cache.tree.node(place).parent, cache.tree.node(place).used);
+            let above = cache.tree.node_mut(parent);
+            above.used = above.used.max(used);
         }
         for leaf in places {
             if cache.tree.node(leaf).children == 0 {

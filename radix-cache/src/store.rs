@@ -6,6 +6,7 @@
 //! token; and free slots are one bit each in a map, where neighbours merge by themselves. Wear can
 //! only cut runs into more extents, which costs time: it never costs memory.
 
+use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::events::page_hash;
 use crate::types::{PageId, Token};
@@ -34,6 +35,8 @@ struct Extent {
 }
 
 const NO_EXTENT: u32 = u32::MAX;
+/// Stands where a page has no number.
+pub(crate) const NO_PAGE: PageId = PageId(u32::MAX);
 /// Slots a word of the free map covers; the arrays grow by whole words.
 const WORD: usize = u64::BITS as usize;
 /// One slot in so many is kept free, so that looking for one is short.
@@ -49,6 +52,9 @@ pub(crate) struct Store {
     /// The chained hash of each slot's page; without events, nothing.
     hashes: Vec<u64>,
     keep_hashes: bool,
+    /// The number of each slot's copy on the host; without a host tier, nothing.
+    host_pages: Vec<PageId>,
+    keep_host_pages: bool,
     /// One bit a slot; set means free.
     free: Vec<u64>,
     free_slots: usize,
@@ -59,13 +65,15 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(page_size: usize, keep_hashes: bool) -> Self {
+    pub(crate) fn new(config: &CacheConfig) -> Self {
         Self {
-            page_size,
+            page_size: config.page_size,
             tokens: Vec::new(),
             pages: Vec::new(),
             hashes: Vec::new(),
-            keep_hashes,
+            keep_hashes: config.events > 0,
+            host_pages: Vec::new(),
+            keep_host_pages: config.host.is_some(),
             free: Vec::new(),
             free_slots: 0,
             cursor: 0,
@@ -92,6 +100,7 @@ impl Store {
     pub(crate) fn structure_bytes(&self) -> usize {
         self.extents.capacity() * size_of::<Extent>()
             + self.free_extents.capacity() * size_of::<u32>()
+            + self.host_pages.capacity() * size_of::<PageId>()
             + (self.free.capacity() + self.hashes.capacity()) * size_of::<u64>()
     }
 
@@ -107,7 +116,10 @@ impl Store {
             return Err(CacheError::Full { pages });
         }
         self.tokens.resize(slots * self.page_size, 0);
-        self.pages.resize(slots, PageId(u32::MAX));
+        self.pages.resize(slots, NO_PAGE);
+        if self.keep_host_pages {
+            self.host_pages.resize(slots, NO_PAGE);
+        }
         if self.keep_hashes {
             self.hashes.resize(slots, 0);
         }
@@ -159,8 +171,15 @@ impl Store {
         upper
     }
 
-    /// Frees what follows the first `keep` pages of a run, and lists those pages.
-    pub(crate) fn truncate(&mut self, run: &mut Run, keep: u32, freed: &mut Vec<PageId>) {
+    /// Frees what follows the first `keep` pages of a run, and lists those pages, of the device and
+    /// of the host.
+    pub(crate) fn truncate(
+        &mut self,
+        run: &mut Run,
+        keep: u32,
+        freed: &mut Vec<PageId>,
+        freed_on_host: &mut Vec<PageId>,
+    ) {
         let mut cut = if keep == 0 {
             core::mem::replace(run, Run::EMPTY)
         } else if keep < run.pages {
@@ -173,7 +192,12 @@ impl Store {
             let extent = self.extents[cut.head as usize];
             let start = extent.start as usize;
             let slots = start..start + extent.length as usize;
-            freed.extend_from_slice(&self.pages[slots.clone()]);
+            if self.keep_host_pages {
+                take_present(&mut self.pages[slots.clone()], freed);
+                take_present(&mut self.host_pages[slots.clone()], freed_on_host);
+            } else {
+                freed.extend_from_slice(&self.pages[slots.clone()]);
+            }
             self.mark_free(slots);
             self.free_extents.push(cut.head);
             cut.head = extent.next;
@@ -207,16 +231,9 @@ impl Store {
 
     /// The run's stretches, in order: their tokens and their page numbers.
     pub(crate) fn extents_of(&self, run: Run) -> impl Iterator<Item = (&[Token], &[PageId])> {
-        let mut next = run.head;
-        core::iter::from_fn(move || {
-            let extent = self.extents.get(next as usize)?;
-            next = extent.next;
-            let start = extent.start as usize;
-            let end = start + extent.length as usize;
-            Some((
-                &self.tokens[start * self.page_size..end * self.page_size],
-                &self.pages[start..end],
-            ))
+        slots_of(&self.extents, run).map(|slots| {
+            let tokens = slots.start * self.page_size..slots.end * self.page_size;
+            (&self.tokens[tokens], &self.pages[slots])
         })
     }
 
@@ -233,33 +250,60 @@ impl Store {
         }
     }
 
+    /// Takes the numbers of the run's pages on the device away, and lists them.
+    pub(crate) fn take_pages(&mut self, run: Run, taken: &mut Vec<PageId>) {
+        for slots in slots_of(&self.extents, run) {
+            take_present(&mut self.pages[slots], taken);
+        }
+    }
+
+    /// Takes the numbers of the run's pages on the host away, and lists them.
+    pub(crate) fn take_host_pages(&mut self, run: Run, taken: &mut Vec<PageId>) {
+        for slots in slots_of(&self.extents, run) {
+            take_present(&mut self.host_pages[slots], taken);
+        }
+    }
+
+    /// Numbers all of the run's pages on the device.
+    pub(crate) fn put_pages(&mut self, run: Run, mut pages: &[PageId]) {
+        for slots in slots_of(&self.extents, run) {
+            let (these, others) = pages.split_at(slots.len());
+            self.pages[slots].copy_from_slice(these);
+            pages = others;
+        }
+    }
+
+    /// Numbers all of the run's pages on the host.
+    pub(crate) fn put_host_pages(&mut self, run: Run, mut pages: &[PageId]) {
+        for slots in slots_of(&self.extents, run) {
+            let (these, others) = pages.split_at(slots.len());
+            self.host_pages[slots].copy_from_slice(these);
+            pages = others;
+        }
+    }
+
+    /// Appends the numbers of the run's pages on the host.
+    pub(crate) fn copy_host_pages(&self, run: Run, pages: &mut Vec<PageId>) {
+        for slots in slots_of(&self.extents, run) {
+            pages.extend_from_slice(&self.host_pages[slots]);
+        }
+    }
+
     /// Hashes the run's pages from `from` on, each with the hash of the page before it; the first
     /// of them with `seed`.
     pub(crate) fn chain(&mut self, run: Run, from: u32, seed: u64) {
-        let (mut parent, mut skip, mut next) = (seed, from as usize, run.head);
-        while let Some(&extent) = self.extents.get(next as usize) {
-            let length = extent.length as usize;
-            for slot in extent.start as usize + skip.min(length)..extent.start as usize + length {
-                let first = slot * self.page_size;
-                parent = page_hash(parent, &self.tokens[first..first + self.page_size]);
-                self.hashes[slot] = parent;
-            }
-            skip = skip.saturating_sub(length);
-            next = extent.next;
+        let mut parent = seed;
+        for slot in slots_of(&self.extents, run).flatten().skip(from as usize) {
+            let first = slot * self.page_size;
+            parent = page_hash(parent, &self.tokens[first..first + self.page_size]);
+            self.hashes[slot] = parent;
         }
     }
 
     /// The hashes of the run's pages from `from` on.
     pub(crate) fn hashes(&self, run: Run, from: u32) -> Vec<u64> {
-        let mut hashes = Vec::with_capacity((run.pages - from) as usize);
-        let (mut skip, mut next) = (from as usize, run.head);
-        while let Some(extent) = self.extents.get(next as usize) {
-            let (start, length) = (extent.start as usize, extent.length as usize);
-            hashes.extend_from_slice(&self.hashes[start + skip.min(length)..start + length]);
-            skip = skip.saturating_sub(length);
-            next = extent.next;
-        }
-        hashes
+        let slots = slots_of(&self.extents, run).flatten().skip(from as usize);
+        slots.map(|slot| self.hashes[slot]).collect()
     }
 
     /// The hash of the page before position `at`; none at the start of the run.
@@ -275,13 +319,10 @@ impl Store {
     /// Overwrites the numbers of the run's first pages.
     #[cfg(feature = "seeded-bugs")]
     pub(crate) fn replace_pages(&mut self, run: Run, mut pages: &[PageId]) {
-        let mut next = run.head;
-        while let Some(extent) = self.extents.get(next as usize) {
-            let start = extent.start as usize;
-            let count = (extent.length as usize).min(pages.len());
-            self.pages[start..start + count].copy_from_slice(&pages[..count]);
+        for slots in slots_of(&self.extents, run) {
+            let count = slots.len().min(pages.len());
+            self.pages[slots.start..slots.start + count].copy_from_slice(&pages[..count]);
             pages = &pages[count..];
-            next = extent.next;
         }
     }
 
@@ -370,6 +411,27 @@ impl Store {
     }
 }
 
+/// The slots of a run, a stretch at a time.
+fn slots_of(extents: &[Extent], run: Run) -> impl Iterator<Item = core::ops::Range<usize>> {
+    let mut next = run.head;
+    core::iter::from_fn(move || {
+        let extent = extents.get(next as usize)?;
+        next = extent.next;
+        let start = extent.start as usize;
+        Some(start..start + extent.length as usize)
+    })
+}
+
+/// Moves the numbers that are there.
+fn take_present(from: &mut [PageId], to: &mut Vec<PageId>) {
+    for page in from {
+        let page = core::mem::replace(page, NO_PAGE);
+        if page != NO_PAGE {
+            to.push(page);
+        }
+    }
+}
+
 /// A word with `count` bits set from `offset` upwards; `count` may be a whole word.
 fn ones_from(offset: usize, count: usize) -> u64 {
     match count {
@@ -412,7 +474,7 @@ mod tests {
             page_size in prop::sample::select(vec![1usize, 4, 32]),
             steps in prop::collection::vec((0u8..4, any::<u16>(), 1usize..150), 1..120),
         ) {
-            let mut store = Store::new(page_size, false);
+            let mut store = Store::new(&CacheConfig::default().page_size(page_size));
             let mut live: Vec<(Run, Vec<PageId>)> = Vec::new();
             let mut number = 0;
             for (kind, pick, amount) in steps {
@@ -439,7 +501,7 @@ mod tests {
                 } else if kind == 3 {
                     let keep = run.pages.saturating_sub(amount as u32);
                     let mut freed = Vec::new();
-                    store.truncate(run, keep, &mut freed);
+                    store.truncate(run, keep, &mut freed, &mut Vec::new());
                     prop_assert_eq!(freed, model.split_off(keep as usize));
                     if keep == 0 {
                         live.swap_remove(index);
@@ -462,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_mismatch_inside_a_page_does_not_count_it() {
-        let mut store = Store::new(4, false);
+        let mut store = Store::new(&CacheConfig::default().page_size(4));
         let mut run = Run::EMPTY;
         let tokens: Vec<Token> = (0..4096).collect();
         let pages: Vec<PageId> = (0..1024).map(PageId).collect();

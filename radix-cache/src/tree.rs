@@ -38,17 +38,44 @@ pub(crate) struct Node {
     /// zero, so a pinned node's ancestors are pinned too, and the pages of a pinned node stay.
     pub(crate) pins: u32,
     pub(crate) children: u32,
+    /// Children that are on the device. A node on the device has its parent there.
+    pub(crate) device_children: u32,
+    /// Children that are on the host. A node on the host has its parent there.
+    pub(crate) host_children: u32,
     /// The hash of (parent, first page) under which the parent's children are found.
     hash: u32,
     pub(crate) live: bool,
-    /// The clock when something here or below was last used. Exact once the node is a leaf: a
-    /// child hands its own on when it goes.
+    /// Whether its pages are on the device. A node is on the device, on the host, or on both.
+    pub(crate) device: bool,
+    /// Whether its pages are on the host.
+    pub(crate) host: bool,
+    /// Whether a transfer copies it from one to the other at the moment.
+    pub(crate) moving: bool,
+    /// The clock when something here or below was last used. Exact while the node is not pinned:
+    /// uses pin, and taking the pin away tells the parent.
     pub(crate) used: u64,
     /// The clock when its pages were inserted.
     pub(crate) created: u64,
     /// How often it was matched, if anything asks for it.
     pub(crate) hits: u32,
     pub(crate) retention: Retention,
+}
+
+impl Node {
+    pub(crate) fn is_on_device(&self) -> bool {
+        self.device
+    }
+
+    /// How many of its pages are on the device, and on the host.
+    pub(crate) fn pages_by_tier(&self) -> (usize, usize) {
+        let on = |tier| if tier { self.run.pages as usize } else { 0 };
+        (on(self.device), on(self.host))
+    }
+
+    /// Where its run starts: pages from the root.
+    pub(crate) fn start(&self) -> u32 {
+        self.end - self.run.pages
+    }
 }
 
 /// How far a sequence of tokens is in the tree.
@@ -79,7 +106,7 @@ impl Tree {
         Self {
             nodes: Vec::new(),
             free: Vec::new(),
-            store: Store::new(config.page_size, config.events > 0),
+            store: Store::new(config),
             children: HashTable::new(),
             namespaces: HashMap::new(),
             seed: config.hash_seed,
@@ -114,6 +141,14 @@ impl Tree {
         indexed.filter(|(_, node)| node.live).map(|(index, node)| (NodeIndex(index as u32), node))
     }
 
+    /// The nodes that lie between a depth in pages and the end of `end`, downwards.
+    pub(crate) fn range(&self, from: u32, end: NodeIndex) -> Vec<NodeIndex> {
+        let mut nodes: Vec<NodeIndex> =
+            self.path(end).take_while(|&node| self.node(node).end > from).collect();
+        nodes.reverse();
+        nodes
+    }
+
     /// A node and its ancestors, upwards, without the root.
     pub(crate) fn path(&self, node: NodeIndex) -> impl Iterator<Item = NodeIndex> {
         let above = move |&below: &NodeIndex| Some(self.node(below).parent);
@@ -142,12 +177,13 @@ impl Tree {
             + self.store.structure_bytes()
     }
 
-    /// Follows `tokens` down from the end of `start`, as far as whole pages match. `visit` sees
-    /// each node on the way with the number of its pages that matched.
+    /// Follows `tokens` down from the end of `start`, as far as whole pages match and `enter` lets
+    /// it. `visit` sees each node on the way with the number of its pages that matched.
     pub(crate) fn descend(
         &self,
         start: NodeIndex,
         tokens: &[Token],
+        enter: impl Fn(&Node) -> bool,
         mut visit: impl FnMut(NodeIndex, u32),
     ) -> Descent {
         let page_size = self.store.page_size();
@@ -157,7 +193,11 @@ impl Tree {
             let Some(child) = self.child(descent.node, &rest[..page_size]) else {
                 break;
             };
-            let run = self.node(child).run;
+            let node = self.node(child);
+            if !enter(node) {
+                break;
+            }
+            let run = node.run;
             let mut matched = self.store.common_pages(run, rest);
             if self.planted.is(SeededBug::TrustHash) {
                 matched = matched.max(1);
@@ -182,8 +222,13 @@ impl Tree {
             end: 0,
             pins: 0,
             children: 0,
+            device_children: 0,
+            host_children: 0,
             hash: 0,
             live: true,
+            device: true,
+            host: true,
+            moving: false,
             used: 0,
             created: 0,
             hits: 0,
@@ -210,8 +255,13 @@ impl Tree {
             end: self.node(parent).end + pages.len() as u32,
             pins: 0,
             children: 0,
+            device_children: 0,
+            host_children: 0,
             hash,
             live: true,
+            device: true,
+            host: false,
+            moving: false,
             used: clock,
             created: clock,
             hits: 0,
@@ -220,7 +270,9 @@ impl Tree {
         let mut run = Run::EMPTY;
         self.store.append(&mut run, tokens, pages);
         self.node_mut(node).run = run;
-        self.node_mut(parent).children += 1;
+        let above = self.node_mut(parent);
+        above.children += 1;
+        above.device_children += 1;
         self.file(node);
         Ok(node)
     }
@@ -252,8 +304,13 @@ impl Tree {
             end: below.end - (below.run.pages - at),
             pins: u32::from(below.pins > 0 && !forget_locks),
             children: 1,
+            device_children: u32::from(below.device),
+            host_children: u32::from(below.host),
             hash,
             live: true,
+            device: below.device,
+            host: below.host,
+            moving: below.moving,
             used: below.used,
             created: below.created,
             hits: below.hits,
@@ -277,20 +334,29 @@ impl Tree {
         Ok(upper)
     }
 
-    /// Removes a childless node and lists its pages. Returns its parent.
-    pub(crate) fn remove(&mut self, node: NodeIndex, freed: &mut Vec<PageId>) -> NodeIndex {
-        let Node { parent, hash, .. } = *self.node(node);
+    /// Removes a childless node and lists its pages, of the device and of the host. Returns its
+    /// parent.
+    pub(crate) fn remove(
+        &mut self,
+        node: NodeIndex,
+        freed: &mut Vec<PageId>,
+        freed_on_host: &mut Vec<PageId>,
+    ) -> NodeIndex {
+        let Node { parent, hash, device, host, .. } = *self.node(node);
         if parent != NodeIndex::NONE {
             let filed = self.children.find_entry(spread(hash), |&child| child == node);
             if let Ok(entry) = filed {
                 entry.remove();
             }
-            self.node_mut(parent).children -= 1;
+            let above = self.node_mut(parent);
+            above.children -= 1;
+            above.device_children -= u32::from(device);
+            above.host_children -= u32::from(host);
         } else {
             self.namespaces.remove(&node);
         }
         let removed = &mut self.nodes[node.index()];
-        self.store.truncate(&mut removed.run, 0, freed);
+        self.store.truncate(&mut removed.run, 0, freed, freed_on_host);
         removed.live = false;
         self.free.push(node);
         parent
@@ -300,15 +366,15 @@ impl Tree {
     pub(crate) fn trim(&mut self, leaf: NodeIndex, pages: usize, freed: &mut Vec<PageId>) {
         let node = &mut self.nodes[leaf.index()];
         let keep = node.run.pages - pages as u32;
-        self.store.truncate(&mut node.run, keep, freed);
+        self.store.truncate(&mut node.run, keep, freed, &mut Vec::new());
         node.end -= pages as u32;
     }
 
-    /// Removes all nodes and lists their pages.
+    /// Removes all nodes and lists their pages on the device.
     pub(crate) fn remove_all(&mut self, freed: &mut Vec<PageId>) {
         for (index, node) in self.nodes.iter_mut().enumerate() {
             if node.live {
-                self.store.truncate(&mut node.run, 0, freed);
+                self.store.truncate(&mut node.run, 0, freed, &mut Vec::new());
                 node.live = false;
                 self.free.push(NodeIndex(index as u32));
             }

@@ -58,6 +58,9 @@ impl fmt::Display for LockId {
 pub struct Match {
     /// How many leading tokens are cached: a multiple of the page size.
     pub tokens: usize,
+    /// How many tokens more are on the host alone and could be
+    /// [loaded](crate::RadixCache::load): a multiple of the page size.
+    pub host_tokens: usize,
 }
 
 /// What [`acquire`](crate::RadixCache::acquire) locked.
@@ -92,6 +95,8 @@ pub struct Counts {
     pub evictable: usize,
     /// Pages below some lock's end.
     pub locked: usize,
-    /// All pages the cache owns.
+    /// All pages of the device that the cache owns.
     pub total: usize,
+    /// Pages with a copy on the host.
+    pub host: usize,
 }
