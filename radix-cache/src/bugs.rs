@@ -18,18 +18,21 @@ pub enum SeededBug {
     EvictLocked,
     /// Children are told apart by the hash of their first page alone.
     TrustHash,
+    /// A transfer that failed counts as done.
+    TrustFailedTransfer,
 }
 
 #[cfg(feature = "seeded-bugs")]
 impl SeededBug {
     /// Every bug there is.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::IgnoreNamespace,
         Self::ReplaceOnInsert,
         Self::UnlockBeforeLock,
         Self::SplitForgetsLockCount,
         Self::EvictLocked,
         Self::TrustHash,
+        Self::TrustFailedTransfer,
     ];
 }
 

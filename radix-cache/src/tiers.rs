@@ -12,12 +12,13 @@ use core::fmt;
 
 use hashbrown::HashMap;
 
+use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::config::Policy;
 use crate::error::CacheError;
 use crate::leaf_heap::{LeafHeap, Rank};
 use crate::retention::Retention;
-use crate::tree::{Descent, NodeIndex};
+use crate::tree::{Descent, Node, NodeIndex};
 use crate::types::{LockId, Namespace, PageId, Tier, Token};
 
 /// The host's part of a cache.
@@ -234,7 +235,7 @@ impl RadixCache {
             return Ok(None);
         };
         let page_size = self.page_size();
-        let on_device = self.tree.descend(root, tokens, |node| node.device, |_, _| {});
+        let on_device = self.tree.descend(root, tokens, Node::is_on_device, |_, _| {});
         let rest = &tokens[on_device.pages * page_size..];
         let count = (self.loadable(&on_device, rest) / page_size).min(pages.len());
         if count == 0 {
@@ -311,6 +312,9 @@ impl RadixCache {
         transfer: TransferId,
         freed: &mut Vec<PageId>,
     ) -> Result<(), CacheError> {
+        if self.tree.planted.is(SeededBug::TrustFailedTransfer) {
+            return self.confirm(transfer, freed);
+        }
         let (failed, end) = self.finish(transfer)?;
         match (&mut self.host, failed.direction) {
             (Some(host), Direction::ToHost) => host.free.extend(failed.pages),
@@ -327,7 +331,7 @@ impl RadixCache {
         if self.host.is_none() || on_device.part.is_some() {
             return 0;
         }
-        let on_host = |node: &crate::tree::Node| !node.device && !node.moving;
+        let on_host = |node: &Node| !node.device && !node.moving;
         let descent = self.tree.descend(on_device.node, rest, on_host, |_, _| {});
         descent.pages * self.page_size()
     }

@@ -1,12 +1,15 @@
 //! Drives the tree and the naive cache through the same random operations and compares
 //! everything that can be seen after each.
 
+use std::collections::HashMap;
+
 use radix_cache::{CacheConfig, CacheError, LockId, Namespace, PageId, Policy, RadixCache};
-use radix_cache::{Retention, Token};
+use radix_cache::{HostTier, Retention, Tier, Token, WritePolicy};
 
 use crate::choices::Choices;
 use crate::follower::Follower;
 use crate::model::{Hold, Model};
+use crate::transfers::Transfers;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug)]
@@ -15,33 +18,45 @@ pub(crate) struct Setup {
     pub(crate) policy: Policy,
     /// Whether somebody follows the events.
     pub(crate) events: bool,
+    /// The policies of the host, if there is a second tier.
+    pub(crate) host: Option<(Policy, WritePolicy)>,
 }
 
 impl Setup {
     fn config(self) -> CacheConfig {
         let config = CacheConfig::default().page_size(self.page_size).policy(self.policy);
-        if self.events { config.events(1_000) } else { config }
+        let config = if self.events { config.events(1_000) } else { config };
+        match self.host {
+            Some((policy, write)) => {
+                config.host_tier(HostTier::new(HOST_POOL as u32).policy(policy).write(write))
+            }
+            None => config,
+        }
     }
 }
 
 /// Few pages, so that the naive cache stays quick and the pool is short.
 const POOL: u32 = 48;
+pub(crate) const HOST_POOL: usize = 40;
 const LONGEST_RUN: usize = 6;
 const MOST_HOLDS: usize = 6;
 
 pub(crate) struct Driver {
     pub(crate) cache: RadixCache,
-    setup: Setup,
-    model: Model,
-    locks: Vec<LockId>,
-    holds: Vec<Hold>,
+    pub(crate) setup: Setup,
+    pub(crate) model: Model,
+    pub(crate) locks: Vec<LockId>,
+    pub(crate) holds: Vec<Hold>,
     dead: Vec<LockId>,
-    free: Vec<PageId>,
+    pub(crate) free: Vec<PageId>,
     follower: Follower,
+    pub(crate) transfers: Transfers,
+    /// What the page of the device holds: the prefix that its KV was computed for.
+    pub(crate) memory: HashMap<PageId, (Namespace, Vec<Token>)>,
 }
 
 /// The first thing that differed.
-type Outcome = Result<(), String>;
+pub(crate) type Outcome = Result<(), String>;
 
 macro_rules! same {
     ($left:expr, $right:expr, $what:expr) => {
@@ -52,17 +67,22 @@ macro_rules! same {
     };
 }
 
+pub(crate) use same;
+
 impl Driver {
     pub(crate) fn new(setup: Setup) -> Self {
+        let host_policy = setup.host.map_or(Policy::Lru, |(policy, _)| policy);
         Self {
             cache: RadixCache::new(setup.config()).expect("the page size is valid"),
             setup,
-            model: Model::new(setup.page_size, setup.policy),
+            model: Model::new(setup.page_size, setup.policy, host_policy),
             locks: Vec::new(),
             holds: Vec::new(),
             dead: Vec::new(),
             free: (0..POOL).map(PageId).collect(),
             follower: Follower::default(),
+            transfers: Transfers::default(),
+            memory: HashMap::new(),
         }
     }
 
@@ -80,6 +100,9 @@ impl Driver {
     }
 
     fn step(&mut self, choices: &mut dyn Choices) -> Outcome {
+        if self.setup.host.is_some() && choices.one_in(3) {
+            return self.step_transfers(choices);
+        }
         match choices.below(32) {
             0..3 => self.probe(choices),
             3..9 => self.acquire(choices),
@@ -100,11 +123,15 @@ impl Driver {
 
     fn compare(&mut self) -> Outcome {
         let counts = self.cache.counts();
-        let locked = self.model.locked(&self.holds);
-        same!(counts.total, self.model.entries.len(), "total");
+        let locked = self.model.locked(&self.all_holds());
+        let total = self.model.entries.iter().filter(|entry| entry.page.is_some()).count();
+        same!(counts.total, total, "total");
         same!(counts.locked, locked, "locked");
-        same!(counts.evictable, self.model.entries.len() - locked, "evictable");
-        same!(self.free.len() + counts.total, POOL as usize, "capacity");
+        same!(counts.evictable, total - locked, "evictable");
+        let on_host = self.model.entries.iter().filter(|entry| entry.host).count();
+        same!(counts.host, on_host, "pages on the host");
+        let owned = self.free.len() + counts.total + self.transfers.loading_pages();
+        same!(owned, POOL as usize, "capacity");
         for (lock, hold) in self.locks.iter().zip(&self.holds) {
             same!(self.cache.locked_tokens(*lock), Ok(hold.prefix.len()), "length of a lock");
         }
@@ -112,7 +139,10 @@ impl Driver {
             for event in self.cache.drain_events() {
                 self.follower.apply(event)?;
             }
-            same!(self.follower.prefixes(), self.model.prefixes(), "what a follower knows");
+            for tier in [Tier::Device, Tier::Host] {
+                let known = self.follower.prefixes(tier);
+                same!(known, self.model.prefixes(tier), format!("what is known of the {tier:?}"));
+            }
         }
         self.cache.check_invariants().map_err(|violation| violation.to_string())
     }
@@ -122,8 +152,8 @@ impl Driver {
         let snapshot = self.cache.snapshot();
         let mut restored = RadixCache::restore(self.setup.config(), &snapshot).map_err(text)?;
         restored.check_invariants().map_err(|violation| violation.to_string())?;
-        same!(restored.counts().evictable, self.model.entries.len(), "restored pages");
-        let mut model = self.model.clone();
+        let mut model = self.model.restarted();
+        same!(restored.counts().evictable, model.entries.len(), "restored pages");
         while restored.counts().total > 0 {
             let mut freed = Vec::new();
             restored.evict(1, &mut freed);
@@ -132,7 +162,10 @@ impl Driver {
         if self.setup.events {
             let dump = self.cache.dump_events();
             let follower = Follower::from_dump(dump, self.cache.next_event())?;
-            same!(follower.prefixes(), self.model.prefixes(), "a dump");
+            for tier in [Tier::Device, Tier::Host] {
+                let known = follower.prefixes(tier);
+                same!(known, self.model.prefixes(tier), format!("a dump of the {tier:?}"));
+            }
         }
         Ok(())
     }
@@ -140,7 +173,10 @@ impl Driver {
     fn probe(&mut self, choices: &mut dyn Choices) -> Outcome {
         let (namespace, tokens) = self.prompt(choices);
         let expected = self.model.matching(namespace, &tokens).len() * self.setup.page_size;
-        same!(self.cache.probe(namespace, &tokens).tokens, expected, "probe");
+        let found = self.cache.probe(namespace, &tokens);
+        same!(found.tokens, expected, "probe");
+        let expected = self.model.loadable(namespace, &tokens) * self.setup.page_size;
+        same!(found.host_tokens, expected, "probe of the host");
         Ok(())
     }
 
@@ -155,10 +191,14 @@ impl Driver {
         same!(&pages, &expected, "acquired pages");
         same!(acquired.tokens, pages.len() * self.setup.page_size, "acquired tokens");
         let prefix = tokens[..acquired.tokens].to_vec();
+        for (number, page) in pages.iter().enumerate() {
+            let right = (namespace, prefix[..(number + 1) * self.setup.page_size].to_vec());
+            same!(self.memory.get(page), Some(&right), "KV that is read");
+        }
         self.model.touch(namespace, &prefix);
         self.model.hit(namespace, &prefix);
         self.locks.push(acquired.lock);
-        self.holds.push(Hold { namespace, prefix, priority: 0, until: 0 });
+        self.holds.push(Hold::new(namespace, &prefix));
         Ok(())
     }
 
@@ -171,9 +211,12 @@ impl Driver {
             self.evict_pages(length - self.free.len())?;
         }
         let length = length.min(self.free.len());
-        let tokens = random_pages(choices, self.setup.page_size, length);
+        let mut tokens = random_pages(choices, self.setup.page_size, length);
+        if choices.one_in(3) {
+            self.follow(choices, index, &mut tokens);
+        }
         let own: Vec<PageId> = self.free.split_off(self.free.len() - length);
-
+        let before = self.holds[index].prefix.len();
         let present = self.model.insert(&mut self.holds[index], &tokens, &own);
         let mut canonical = vec![PageId(u32::MAX)];
         let lock = self.locks[index];
@@ -182,6 +225,11 @@ impl Driver {
         same!(inserted.present_pages, present.len(), "present pages");
         same!(inserted.new_pages, length - present.len(), "new pages");
         self.free.extend_from_slice(&own[..inserted.present_pages]);
+        for (number, page) in own.iter().enumerate() {
+            let end = before + (number + 1) * self.setup.page_size;
+            let computed_for = self.holds[index].prefix[..end].to_vec();
+            self.memory.insert(*page, (self.holds[index].namespace, computed_for));
+        }
 
         let hold = &self.holds[index];
         let expected = self.model.matching(hold.namespace, &hold.prefix).len();
@@ -218,7 +266,7 @@ impl Driver {
         let mut freed = Vec::new();
         let count = self.cache.release_and_drop(lock, &mut freed).map_err(text)?;
         same!(count, freed.len(), "dropped pages");
-        let expected = self.model.drop_path(&hold, &self.holds);
+        let expected = self.model.drop_path(&hold, &self.all_holds());
         self.take_back(freed, expected, "dropped")
     }
 
@@ -231,14 +279,16 @@ impl Driver {
         let mut freed = Vec::new();
         let count = self.cache.evict(pages, &mut freed);
         same!(count, freed.len(), "number of evicted pages");
-        let expected = self.model.evict(pages, &self.holds);
+        let expected = self.model.evict(pages, &self.all_holds());
         self.take_back(freed, expected, "evicted")
     }
 
     fn clear(&mut self) -> Outcome {
         let mut freed = Vec::new();
         self.cache.clear(&mut freed);
-        let expected = self.model.evict(usize::MAX, &self.holds);
+        let holds = self.all_holds();
+        self.model.evict_host(usize::MAX, &holds);
+        let expected = self.model.evict(usize::MAX, &holds);
         self.take_back(freed, expected, "cleared")
     }
 
@@ -247,6 +297,8 @@ impl Driver {
         self.cache.reset(&mut freed);
         self.holds.clear();
         self.dead.append(&mut self.locks);
+        self.free.extend(self.transfers.reset());
+        self.model.evict_host(usize::MAX, &[]);
         let expected = self.model.evict(usize::MAX, &[]);
         self.take_back(freed, expected, "reset")
     }
@@ -297,7 +349,17 @@ impl Driver {
         Ok(())
     }
 
-    fn take_back(&mut self, freed: Vec<PageId>, expected: Vec<PageId>, what: &str) -> Outcome {
+    /// Everything that may not be evicted: locks, and what is being copied.
+    pub(crate) fn all_holds(&self) -> Vec<Hold> {
+        self.holds.iter().chain(self.transfers.holds()).cloned().collect()
+    }
+
+    pub(crate) fn take_back(
+        &mut self,
+        freed: Vec<PageId>,
+        expected: Vec<PageId>,
+        what: &str,
+    ) -> Outcome {
         let sorted = |pages: &[PageId]| {
             let mut pages = pages.to_vec();
             pages.sort();
@@ -314,12 +376,28 @@ impl Driver {
         (lock, self.holds.swap_remove(index))
     }
 
-    fn pick(&self, choices: &mut dyn Choices) -> Option<usize> {
+    pub(crate) fn pick(&self, choices: &mut dyn Choices) -> Option<usize> {
         (!self.locks.is_empty()).then(|| choices.below(self.locks.len()))
     }
 
+    /// Overwrites the start of a run with something that is cached behind a hold already, on the
+    /// device or on the host.
+    fn follow(&self, choices: &mut dyn Choices, hold: usize, tokens: &mut [Token]) {
+        let hold = &self.holds[hold];
+        let entries = self.model.entries.iter();
+        let behind: Vec<&[Token]> = entries
+            .filter(|entry| entry.namespace == hold.namespace)
+            .filter_map(|entry| entry.prefix.strip_prefix(&hold.prefix[..]))
+            .collect();
+        if !behind.is_empty() {
+            let followed = behind[choices.below(behind.len())];
+            let length = followed.len().min(tokens.len());
+            tokens[..length].copy_from_slice(&followed[..length]);
+        }
+    }
+
     /// A prompt that often shares pages with what is cached, and often ends inside a page.
-    fn prompt(&self, choices: &mut dyn Choices) -> (Namespace, Vec<Token>) {
+    pub(crate) fn prompt(&self, choices: &mut dyn Choices) -> (Namespace, Vec<Token>) {
         let namespace = Namespace(choices.below(2) as u64);
         let mut tokens = Vec::new();
         if !self.model.entries.is_empty() && choices.one_in(2) {
@@ -347,6 +425,6 @@ fn random_pages(choices: &mut dyn Choices, page_size: usize, count: usize) -> Ve
     tokens
 }
 
-fn text(error: CacheError) -> String {
+pub(crate) fn text(error: CacheError) -> String {
     format!("refused: {error}")
 }

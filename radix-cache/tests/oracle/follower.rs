@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use radix_cache::{Change, Event, Namespace, Tier, Token, page_hash};
 
-/// Prefixes by the hash of their last page.
+/// Prefixes by the tier they are on and the hash of their last page.
 #[derive(Debug, Default)]
 pub(crate) struct Follower {
-    stored: HashMap<u64, (Namespace, Vec<Token>)>,
+    stored: HashMap<(Tier, u64), (Namespace, Vec<Token>)>,
     next: u64,
 }
 
@@ -35,11 +35,13 @@ impl Follower {
             Change::Stored(stored) => {
                 let mut prefix = Vec::new();
                 if let Some(parent) = stored.parent {
-                    let known =
-                        self.stored.get(&parent).filter(|(owner, _)| *owner == stored.namespace);
+                    let known = self
+                        .stored
+                        .get(&(stored.tier, parent))
+                        .filter(|(owner, _)| *owner == stored.namespace);
                     prefix.clone_from(&known.ok_or("stored behind an unknown page")?.1);
                 }
-                if stored.start != prefix.len() || stored.tier != Tier::Device {
+                if stored.start != prefix.len() {
                     return Err(format!("stored at {} behind {prefix:?}", stored.start));
                 }
                 let mut seed = stored.parent.unwrap_or(stored.namespace.0);
@@ -50,15 +52,16 @@ impl Follower {
                 for (page, hash) in pages.zip(stored.hashes) {
                     seed = page_hash(seed, page);
                     prefix.extend_from_slice(page);
-                    let known = self.stored.insert(hash, (stored.namespace, prefix.clone()));
+                    let known =
+                        self.stored.insert((stored.tier, hash), (stored.namespace, prefix.clone()));
                     if hash != seed || known.is_some() {
                         return Err(format!("stored {prefix:?} as {hash} instead of {seed}"));
                     }
                 }
             }
-            Change::Removed { namespace, hashes, .. } => {
+            Change::Removed { namespace, tier, hashes, .. } => {
                 for hash in hashes {
-                    let gone = self.stored.remove(&hash);
+                    let gone = self.stored.remove(&(tier, hash));
                     if gone.is_none_or(|(owner, _)| owner != namespace) {
                         return Err(format!("removed {hash}, which was not there"));
                     }
@@ -70,8 +73,9 @@ impl Follower {
         Ok(())
     }
 
-    /// All prefixes it knows of.
-    pub(crate) fn prefixes(&self) -> BTreeSet<(Namespace, Vec<Token>)> {
-        self.stored.values().cloned().collect()
+    /// All prefixes it knows of on a tier.
+    pub(crate) fn prefixes(&self, tier: Tier) -> BTreeSet<(Namespace, Vec<Token>)> {
+        let there = self.stored.iter().filter(|((on, _), _)| *on == tier);
+        there.map(|(_, prefix)| prefix.clone()).collect()
     }
 }

@@ -7,10 +7,11 @@ mod choices;
 mod drive;
 mod follower;
 mod model;
+mod transfers;
 
 use std::env;
 
-use radix_cache::Policy;
+use radix_cache::{Policy, WritePolicy};
 
 use crate::choices::Seed;
 use crate::drive::{Driver, Setup};
@@ -41,7 +42,7 @@ fn agree(setup: Setup, shares: usize) {
 
 fn agree_at_page_size(page_size: usize) {
     for policy in Policy::ALL {
-        agree(Setup { page_size, policy, events: true }, Policy::ALL.len());
+        agree(Setup { page_size, policy, events: true, host: None }, Policy::ALL.len());
     }
 }
 
@@ -68,7 +69,29 @@ fn pages_of_128_tokens_agree_with_the_naive_cache() {
 #[test]
 fn every_policy_agrees_with_the_naive_cache() {
     for policy in Policy::ALL {
-        agree(Setup { page_size: 1, policy, events: false }, 1);
+        agree(Setup { page_size: 1, policy, events: false, host: None }, 1);
+    }
+}
+
+#[test]
+fn two_tiers_agree_with_the_naive_cache() {
+    let writes = [WritePolicy::Through, WritePolicy::ThroughAfterHits(2), WritePolicy::Back];
+    for page_size in [1, 4, 16, 128] {
+        for write in writes {
+            let host = Some((Policy::Lru, write));
+            agree(Setup { page_size, policy: Policy::Lru, events: true, host }, writes.len());
+        }
+    }
+}
+
+#[test]
+fn two_tiers_of_every_policy_agree_with_the_naive_cache() {
+    for (number, policy) in Policy::ALL.into_iter().enumerate() {
+        // Each with itself, and with one that asks for something else.
+        for other in [policy, Policy::ALL[(number + 1) % Policy::ALL.len()]] {
+            let host = Some((other, WritePolicy::Through));
+            agree(Setup { page_size: 1, policy, events: false, host }, 2);
+        }
     }
 }
 
@@ -82,7 +105,11 @@ mod seeded_bugs {
 
     /// Whether one of a few short runs notices the bug, by a difference or by a crash.
     fn is_caught(bug: SeededBug) -> bool {
-        let setup = Setup { page_size: 4, policy: Policy::Lru, events: false };
+        let host = match bug {
+            SeededBug::TrustFailedTransfer => Some((Policy::Lru, WritePolicy::Through)),
+            _ => None,
+        };
+        let setup = Setup { page_size: 4, policy: Policy::Lru, events: false, host };
         (1..=5).any(|seed| {
             let mut driver = Driver::new(setup);
             driver.cache.plant(bug);
