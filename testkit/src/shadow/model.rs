@@ -86,21 +86,34 @@ pub fn continue_alone(
     max_tokens: usize,
     stop_tokens: &[Token],
 ) -> Vec<Token> {
+    continue_under(prompt, sampling, vocab_size, max_tokens, stop_tokens, |_, _| true)
+}
+
+/// As [`continue_alone`], with only tokens for which `allowed(known tokens, token)` holds.
+pub fn continue_under(
+    prompt: &[Token],
+    sampling: &SlotSampling,
+    vocab_size: u32,
+    max_tokens: usize,
+    stop_tokens: &[Token],
+    allowed: impl Fn(&[Token], Token) -> bool,
+) -> Vec<Token> {
+    let mut known = prompt.to_vec();
     let mut chain = Chain::of(prompt);
-    let mut generated = Vec::new();
     let mut logits = Vec::new();
-    while generated.len() < max_tokens {
+    while known.len() - prompt.len() < max_tokens {
         raw_logits(chain, vocab_size, &mut logits);
-        let position = (prompt.len() + generated.len()) as u32;
-        let seen = Seen { prompt, generated: &generated };
-        let Some(token) = choose(&logits, sampling, &seen, position, |_| true) else { break };
-        generated.push(token);
+        let seen = Seen { prompt, generated: &known[prompt.len()..] };
+        let position = known.len() as u32;
+        let allowed = |token| allowed(&known, token);
+        let Some(token) = choose(&logits, sampling, &seen, position, allowed) else { break };
+        known.push(token);
         chain = chain.then(token);
         if stop_tokens.contains(&token) {
             break;
         }
     }
-    generated
+    known.split_off(prompt.len())
 }
 
 /// Log probability of a token under raw logits.

@@ -6,42 +6,19 @@ use std::sync::Arc;
 
 use engine_core::Token;
 use engine_core::backend::{
-    Batch, CompileOptions, Deadline, Executor, GroupId, Limits, Row, SlotSampling, StepError,
-    StepResult, Ticket,
+    Batch, CompileOptions, Deadline, Executor, GroupId, Limits, Mask, Masks, SlotSampling,
+    StepError, StepResult, Ticket,
 };
 use engine_core::schedule::{
-    Arrival, Event, FinishReason, ForkError, Plan, Refusal, RequestId, Scheduler, SchedulerConfig,
-    SchedulerStats, SequenceId,
+    Arrival, FinishReason, ForkError, Plan, Refusal, RequestId, Scheduler, SchedulerConfig,
+    SequenceId,
 };
 use testkit::faults::Faults;
-use testkit::shadow::{Expectation, Ledger, ShadowExecutor, Violation, model};
+use testkit::shadow::{Expectation, Ledger, ShadowExecutor};
 
 use crate::log::{Entry, Snapshot};
+use crate::rules::{Failure, Report};
 use crate::workload::{Action, Case, Request};
-
-/// What a run found wrong.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    #[error("the engine broke the backend's contract: {0}")]
-    Violation(Violation),
-    #[error("the scheduler gave up: {0}")]
-    Scheduler(String),
-    /// Something that can be seen from outside.
-    #[error("a rule doesn't hold: {0}")]
-    Rule(String),
-    #[error("it panicked")]
-    Panic,
-    #[error("{id:?} generates {found:?}, but alone {expected:?}")]
-    Tokens { id: SequenceId, expected: Vec<Token>, found: Vec<Token> },
-}
-
-/// What a run that went well leaves behind.
-#[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) stats: SchedulerStats,
-    pub(crate) log: Vec<Entry>,
-    pub(crate) strikes: u64,
-}
 
 /// Runs a case to its end.
 pub(crate) fn run(case: &Case) -> Result<Report, Failure> {
@@ -61,44 +38,45 @@ pub(crate) fn limits(config: &SchedulerConfig) -> Limits {
     }
 }
 
-struct Driver {
-    scheduler: Scheduler,
-    executor: Faults<ShadowExecutor>,
-    ledger: Arc<Ledger>,
-    tracked: HashMap<SequenceId, Tracked>,
+pub(crate) struct Driver {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) executor: Faults<ShadowExecutor>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) tracked: HashMap<SequenceId, Tracked>,
     /// First sample of each request, by the order of the actions, where it was not refused.
-    requests: Vec<Option<SequenceId>>,
-    arrivals: u64,
-    launched: VecDeque<Launched>,
+    pub(crate) requests: Vec<Option<SequenceId>>,
+    pub(crate) arrivals: u64,
+    pub(crate) launched: VecDeque<Launched>,
     /// Seeds of the sequences that a fault has to end.
-    struck: HashSet<u64>,
-    result: StepResult,
-    cached_tokens: u64,
-    log: Vec<Entry>,
+    pub(crate) struck: HashSet<u64>,
+    pub(crate) result: StepResult,
+    pub(crate) cached_tokens: u64,
+    pub(crate) log: Vec<Entry>,
 }
 
 /// A step that was launched, or tried to be.
-struct Launched {
-    ticket: Result<Ticket, StepError>,
+pub(crate) struct Launched {
+    pub(crate) ticket: Result<Ticket, StepError>,
     /// Seeds of its rows' sequences.
-    seeds: Vec<u64>,
+    pub(crate) seeds: Vec<u64>,
     /// The memory was lost after its launch: whatever comes of it concerns nobody any more.
-    is_lost: bool,
+    pub(crate) is_lost: bool,
 }
 
 /// A sequence, as its caller sees it.
 #[derive(Debug)]
-struct Tracked {
-    prompt: Vec<Token>,
-    sampling: Arc<SlotSampling>,
-    max_tokens: usize,
-    stop_tokens: Arc<[Token]>,
-    tokens: Vec<Token>,
-    samples: u32,
-    was_admitted: bool,
+pub(crate) struct Tracked {
+    pub(crate) prompt: Vec<Token>,
+    pub(crate) sampling: Arc<SlotSampling>,
+    pub(crate) max_tokens: usize,
+    pub(crate) stop_tokens: Arc<[Token]>,
+    pub(crate) constrained: bool,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) samples: u32,
+    pub(crate) was_admitted: bool,
     /// It was asked to end for this reason.
-    asked: Option<FinishReason>,
-    finished: Option<FinishReason>,
+    pub(crate) asked: Option<FinishReason>,
+    pub(crate) finished: Option<FinishReason>,
 }
 
 impl Driver {
@@ -145,9 +123,12 @@ impl Driver {
             match self.plan()? {
                 Plan::Launch => {
                     let is_launched = self.launch();
+                    while self.launched.len() > 1 {
+                        self.commit()?;
+                    }
+                    self.sample_deferred(case.vocab_size)?;
                     // Nothing is planned on top of a launch that failed.
-                    let in_flight = usize::from(case.overlapped && is_launched);
-                    while self.launched.len() > in_flight {
+                    if !case.overlapped || !is_launched {
                         self.commit()?;
                     }
                 }
@@ -275,6 +256,7 @@ impl Driver {
             sampling: arrival.sampling,
             max_tokens,
             stop_tokens: arrival.stop_tokens,
+            constrained: arrival.constrained,
             tokens: Vec::new(),
             samples,
             was_admitted: false,
@@ -301,41 +283,6 @@ impl Driver {
         Ok(plan)
     }
 
-    /// Whoever was admitted beside others finds pages for its whole answer, even once its
-    /// prompt has its own.
-    fn check_admission(&self) -> Result<(), Failure> {
-        let newest = self.scheduler.events().iter().rev().find_map(|event| match event {
-            Event::Admitted { id, .. } => self.tracked.get(id),
-            _ => None,
-        });
-        let Some(newest) = newest else { return Ok(()) };
-        let available = self.scheduler.pool().available() * self.scheduler.config().page_size;
-        let is_alone = self.scheduler.stats().running == 1;
-        if is_alone || available >= newest.max_tokens {
-            return Ok(());
-        }
-        Err(Failure::Rule(format!(
-            "admitted where only {available} positions are left: {newest:?}"
-        )))
-    }
-
-    /// Prompts take no more than the chunk budget, and in whole pages unless they end.
-    fn check_prefill(&self, batch: &Snapshot) -> Result<(), Failure> {
-        let prefill = &batch.rows[batch.decode_rows as usize..];
-        let tokens: usize = prefill.iter().map(|row| row.tokens.len as usize).sum();
-        let config = self.scheduler.config();
-        if tokens > config.chunk() {
-            return Err(Failure::Rule(format!("{tokens} tokens of prompts in a step")));
-        }
-        let is_ragged = |row: &Row| {
-            row.outputs.len == 0 && !(row.kv_len() as usize).is_multiple_of(config.page_size)
-        };
-        match prefill.iter().find(|row| is_ragged(row)) {
-            Some(row) => Err(Failure::Rule(format!("a chunk ends inside a page: {row:?}"))),
-            None => Ok(()),
-        }
-    }
-
     fn launch(&mut self) -> bool {
         let pool = self.scheduler.pool();
         self.executor.inner_mut().poison(GroupId(0), |page| pool.is_free(page));
@@ -345,6 +292,37 @@ impl Driver {
         let is_launched = ticket.is_ok();
         self.launched.push_back(Launched { ticket, seeds, is_lost: false });
         is_launched
+    }
+
+    /// Samples the step launched last, if that was deferred, under masks that depend on the tokens
+    /// of all steps before it.
+    fn sample_deferred(&mut self, vocab_size: u32) -> Result<(), Failure> {
+        let constrained = self.scheduler.constrained_outputs();
+        let Some(Launched { ticket: Ok(ticket), .. }) = self.launched.back() else {
+            return Ok(());
+        };
+        if constrained.is_empty() {
+            return Ok(());
+        }
+        let allowed: Vec<(u32, [u32; 1])> = constrained
+            .iter()
+            .filter_map(|&(output, id)| {
+                let known = self.scheduler.tokens(id)?;
+                let allowed = (0..vocab_size).filter(|&token| may_follow(known, token));
+                Some((output, [allowed.fold(0, |bits, token| bits | 1 << token)]))
+            })
+            .collect();
+        let entries: Vec<Mask<'_>> =
+            allowed.iter().map(|(output, allowed)| Mask { output: *output, allowed }).collect();
+        let sampled = self.executor.sample(ticket, &Masks { entries: &entries });
+        sampled.map_err(|_| self.first_violation())
+    }
+
+    fn first_violation(&self) -> Failure {
+        match self.ledger.violations().into_iter().next() {
+            Some(violation) => Failure::Violation(violation),
+            None => Failure::Rule("the executor failed without a reason".into()),
+        }
     }
 
     /// Waits for the oldest step and commits it.
@@ -366,138 +344,11 @@ impl Driver {
         self.scheduler.commit(&self.result, error.as_ref()).map_err(broken)?;
         self.after_change()
     }
-
-    /// Notes whom an error has to end: of those that are still there.
-    fn strike(&mut self, seeds: &[u64], is_lost: bool, error: Option<&StepError>) {
-        let rows: Vec<usize> = match error {
-            _ if is_lost => return,
-            None => return,
-            Some(StepError::Rows(failures)) => {
-                failures.iter().map(|failure| failure.row as usize).collect()
-            }
-            Some(_) => {
-                self.launched.iter_mut().for_each(|step| step.is_lost = true);
-                (0..seeds.len()).collect()
-            }
-        };
-        let live: HashSet<u64> = self
-            .tracked
-            .values()
-            .filter(|tracked| tracked.finished.is_none())
-            .map(|tracked| tracked.sampling.seed)
-            .collect();
-        let struck = rows.into_iter().filter_map(|row| seeds.get(row));
-        self.struck.extend(struck.filter(|seed| live.contains(seed)));
-    }
-
-    /// Passes events on and checks what must hold at every moment.
-    fn after_change(&mut self) -> Result<(), Failure> {
-        for event in self.scheduler.events().to_vec() {
-            self.notice(event)?;
-        }
-        self.scheduler.clear_events();
-        self.scheduler.check().map_err(broken)
-    }
-
-    fn notice(&mut self, event: Event) -> Result<(), Failure> {
-        let rule = |what: &str, id: SequenceId| Err(Failure::Rule(format!("{what}: {id:?}")));
-        match event {
-            Event::Admitted { id, cached_tokens } => {
-                self.cached_tokens += u64::from(cached_tokens);
-                match self.tracked.get_mut(&id) {
-                    None => rule("unknown", id),
-                    Some(tracked) if tracked.was_admitted => rule("admitted twice", id),
-                    Some(tracked) => {
-                        tracked.was_admitted = true;
-                        Ok(())
-                    }
-                }
-            }
-            Event::Token { id, sampled } => {
-                let Some(tracked) = self.tracked.get_mut(&id) else { return rule("unknown", id) };
-                if tracked.finished.is_some() {
-                    return rule("a token after its end", id);
-                }
-                let Some(sampled) = self.result.sampled.get(sampled as usize) else {
-                    return rule("a token that no step sampled", id);
-                };
-                tracked.tokens.push(sampled.token);
-                Ok(())
-            }
-            Event::Finished { id, reason } => {
-                let Some(tracked) = self.tracked.get_mut(&id) else { return rule("unknown", id) };
-                match tracked.finished.replace(reason) {
-                    None => Ok(()),
-                    Some(_) => rule("finished twice", id),
-                }
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_end(self, case: &Case) -> Result<Report, Failure> {
-        let rule = |what: String| Err(Failure::Rule(what));
-        if !self.scheduler.is_idle() {
-            return rule("idle is not idle".into());
-        }
-        let pages = self.scheduler.pages();
-        if pages.owned_by_sequences != 0 || pages.cached_locked != 0 {
-            return rule(format!("at idle something is owned or locked: {pages:?}"));
-        }
-        if !case.config.cache && pages.free != pages.capacity {
-            return rule(format!("without a cache pages are kept: {pages:?}"));
-        }
-        let (mut prompt, mut generated) = (0, 0);
-        for (&id, tracked) in &self.tracked {
-            generated += tracked.tokens.len() as u64;
-            if tracked.was_admitted {
-                prompt += tracked.prompt.len() as u64;
-            }
-            tracked.check(id, case, self.struck.contains(&tracked.sampling.seed))?;
-        }
-        let stats = self.scheduler.stats();
-        let counted = (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens);
-        let expected = (prompt, self.cached_tokens, generated);
-        if counted != expected || (stats.running, stats.waiting) != (0, 0) {
-            return rule(format!("prompt, cached and generated are {expected:?}, but {stats:?}"));
-        }
-        Ok(Report { stats, log: self.log, strikes: self.executor.strikes() })
-    }
 }
 
-impl Tracked {
-    /// Compares the whole with what the sequence generates alone.
-    fn check(&self, id: SequenceId, case: &Case, is_struck: bool) -> Result<(), Failure> {
-        let Tracked { prompt, sampling, max_tokens, stop_tokens, .. } = self;
-        let mut expected =
-            model::continue_alone(prompt, sampling, case.vocab_size, *max_tokens, stop_tokens);
-        let alone = match expected.last() {
-            Some(last) if stop_tokens.contains(last) => FinishReason::Stop,
-            _ => FinishReason::Length,
-        };
-        let is_whole = match &self.finished {
-            None => return Err(Failure::Rule(format!("{id:?} never ended"))),
-            Some(FinishReason::Error(_)) if is_struck => false,
-            Some(reason) if is_struck => {
-                return Err(Failure::Rule(format!("{id:?} was struck, but ended by {reason:?}")));
-            }
-            Some(reason) if Some(reason) == self.asked.as_ref() => {
-                // It may have ended by itself before.
-                *reason == alone && self.tokens.len() == expected.len()
-            }
-            Some(reason) if *reason == alone => true,
-            Some(reason) => {
-                return Err(Failure::Rule(format!("{id:?} ended by {reason:?}, not {alone:?}")));
-            }
-        };
-        if !is_whole {
-            expected.truncate(self.tokens.len());
-        }
-        if self.tokens != expected {
-            return Err(Failure::Tokens { id, expected, found: self.tokens.clone() });
-        }
-        Ok(())
-    }
+/// What constrained sequences are held to: no token twice in a row.
+pub(crate) fn may_follow(known: &[Token], token: Token) -> bool {
+    known.last() != Some(&token)
 }
 
 fn arrival(id: SequenceId, request: &Request, sampling: &Arc<SlotSampling>) -> Arrival {
@@ -508,10 +359,10 @@ fn arrival(id: SequenceId, request: &Request, sampling: &Arc<SlotSampling>) -> A
         max_tokens: request.max_tokens,
         stop_tokens: request.stop_tokens.clone(),
         namespace: request.namespace,
-        constrained: false,
+        constrained: request.constrained,
     }
 }
 
-fn broken(error: impl ToString) -> Failure {
+pub(crate) fn broken(error: impl ToString) -> Failure {
     Failure::Scheduler(error.to_string())
 }

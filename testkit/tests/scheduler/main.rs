@@ -6,10 +6,11 @@
 
 mod driver;
 mod log;
+mod rules;
 mod workload;
 
-use driver::{Failure, Report};
 use engine_core::schedule::SeededBug;
+use rules::{Failure, Report};
 use workload::{Case, Flavour};
 
 /// Seeds to run: as many as the test wants, or what the environment says.

@@ -42,6 +42,8 @@ pub(crate) struct Request {
     pub(crate) max_tokens: u32,
     pub(crate) stop_tokens: Arc<[Token]>,
     pub(crate) namespace: Namespace,
+    /// Its sampling is deferred, and held to what the driver allows.
+    pub(crate) constrained: bool,
 }
 
 /// What kind of workload to draw.
@@ -203,7 +205,15 @@ impl Draw {
         let max_tokens = random.between(1, most_tokens) as u32;
         let namespace = Namespace(random.below(namespaces) as u64);
         let samples = vec![self.sampling(30)];
-        Request { prompt, samples, max_tokens, stop_tokens: stop_tokens.into(), namespace }
+        let constrained = self.random.chance(20);
+        Request {
+            prompt,
+            samples,
+            max_tokens,
+            stop_tokens: stop_tokens.into(),
+            namespace,
+            constrained,
+        }
     }
 
     fn sampling(&mut self, percent_random: usize) -> Arc<SlotSampling> {

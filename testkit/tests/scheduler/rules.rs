@@ -1,0 +1,212 @@
+//! What must hold, while a workload runs and at its end.
+
+use std::collections::HashSet;
+
+use engine_core::Token;
+use engine_core::backend::{Row, StepError};
+use engine_core::schedule::{Event, FinishReason, SchedulerStats, SequenceId};
+use testkit::shadow::{Violation, model};
+
+use crate::driver::{Driver, Tracked, broken, may_follow};
+use crate::log::{Entry, Snapshot};
+use crate::workload::Case;
+
+/// What a run found wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("the engine broke the backend's contract: {0}")]
+    Violation(Violation),
+    #[error("the scheduler gave up: {0}")]
+    Scheduler(String),
+    /// Something that can be seen from outside.
+    #[error("a rule doesn't hold: {0}")]
+    Rule(String),
+    #[error("it panicked")]
+    Panic,
+    #[error("{id:?} generates {found:?}, but alone {expected:?}")]
+    Tokens { id: SequenceId, expected: Vec<Token>, found: Vec<Token> },
+}
+
+/// What a run that went well leaves behind.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) stats: SchedulerStats,
+    pub(crate) log: Vec<Entry>,
+    pub(crate) strikes: u64,
+}
+
+impl Driver {
+    /// Whoever was admitted beside others finds pages for its whole answer, even once its
+    /// prompt has its own.
+    pub(crate) fn check_admission(&self) -> Result<(), Failure> {
+        let newest = self.scheduler.events().iter().rev().find_map(|event| match event {
+            Event::Admitted { id, .. } => self.tracked.get(id),
+            _ => None,
+        });
+        let Some(newest) = newest else { return Ok(()) };
+        let available = self.scheduler.pool().available() * self.scheduler.config().page_size;
+        let is_alone = self.scheduler.stats().running == 1;
+        if is_alone || available >= newest.max_tokens {
+            return Ok(());
+        }
+        Err(Failure::Rule(format!(
+            "admitted where only {available} positions are left: {newest:?}"
+        )))
+    }
+
+    /// Prompts take no more than the chunk budget, and in whole pages unless they end.
+    pub(crate) fn check_prefill(&self, batch: &Snapshot) -> Result<(), Failure> {
+        let prefill = &batch.rows[batch.decode_rows as usize..];
+        let tokens: usize = prefill.iter().map(|row| row.tokens.len as usize).sum();
+        let config = self.scheduler.config();
+        if tokens > config.chunk() {
+            return Err(Failure::Rule(format!("{tokens} tokens of prompts in a step")));
+        }
+        let is_ragged = |row: &Row| {
+            row.outputs.len == 0 && !(row.kv_len() as usize).is_multiple_of(config.page_size)
+        };
+        match prefill.iter().find(|row| is_ragged(row)) {
+            Some(row) => Err(Failure::Rule(format!("a chunk ends inside a page: {row:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes whom an error has to end: of those that are still there.
+    pub(crate) fn strike(&mut self, seeds: &[u64], is_lost: bool, error: Option<&StepError>) {
+        let rows: Vec<usize> = match error {
+            _ if is_lost => return,
+            None => return,
+            Some(StepError::Rows(failures)) => {
+                failures.iter().map(|failure| failure.row as usize).collect()
+            }
+            Some(_) => {
+                self.launched.iter_mut().for_each(|step| step.is_lost = true);
+                (0..seeds.len()).collect()
+            }
+        };
+        let live: HashSet<u64> = self
+            .tracked
+            .values()
+            .filter(|tracked| tracked.finished.is_none())
+            .map(|tracked| tracked.sampling.seed)
+            .collect();
+        let struck = rows.into_iter().filter_map(|row| seeds.get(row));
+        self.struck.extend(struck.filter(|seed| live.contains(seed)));
+    }
+
+    /// Passes events on and checks what must hold at every moment.
+    pub(crate) fn after_change(&mut self) -> Result<(), Failure> {
+        for event in self.scheduler.events().to_vec() {
+            self.notice(event)?;
+        }
+        self.scheduler.clear_events();
+        self.scheduler.check().map_err(broken)
+    }
+
+    pub(crate) fn notice(&mut self, event: Event) -> Result<(), Failure> {
+        let rule = |what: &str, id: SequenceId| Err(Failure::Rule(format!("{what}: {id:?}")));
+        match event {
+            Event::Admitted { id, cached_tokens } => {
+                self.cached_tokens += u64::from(cached_tokens);
+                match self.tracked.get_mut(&id) {
+                    None => rule("unknown", id),
+                    Some(tracked) if tracked.was_admitted => rule("admitted twice", id),
+                    Some(tracked) => {
+                        tracked.was_admitted = true;
+                        Ok(())
+                    }
+                }
+            }
+            Event::Token { id, sampled } => {
+                let Some(tracked) = self.tracked.get_mut(&id) else { return rule("unknown", id) };
+                if tracked.finished.is_some() {
+                    return rule("a token after its end", id);
+                }
+                let Some(sampled) = self.result.sampled.get(sampled as usize) else {
+                    return rule("a token that no step sampled", id);
+                };
+                tracked.tokens.push(sampled.token);
+                Ok(())
+            }
+            Event::Finished { id, reason } => {
+                let Some(tracked) = self.tracked.get_mut(&id) else { return rule("unknown", id) };
+                match tracked.finished.replace(reason) {
+                    None => Ok(()),
+                    Some(_) => rule("finished twice", id),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn check_end(self, case: &Case) -> Result<Report, Failure> {
+        let rule = |what: String| Err(Failure::Rule(what));
+        if !self.scheduler.is_idle() {
+            return rule("idle is not idle".into());
+        }
+        let pages = self.scheduler.pages();
+        if pages.owned_by_sequences != 0 || pages.cached_locked != 0 {
+            return rule(format!("at idle something is owned or locked: {pages:?}"));
+        }
+        if !case.config.cache && pages.free != pages.capacity {
+            return rule(format!("without a cache pages are kept: {pages:?}"));
+        }
+        let (mut prompt, mut generated) = (0, 0);
+        for (&id, tracked) in &self.tracked {
+            generated += tracked.tokens.len() as u64;
+            if tracked.was_admitted {
+                prompt += tracked.prompt.len() as u64;
+            }
+            tracked.check(id, case, self.struck.contains(&tracked.sampling.seed))?;
+        }
+        let stats = self.scheduler.stats();
+        let counted = (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens);
+        let expected = (prompt, self.cached_tokens, generated);
+        if counted != expected || (stats.running, stats.waiting) != (0, 0) {
+            return rule(format!("prompt, cached and generated are {expected:?}, but {stats:?}"));
+        }
+        Ok(Report { stats, log: self.log, strikes: self.executor.strikes() })
+    }
+}
+
+impl Tracked {
+    /// Compares the whole with what the sequence generates alone.
+    fn check(&self, id: SequenceId, case: &Case, is_struck: bool) -> Result<(), Failure> {
+        let Tracked { prompt, sampling, max_tokens, stop_tokens, .. } = self;
+        let allowed = |known: &[Token], token| !self.constrained || may_follow(known, token);
+        let mut expected = model::continue_under(
+            prompt,
+            sampling,
+            case.vocab_size,
+            *max_tokens,
+            stop_tokens,
+            allowed,
+        );
+        let alone = match expected.last() {
+            Some(last) if stop_tokens.contains(last) => FinishReason::Stop,
+            _ => FinishReason::Length,
+        };
+        let is_whole = match &self.finished {
+            None => return Err(Failure::Rule(format!("{id:?} never ended"))),
+            Some(FinishReason::Error(_)) if is_struck => false,
+            Some(reason) if is_struck => {
+                return Err(Failure::Rule(format!("{id:?} was struck, but ended by {reason:?}")));
+            }
+            Some(reason) if Some(reason) == self.asked.as_ref() => {
+                // It may have ended by itself before.
+                *reason == alone && self.tokens.len() == expected.len()
+            }
+            Some(reason) if *reason == alone => true,
+            Some(reason) => {
+                return Err(Failure::Rule(format!("{id:?} ended by {reason:?}, not {alone:?}")));
+            }
+        };
+        if !is_whole {
+            expected.truncate(self.tokens.len());
+        }
+        if self.tokens != expected {
+            return Err(Failure::Tokens { id, expected, found: self.tokens.clone() });
+        }
+        Ok(())
+    }
+}
