@@ -4,11 +4,12 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use backend_xla::{XlaBackend, XlaOptions};
+use backend_xla::{XlaBackend, XlaError, XlaOptions, pjrt::PjrtError};
 use common::driver::{Generated, Prompt, generate};
 use engine_core::{
-    backend::{Backend, CompileOptions, Executor, Limits, SlotSampling},
+    backend::{Backend, BackendError, CompileOptions, Executor, Limits, Progress, SlotSampling},
     model::open_model,
+    weights::Format,
 };
 use serde_json::Value;
 
@@ -111,4 +112,159 @@ fn tiny_models_agree_with_the_reference_on_one_and_on_many_devices() {
             check(&expected, &found, 2e-4, &what);
         }
     }
+}
+
+/// Prompts and answers of all lengths, in batches of all sizes.
+fn random_traffic(executor: &mut dyn Executor, requests: usize) {
+    let mut state = 7u64;
+    let mut below = |end: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as usize % end
+    };
+    let mut served = 0;
+    while served < requests {
+        let count = (1 + below(4)).min(requests - served);
+        let prompt = |below: &mut dyn FnMut(usize) -> usize| Prompt {
+            tokens: (0..1 + below(50)).map(|_| below(160) as u32).collect(),
+            sampling: {
+                let mut sampling = SlotSampling::greedy();
+                sampling.temperature = below(2) as f32;
+                sampling.top_k = below(3) as u32 * 10;
+                sampling.seed = below(1000) as u64;
+                sampling.presence_penalty = below(2) as f32;
+                sampling.logprobs = (below(2) == 1).then_some(3);
+                sampling
+            },
+        };
+        let prompts: Vec<Prompt> = (0..count).map(|_| prompt(&mut below)).collect();
+        let chunk = 1 + below(60);
+        generate(executor, &prompts, chunk, PAGE_SIZE as usize, 1 + below(6));
+        served += count;
+    }
+}
+
+#[test]
+fn nothing_is_compiled_in_traffic_after_warm_up() {
+    let mut executor = executor("qwen3", options(1));
+    let mut reports = Vec::new();
+    struct Reports<'a>(&'a mut Vec<(u64, u64)>);
+    impl Progress for Reports<'_> {
+        fn update(&mut self, _what: &str, done: u64, total: u64) {
+            self.0.push((done, total));
+        }
+    }
+    executor.warm_up(&mut Reports(&mut reports)).expect("it warms up");
+    let total = reports.len() as u64 - 1;
+    assert_eq!(reports, (0..=total).map(|done| (done, total)).collect::<Vec<_>>());
+    random_traffic(&mut *executor, 200);
+    assert_eq!(executor.compiles_in_traffic(), 0);
+}
+
+#[test]
+fn without_warm_up_results_are_the_same_and_compilations_are_not_counted_as_traffic() {
+    let expected = expected("qwen3");
+    let mut executor = executor("qwen3", options(1));
+    let prompts = &expected.prompts[..2];
+    // Chunks that end inside pages and blocks.
+    let found = generate(&mut *executor, prompts, 5, PAGE_SIZE as usize, 16);
+    check(&expected, &found, 2e-4, "chunks of five");
+    assert_eq!(executor.compiles_in_traffic(), 0);
+}
+
+#[test]
+fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let expected = expected("llama-tied");
+    let files = || -> Vec<(PathBuf, std::time::SystemTime)> {
+        let entries = std::fs::read_dir(folder.path()).expect("the folder is there");
+        let mut files: Vec<_> = entries
+            .map(|entry| {
+                let entry = entry.expect("an entry");
+                (entry.path(), entry.metadata().and_then(|data| data.modified()).expect("a time"))
+            })
+            .collect();
+        files.sort();
+        files
+    };
+    let run = || {
+        let mut executor = executor("llama-tied", options(1).with_cache(folder.path()));
+        let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
+        check(&expected, &found, 2e-4, "with a cache");
+    };
+    run();
+    let first = files();
+    assert!(first.len() >= 5, "{first:?}");
+    run();
+    assert_eq!(files(), first, "everything was found");
+    for (path, _) in &first {
+        let mut bytes = std::fs::read(path).expect("the file is there");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x55;
+        std::fs::write(path, bytes).expect("it can be written");
+    }
+    run();
+    let replaced = files();
+    assert_eq!(replaced.len(), first.len());
+    run();
+    assert_eq!(files(), replaced, "the replacements were found");
+}
+
+#[test]
+fn bf16_stays_near_the_reference() {
+    // A bf16 has 8 bits: logits with a spread of 2 move by a few hundredths in three layers.
+    let expected = expected("qwen3");
+    let options = options(2).with_compute(Format::BF16);
+    let mut executor = executor("qwen3", options);
+    let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
+    check(&expected, &found, 0.15, "bf16");
+}
+
+#[test]
+fn what_can_not_be_done_is_refused_with_a_reason() {
+    let model = open_model(&fixtures().join("qwen3")).expect("the fixture opens");
+    let program = model.program().expect("a program");
+    let backend = XlaBackend::new(options(1)).expect("a backend");
+    let compile = |backend: &XlaBackend, options: &CompileOptions| {
+        backend
+            .compile(std::slice::from_ref(&program), &*model.weights, options)
+            .map(drop)
+            .unwrap_err()
+    };
+    let good = CompileOptions::new(limits(), PAGE_SIZE, 256);
+
+    let mut odd = good.clone();
+    odd.page_size = 7;
+    let error = compile(&backend, &odd);
+    assert!(matches!(error, BackendError::Option { option: "page_size", .. }), "{error}");
+    let mut quantized = good.clone();
+    quantized.kv_format = Format::Q8_0;
+    assert!(matches!(compile(&backend, &quantized), BackendError::Unsupported { .. }));
+    let mut tiered = good.clone();
+    tiered.host_pages = vec![1];
+    assert!(matches!(compile(&backend, &tiered), BackendError::Unsupported { .. }));
+
+    let mut small = options(1);
+    small.memory_bytes = Some(100_000);
+    let small = XlaBackend::new(small).expect("a backend");
+    let error = compile(&small, &good);
+    assert!(matches!(error, BackendError::Memory { available: 100_000, .. }), "{error}");
+
+    // 96 intermediate features.
+    let five = XlaBackend::new(options(5)).expect("a backend");
+    let error = compile(&five, &good);
+    assert!(matches!(error, BackendError::Option { option: "tensor_parallel", .. }), "{error}");
+
+    let mut more = options(2);
+    more.client_options = options(1).client_options;
+    let error = XlaBackend::new(more).unwrap_err();
+    let (requested, available) = (2, 1);
+    assert!(
+        matches!(error, XlaError::TensorParallel { requested: r, available: a, .. }
+            if (r, a) == (requested, available)),
+        "{error}"
+    );
+    let error = XlaBackend::new(options(1).with_compute(Format::Q4_0)).unwrap_err();
+    assert!(matches!(error, XlaError::Compute { format: Format::Q4_0 }), "{error}");
+    let error = XlaBackend::new(XlaOptions::new("/no/such/plugin.so")).unwrap_err();
+    assert!(matches!(error, XlaError::Pjrt(PjrtError::Unreadable { .. })), "{error}");
 }

@@ -11,6 +11,8 @@
 mod batch;
 mod launch;
 mod programs;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 

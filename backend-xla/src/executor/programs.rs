@@ -79,6 +79,11 @@ impl Programs {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn client(&self) -> &crate::pjrt::Client {
+        self.compiler.client()
+    }
+
     pub(super) fn program(&self) -> &Program {
         &self.program
     }

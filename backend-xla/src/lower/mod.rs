@@ -21,6 +21,8 @@ pub(crate) mod placement;
 pub(crate) mod sampler;
 pub(crate) mod state;
 pub(crate) mod step;
+#[cfg(test)]
+mod tests;
 
 use engine_core::{backend::BackendError, model::Program};
 

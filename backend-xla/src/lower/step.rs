@@ -7,8 +7,12 @@ use engine_core::{
     model::{Program, ValueId},
 };
 
-use super::{Geometry, Module, placement::Placement, unsupported};
-use crate::stablehlo::{Element, Function, Input, Output, Sharding, Type, Value};
+use super::{
+    Geometry, Module,
+    placement::{PlacedWeight, Placement},
+    unsupported,
+};
+use crate::stablehlo::{Element, Function, Input, Order, Output, Sharding, Type, Value};
 
 /// The shape of a step: a bucket.
 ///
@@ -83,71 +87,54 @@ pub(crate) fn step(
     geometry: &Geometry,
     shape: StepShape,
 ) -> Result<Module, BackendError> {
-    let mut inputs: Vec<Input> = placement
-        .weights
-        .iter()
-        .map(|weight| Input {
-            kind: weight.kind.clone(),
-            sharding: weight.sharding,
-            aliased_output: None,
-        })
-        .collect();
-    let weight_count = inputs.len();
-    let kv_types = geometry.kv_types(program, placement);
-    let kv_sharding = kv_sharding(placement);
-    inputs.extend(kv_types.iter().enumerate().map(|(index, kind)| Input {
-        kind: kind.clone(),
-        sharding: kv_sharding,
-        aliased_output: Some(index),
-    }));
-    let tables_at = inputs.len();
-    inputs.extend(geometry.table_types().into_iter().map(replicated));
-    let next_at = inputs.len();
-    inputs.push(replicated(geometry.next_tokens_type()));
-    let control_at = inputs.len();
-    inputs.push(replicated(Type::new(Element::I32, &[shape.control_len()])));
-
-    let mut function = Function::new();
-    let argument = |index: usize| function.argument(index, &inputs[index]);
-    let weights: Vec<Value> = (0..weight_count).map(argument).collect();
-    let kv: Vec<Value> = (weight_count..tables_at).map(argument).collect();
-    let tables: Vec<Value> = (tables_at..next_at).map(argument).collect();
-    let (next_tokens, control) = (argument(next_at), argument(control_at));
-
-    let tokens = shape.tokens();
-    let part =
-        |function: &mut Function, index: usize| function.slice(&control, 0, index * tokens, tokens);
-    let given = part(&mut function, 0);
-    let token_slots = part(&mut function, 1);
-    let positions = part(&mut function, 2);
-    let output_tokens = function.slice(&control, 0, 3 * tokens, shape.outputs);
-    let token_ids = choose_tokens(&mut function, &given, &next_tokens, &token_slots);
-
-    let mut lowering = Lowering {
-        function,
-        program,
-        placement,
-        geometry,
-        shape,
-        values: vec![None; program.values().len()],
-        weights,
-        kv,
-        destinations: vec![None; tables.len()],
-        tables,
-        token_ids,
-        token_slots,
-        positions,
-        output_tokens,
-        rotations: Vec::new(),
-    };
+    let inputs = Inputs::new(program, placement, geometry, shape);
+    let mut lowering = Lowering::new(program, placement, geometry, shape, &inputs);
     for op in program.ops() {
         lowering.op(op)?;
     }
     let logits = lowering.value(program.logits())?;
+    let sharding = kv_sharding(placement);
     let mut outputs: Vec<Output> =
-        lowering.kv.into_iter().map(|value| Output { value, sharding: kv_sharding }).collect();
+        lowering.kv.into_iter().map(|value| Output { value, sharding }).collect();
     outputs.push(Output { value: logits, sharding: Sharding::REPLICATED });
-    Ok(Module::finish(lowering.function, &inputs, &outputs, placement.devices))
+    Ok(Module::finish(lowering.function, &inputs.all, &outputs, placement.devices))
+}
+
+/// The arguments of a step, and where each kind of them begins.
+pub(super) struct Inputs {
+    all: Vec<Input>,
+    kv: usize,
+    tables: usize,
+    next_tokens: usize,
+    control: usize,
+}
+
+impl Inputs {
+    pub(super) fn new(
+        program: &Program,
+        placement: &Placement,
+        geometry: &Geometry,
+        shape: StepShape,
+    ) -> Self {
+        let weight = |weight: &PlacedWeight| Input {
+            kind: weight.kind.clone(),
+            sharding: weight.sharding,
+            aliased_output: None,
+        };
+        let mut all: Vec<Input> = placement.weights.iter().map(weight).collect();
+        let kv = all.len();
+        let sharding = kv_sharding(placement);
+        let kinds = geometry.kv_types(program, placement);
+        let array = |(index, kind)| Input { kind, sharding, aliased_output: Some(index) };
+        all.extend(kinds.into_iter().enumerate().map(array));
+        let tables = all.len();
+        all.extend(geometry.table_types().into_iter().map(replicated));
+        let next_tokens = all.len();
+        all.push(replicated(geometry.next_tokens_type()));
+        let control = all.len();
+        all.push(replicated(Type::new(Element::I32, &[shape.control_len()])));
+        Self { all, kv, tables, next_tokens, control }
+    }
 }
 
 /// KV arrays are divided by heads.
@@ -168,11 +155,53 @@ fn choose_tokens(
 ) -> Value {
     let produced = function.take(next_tokens, slots);
     let zero = function.splat(Element::I32, given.dims(), 0.0);
-    let is_produced = function.compare(given, crate::stablehlo::Order::Less, &zero);
+    let is_produced = function.compare(given, Order::Less, &zero);
     function.select(&is_produced, &produced, given)
 }
 
-impl Lowering<'_> {
+impl<'a> Lowering<'a> {
+    pub(super) fn new(
+        program: &'a Program,
+        placement: &'a Placement,
+        geometry: &'a Geometry,
+        shape: StepShape,
+        inputs: &Inputs,
+    ) -> Self {
+        let mut function = Function::new();
+        let argument = |index: usize| function.argument(index, &inputs.all[index]);
+        let weights = (0..inputs.kv).map(argument).collect();
+        let kv = (inputs.kv..inputs.tables).map(argument).collect();
+        let tables: Vec<Value> = (inputs.tables..inputs.next_tokens).map(argument).collect();
+        let (next_tokens, control) = (argument(inputs.next_tokens), argument(inputs.control));
+
+        let tokens = shape.tokens();
+        let part = |function: &mut Function, index: usize| {
+            function.slice(&control, 0, index * tokens, tokens)
+        };
+        let given = part(&mut function, 0);
+        let token_slots = part(&mut function, 1);
+        let positions = part(&mut function, 2);
+        let output_tokens = function.slice(&control, 0, 3 * tokens, shape.outputs);
+        let token_ids = choose_tokens(&mut function, &given, &next_tokens, &token_slots);
+        Self {
+            function,
+            program,
+            placement,
+            geometry,
+            shape,
+            values: vec![None; program.values().len()],
+            weights,
+            kv,
+            destinations: vec![None; tables.len()],
+            tables,
+            token_ids,
+            token_slots,
+            positions,
+            output_tokens,
+            rotations: Vec::new(),
+        }
+    }
+
     pub(super) fn value(&self, id: ValueId) -> Result<Value, BackendError> {
         let value = self.values.get(id.index()).and_then(Option::as_ref);
         value

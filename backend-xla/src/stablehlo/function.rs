@@ -81,6 +81,12 @@ impl Function {
         text
     }
 
+    /// What has been written so far.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
+        &self.lines
+    }
+
     /// Writes `%n = text` and returns `%n`.
     pub(super) fn define(&mut self, kind: Type, text: &str) -> Value {
         let name = self.fresh();

@@ -3,10 +3,9 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 pub(crate) mod driver;
+mod plugin_path;
 
 use std::{
-    path::{Path, PathBuf},
-    process::Command,
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -16,7 +15,11 @@ use backend_xla::pjrt::{Buffer, Client, ElementType, Plugin, Value};
 /// The CPU plugin: what `UNDERSTORY_PJRT_CPU_PLUGIN` names, else fetched, pinned by hash.
 pub(crate) fn plugin() -> Plugin {
     static PLUGIN: OnceLock<Plugin> = OnceLock::new();
-    PLUGIN.get_or_init(|| Plugin::load(&plugin_path()).expect("the CPU plugin loads")).clone()
+    PLUGIN
+        .get_or_init(|| {
+            Plugin::load(&plugin_path::plugin_path("cpu")).expect("the CPU plugin loads")
+        })
+        .clone()
 }
 
 /// A client with `devices` virtual CPU devices.
@@ -39,19 +42,4 @@ pub(crate) fn read_f32(buffer: &Buffer) -> Vec<f32> {
 pub(crate) fn put_f32(client: &Client, index: usize, dims: &[i64], values: &[f32]) -> Buffer {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     client.to_device(index, ElementType::F32, dims, &bytes).expect("room on the device")
-}
-
-fn plugin_path() -> PathBuf {
-    if let Some(path) = std::env::var_os("UNDERSTORY_PJRT_CPU_PLUGIN") {
-        return path.into();
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/pjrt_plugin.py");
-    let output = Command::new("python3").arg(&script).arg("cpu").output().expect("python3 runs");
-    assert!(
-        output.status.success(),
-        "{} failed; set UNDERSTORY_PJRT_CPU_PLUGIN to a plugin instead:\n{}",
-        script.display(),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
 }

@@ -1,0 +1,137 @@
+//! The text of each operation, as it is: read a changed snapshot before accepting it
+//! (`INSTA_UPDATE=always cargo test -p backend-xla lower`).
+
+use engine_core::{
+    backend::GroupId,
+    model::{
+        Activation, AttentionOptions, Op, Program, ProgramBuilder, RopePairs, Rotary, Split,
+        WeightId,
+    },
+};
+
+use super::{
+    Geometry,
+    placement::Placement,
+    sampler, state,
+    step::{Inputs, Lowering, StepShape},
+};
+use crate::stablehlo::Element;
+
+const HEADS: usize = 4;
+const HEAD_DIM: usize = 8;
+
+/// A layer with every operation in it.
+fn program() -> Program {
+    let mut b = ProgramBuilder::new("everything", 32);
+    b.page_group(2, HEAD_DIM as u32, Some(64));
+    let rotary = |pairs, count: usize| Rotary {
+        inverse_frequencies: (0..count).map(|i| 0.5f32.powi(i as i32)).collect(),
+        attention_factor: 1.5,
+        pairs,
+    };
+    let x = b.embed("embed", 16, 2.0);
+    let h = b.rms_norm(x, "norm", 1e-5);
+    let q = b.linear_with(h, "q", Some("q_bias"), HEADS * HEAD_DIM, Split::Columns);
+    let k = b.linear(h, "k", 2 * HEAD_DIM, Split::Columns);
+    let v = b.linear(h, "v", 2 * HEAD_DIM, Split::Columns);
+    let q = b.head_norm(q, "q_norm", HEAD_DIM as u32, 1e-6);
+    let q = b.rope(q, HEAD_DIM as u32, &rotary(RopePairs::Halves, HEAD_DIM / 2));
+    let k = b.rope(k, HEAD_DIM as u32, &rotary(RopePairs::Adjacent, HEAD_DIM / 4));
+    let mut options = AttentionOptions::full(HEAD_DIM as u32);
+    options.window = Some(64);
+    options.soft_cap = Some(30.0);
+    options.sinks = Some("sinks".to_owned());
+    let h = b.attention(q, k, v, &options);
+    let h = b.linear(h, "o", 16, Split::Rows);
+    let x = b.add(x, h);
+    let h = b.rms_norm_with(x, "norm2", 16, 1e-5, 1.0);
+    let gate = b.linear(h, "gate", 24, Split::Columns);
+    let up = b.linear(h, "up", 24, Split::Columns);
+    let silu = b.gated_activation(gate, up, Activation::Silu);
+    let gelu = b.gated_activation(gate, up, Activation::GeluTanh);
+    let h = b.add(silu, gelu);
+    let h = b.linear(h, "down", 16, Split::Rows);
+    let h = b.scale(h, 0.25);
+    let x = b.add(x, h);
+    let x = b.select_outputs(x);
+    b.finish_with_logits(x, "embed", Some(20.0)).expect("the program is well formed")
+}
+
+fn geometry() -> Geometry {
+    Geometry::new(64, 3, vec![10], 256, Element::F32)
+}
+
+fn name(program: &Program, op: &Op) -> &'static str {
+    let splits_rows = |weight: &WeightId| program.weights()[weight.index()].split == Split::Rows;
+    match op {
+        Op::Embed { .. } => "embed",
+        Op::RmsNorm { residual: Some(_), .. } => "rms_norm_with_residual_and_offset",
+        Op::RmsNorm { .. } => "rms_norm",
+        Op::Linear { bias: Some(_), .. } => "linear_with_bias",
+        Op::Linear { weight, .. } if splits_rows(weight) => "linear_by_rows",
+        Op::Linear { .. } => "linear_by_columns",
+        Op::Rope { pairs: RopePairs::Halves, .. } => "rope_of_halves",
+        Op::Rope { .. } => "rope_of_adjacent",
+        Op::Attention(_) => "attention",
+        Op::GatedActivation { activation: Activation::Silu, .. } => "gated_silu",
+        Op::GatedActivation { .. } => "gated_gelu",
+        Op::Add { .. } => "add",
+        Op::Scale { .. } => "scale",
+        Op::SoftCap { .. } => "soft_cap",
+        Op::SelectOutputs { .. } => "select_outputs",
+        Op::Logits { .. } => "logits",
+        _ => "unknown",
+    }
+}
+
+/// The text of each operation of the program where it first occurs, under its name.
+fn texts(devices: usize) -> Vec<(&'static str, String)> {
+    let program = program();
+    let placement = Placement::new(&program, devices, Element::BF16).expect("it divides");
+    let geometry = geometry();
+    let shape = StepShape { decode: 2, blocks: 1, block: 4, outputs: 2 };
+    let inputs = Inputs::new(&program, &placement, &geometry, shape);
+    let mut lowering = Lowering::new(&program, &placement, &geometry, shape, &inputs);
+    let mut texts: Vec<(&str, String)> = Vec::new();
+    for op in program.ops() {
+        let before = lowering.function.text().len();
+        lowering.op(op).expect("it is supported");
+        let text = lowering.function.text()[before..].to_owned();
+        let name = name(&program, op);
+        if texts.iter().all(|(other, _)| *other != name) {
+            texts.push((name, text));
+        }
+    }
+    texts
+}
+
+#[test]
+fn each_operation_is_written_as_recorded() {
+    for (name, text) in texts(1) {
+        insta::assert_snapshot!(name, text);
+    }
+}
+
+#[test]
+fn operations_over_two_devices_are_written_as_recorded() {
+    for (name, text) in texts(2) {
+        let one = texts(1).into_iter().find(|(other, _)| *other == name);
+        // What is the same text on one device and on two was looked at already.
+        if one.is_none_or(|(_, one)| one.lines().count() != text.lines().count()) {
+            insta::assert_snapshot!(format!("two_devices_{name}"), text);
+        }
+    }
+}
+
+#[test]
+fn small_modules_are_written_as_recorded() {
+    let program = program();
+    let placement = Placement::new(&program, 2, Element::F32).expect("it divides");
+    let geometry = geometry();
+    insta::assert_snapshot!("fresh", state::fresh(&program, &placement, &geometry).text);
+    insta::assert_snapshot!("set_pages", state::set_pages(&geometry, 1).text);
+    insta::assert_snapshot!("set_counts", state::set_counts(&geometry, 32, 1).text);
+    let copy = state::copy_page(&program, &placement, &geometry, GroupId(0));
+    insta::assert_snapshot!("copy_page", copy.text);
+    insta::assert_snapshot!("sampler", sampler::sampler(&geometry, 32, 2, 1).text);
+}
