@@ -100,7 +100,7 @@ impl std::fmt::Debug for Subject {
 
 /// Instantiates every case of the suite as a test.
 ///
-/// The argument is an expression of type [`Subject`](conformance::Subject), or of
+/// The argument is an expression of type [`Subject`](crate::conformance::Subject), or of
 /// `Option<Subject>` where the machine may not have what the backend needs; it is evaluated
 /// anew for each test. Invoke it once a module.
 #[macro_export]

@@ -88,14 +88,12 @@ pub(super) fn prompt(count: usize, seed: u64) -> Vec<u32> {
 /// What the program does with a weight. One that is both embedding and output layer is
 /// an embedding.
 fn purpose(program: &Program, id: WeightId) -> Purpose {
+    let columns = program.weights()[id.index()].shape.last().copied().unwrap_or(1) as f32;
     let of_op = |op: &Op| match op {
-        Op::Embed { weight, .. } | Op::Logits { weight, .. } if *weight == id => {
-            Some(Purpose::Matrix(0.3))
-        }
-        Op::Linear { weight, .. } if *weight == id => {
-            let columns = program.weights()[id.index()].shape.last().copied().unwrap_or(1);
-            Some(Purpose::Matrix(1.7 / (columns as f32).sqrt()))
-        }
+        Op::Embed { weight, .. } if *weight == id => Some(Purpose::Matrix(0.3)),
+        // Logits as large as what they are made of, so that rounding shows by its usual size.
+        Op::Logits { weight, .. } if *weight == id => Some(Purpose::Matrix(1.0 / columns.sqrt())),
+        Op::Linear { weight, .. } if *weight == id => Some(Purpose::Matrix(1.7 / columns.sqrt())),
         Op::Linear { bias: Some(bias), .. } if *bias == id => Some(Purpose::Bias),
         Op::RmsNorm { weight, weight_offset, .. } if *weight == id => {
             Some(Purpose::Norm(1.0 - weight_offset))

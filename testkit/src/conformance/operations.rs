@@ -224,9 +224,10 @@ pub fn page_groups_have_tables_of_their_own(check: &Check<'_>) -> Result<(), Fai
         options.group = group;
         options.window = (layer % 2 == 1).then_some(20);
         let name = |part: &str| format!("{layer}.{part}");
-        let q = b.linear(x, &name("q"), 4 * head_dim, Split::Columns);
-        let k = b.linear(x, &name("k"), kv_heads * head_dim, Split::Columns);
-        let v = b.linear(x, &name("v"), kv_heads * head_dim, Split::Columns);
+        let h = b.rms_norm(x, &name("norm"), 1e-5);
+        let q = b.linear(h, &name("q"), 4 * head_dim, Split::Columns);
+        let k = b.linear(h, &name("k"), kv_heads * head_dim, Split::Columns);
+        let v = b.linear(h, &name("v"), kv_heads * head_dim, Split::Columns);
         let h = b.attention(q, k, v, &options);
         let h = b.linear(h, &name("o"), WIDTH, Split::Rows);
         x = b.add(x, h);
