@@ -101,6 +101,9 @@ impl Scheduler {
         sequence.place = Some(place);
         let room = sequence.max_tokens.min(CLIPPED_OUTPUT) + 1;
         sequence.tokens.reserve(room);
+        let pages = self.pool.pages_for(sequence.known() + room);
+        let table = self.slots.pages_mut(slot, GROUP);
+        table.reserve(pages.saturating_sub(table.len()));
         let prompt_only = self.config.has_bug(SeededBug::HistoryNotRenewed);
         self.slots.open(slot, sampling_of(sequence, prompt_only));
         self.slot_events.push(SlotEvent::Open { slot });

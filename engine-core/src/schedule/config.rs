@@ -28,7 +28,8 @@ pub struct SchedulerConfig {
     pub queue_policy: QueuePolicy,
     /// What is evicted first.
     pub eviction_policy: Policy,
-    /// For tests: retract a sequence every so many steps.
+    /// For tests: retract a sequence every so many steps. Without the cache, more than it takes to
+    /// compute the longest sequence anew, else nobody gets further.
     pub retract_every: Option<u64>,
     /// For tests: plant a bug. Without the feature `seeded-bugs` it has no effect.
     pub seeded_bug: Option<SeededBug>,

@@ -51,6 +51,7 @@ pub(crate) struct Driver {
     pub(crate) struck: HashSet<u64>,
     pub(crate) result: StepResult,
     pub(crate) cached_tokens: u64,
+    pub(crate) admitted: Vec<SequenceId>,
     pub(crate) log: Vec<Entry>,
 }
 
@@ -106,6 +107,7 @@ impl Driver {
             struck: HashSet::new(),
             result: StepResult::default(),
             cached_tokens: 0,
+            admitted: Vec::new(),
             log: Vec::new(),
         })
     }

@@ -4,6 +4,7 @@
 //! A failure names its seed. `UNDERSTORY_SEED=n` runs that one case, `UNDERSTORY_CASES=n` as many
 //! as wanted in the place of each test's own number.
 
+mod behaviour;
 mod driver;
 mod log;
 mod rules;

@@ -33,6 +33,8 @@ pub(crate) struct Report {
     pub(crate) stats: SchedulerStats,
     pub(crate) log: Vec<Entry>,
     pub(crate) strikes: u64,
+    /// In the order in which they ran first.
+    pub(crate) admitted: Vec<SequenceId>,
 }
 
 impl Driver {
@@ -108,6 +110,7 @@ impl Driver {
         match event {
             Event::Admitted { id, cached_tokens } => {
                 self.cached_tokens += u64::from(cached_tokens);
+                self.admitted.push(id);
                 match self.tracked.get_mut(&id) {
                     None => rule("unknown", id),
                     Some(tracked) if tracked.was_admitted => rule("admitted twice", id),
@@ -165,7 +168,12 @@ impl Driver {
         if counted != expected || (stats.running, stats.waiting) != (0, 0) {
             return rule(format!("prompt, cached and generated are {expected:?}, but {stats:?}"));
         }
-        Ok(Report { stats, log: self.log, strikes: self.executor.strikes() })
+        Ok(Report {
+            stats,
+            log: self.log,
+            strikes: self.executor.strikes(),
+            admitted: self.admitted,
+        })
     }
 }
 

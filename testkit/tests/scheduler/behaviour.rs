@@ -1,0 +1,288 @@
+//! What the scheduler promises beyond being right: who goes first, and what is not computed twice.
+//!
+//! Each test is a workload of its own through the same driver, so all rules hold here too.
+
+use std::sync::Arc;
+
+use engine_core::backend::{SlotSampling, StepError, StepResult};
+use engine_core::schedule::{
+    Arrival, Plan, QueuePolicy, Refusal, RequestId, ScheduleError, Scheduler, SchedulerConfig,
+    SequenceId,
+};
+use engine_core::{Namespace, Token};
+use testkit::random::Random;
+
+use crate::driver;
+use crate::log::{Entry, Snapshot};
+use crate::rules::Report;
+use crate::workload::{Action, Case, Request};
+
+const VOCABULARY: u32 = 30;
+
+/// Draws prompts and counts sampling seeds.
+struct Script {
+    random: Random,
+    seeds: u64,
+    actions: Vec<(u64, Action)>,
+}
+
+impl Script {
+    fn new() -> Self {
+        Self { random: Random::new(1), seeds: 0, actions: Vec::new() }
+    }
+
+    fn tokens(&mut self, count: usize) -> Vec<Token> {
+        (0..count).map(|_| self.random.below(VOCABULARY as usize) as Token).collect()
+    }
+
+    fn request(&mut self, prompt: Vec<Token>, max_tokens: u32, samples: usize) -> Request {
+        let samples = (0..samples).map(|_| {
+            self.seeds += 1;
+            let mut sampling = SlotSampling::greedy();
+            sampling.seed = self.seeds;
+            Arc::new(sampling)
+        });
+        Request {
+            prompt,
+            samples: samples.collect(),
+            max_tokens,
+            stop_tokens: [].into(),
+            namespace: Namespace(0),
+            constrained: false,
+        }
+    }
+
+    fn arrive(&mut self, time: u64, prompt: Vec<Token>, max_tokens: u32) {
+        let request = self.request(prompt, max_tokens, 1);
+        self.actions.push((time, Action::Arrive(request)));
+    }
+
+    fn run(self, config: SchedulerConfig, overlapped: bool) -> Report {
+        let case = Case {
+            config,
+            overlapped,
+            vocab_size: VOCABULARY,
+            actions: self.actions,
+            faults: Vec::new(),
+            cache_bug: None,
+        };
+        driver::run(&case).unwrap_or_else(|failure| panic!("{failure}\n{case:#?}"))
+    }
+}
+
+/// Pages of 16 tokens, and plenty of them.
+fn roomy(max_running: u32) -> SchedulerConfig {
+    SchedulerConfig::new(16, 400, max_running, 1000)
+}
+
+fn batches(report: &Report) -> impl Iterator<Item = &Snapshot> {
+    report.log.iter().filter_map(|entry| match entry {
+        Entry::Plan(_, batch) => batch.as_ref(),
+        _ => None,
+    })
+}
+
+#[test]
+fn requests_that_arrive_together_compute_their_common_prefix_once() {
+    for overlapped in [false, true] {
+        let mut script = Script::new();
+        let prefix = script.tokens(64);
+        for _ in 0..8 {
+            let mut prompt = prefix.clone();
+            prompt.extend(script.tokens(4));
+            script.arrive(0, prompt, 5);
+        }
+        let stats = script.run(roomy(8), overlapped).stats;
+        assert_eq!((stats.prompt_tokens, stats.cached_tokens), (8 * 68, 7 * 64));
+        assert_eq!(stats.prefill_tokens, 68 + 7 * 4);
+    }
+}
+
+#[test]
+fn samples_of_one_request_share_its_prompt_even_without_a_cache() {
+    let mut script = Script::new();
+    let prompt = script.tokens(50);
+    let request = script.request(prompt, 5, 4);
+    script.actions.push((0, Action::Arrive(request)));
+    let mut config = roomy(8);
+    config.cache = false;
+    let stats = script.run(config, true).stats;
+    assert_eq!(stats.prefill_tokens, 50 + 3 * 2);
+}
+
+#[test]
+fn a_prompt_seen_before_leaves_one_token_to_compute_at_least() {
+    for (len, cached) in [(40, 32), (33, 32), (32, 16), (16, 0)] {
+        let mut script = Script::new();
+        let prompt = script.tokens(len);
+        script.arrive(0, prompt.clone(), 3);
+        script.arrive(50, prompt, 3);
+        assert_eq!(script.run(roomy(8), false).stats.cached_tokens, cached);
+    }
+}
+
+#[test]
+fn a_fork_computes_nothing_that_its_parent_has_computed() {
+    let mut script = Script::new();
+    let prompt = script.tokens(20);
+    script.arrive(0, prompt, 12);
+    let suffix = script.tokens(3);
+    let branch = script.request(suffix, 4, 1);
+    script.actions.push((6, Action::Fork(0, branch)));
+    let stats = script.run(roomy(8), false).stats;
+    // The parent's newest token has no KV yet, so the branch begins with it.
+    assert_eq!(stats.prefill_tokens, 20 + 1 + 3);
+}
+
+#[test]
+fn a_long_prompt_never_keeps_others_from_decoding() {
+    for overlapped in [false, true] {
+        let mut script = Script::new();
+        let (short, long) = (script.tokens(5), script.tokens(300));
+        script.arrive(0, short, 15);
+        script.arrive(2, long, 1);
+        let mut config = roomy(4);
+        config.chunked_prefill_size = 16;
+        let report = script.run(config, overlapped);
+        let decoding: Vec<u32> = batches(&report).map(|batch| batch.decode_rows).collect();
+        // One token came with the prompt; each of the next fourteen steps brings another.
+        assert_eq!(decoding[..15], [&[0][..], &[1; 14]].concat());
+        assert!(decoding.len() > 15, "the long prompt took {} steps", decoding.len());
+    }
+}
+
+#[test]
+fn the_longest_cached_prefix_goes_first_where_the_policy_says_so() {
+    for policy in [QueuePolicy::FirstCome, QueuePolicy::LongestPrefix] {
+        let mut script = Script::new();
+        let known = script.tokens(100);
+        script.arrive(0, known.clone(), 2);
+        let unknown = script.tokens(100);
+        script.arrive(50, unknown, 2);
+        script.arrive(50, known[..40].to_vec(), 2);
+        script.arrive(50, known[..80].to_vec(), 2);
+        let mut config = roomy(1);
+        config.queue_policy = policy;
+        let order: Vec<u64> =
+            script.run(config, false).admitted.iter().map(|id| id.request.0).collect();
+        let expected = match policy {
+            QueuePolicy::LongestPrefix => [1, 4, 3, 2],
+            _ => [1, 2, 3, 4],
+        };
+        assert_eq!(order, expected);
+    }
+}
+
+#[test]
+fn whoever_was_passed_over_64_times_goes_first() {
+    let mut script = Script::new();
+    let known = script.tokens(40);
+    script.arrive(0, known.clone(), 1);
+    let unknown = script.tokens(40);
+    script.arrive(10, unknown, 1);
+    for _ in 0..100 {
+        script.arrive(10, known.clone(), 1);
+    }
+    let mut config = roomy(1);
+    config.queue_policy = QueuePolicy::LongestPrefix;
+    let admitted = script.run(config, false).admitted;
+    let place = admitted.iter().position(|id| id.request == RequestId(2));
+    assert_eq!(place, Some(1 + 64));
+}
+
+#[test]
+fn a_limit_beyond_the_context_ends_at_the_context() {
+    let mut script = Script::new();
+    let prompt = script.tokens(20);
+    script.arrive(0, prompt, 500);
+    let mut config = roomy(2);
+    config.context_length = 50;
+    assert_eq!(script.run(config, true).stats.generated_tokens, 30);
+}
+
+#[test]
+fn when_pages_run_out_the_last_to_come_waits_and_loses_nothing() {
+    let mut script = Script::new();
+    for _ in 0..3 {
+        let prompt = script.tokens(30);
+        script.arrive(0, prompt, 150);
+    }
+    // Two can begin, but not end, beside each other.
+    let config = SchedulerConfig::new(16, 20, 8, 200);
+    let stats = script.run(config, true).stats;
+    assert!(stats.retractions > 0);
+    assert_eq!(stats.generated_tokens, 3 * 150);
+}
+
+fn arrival(request: u64, prompt: Vec<Token>, max_tokens: u32) -> Arrival {
+    Arrival {
+        id: SequenceId { request: RequestId(request), index: 0 },
+        prompt,
+        sampling: Arc::new(SlotSampling::greedy()),
+        max_tokens,
+        stop_tokens: [].into(),
+        namespace: Namespace(0),
+        constrained: false,
+    }
+}
+
+#[test]
+fn what_can_never_run_is_refused_and_leaves_no_trace() {
+    let mut config = SchedulerConfig::new(4, 10, 2, 60);
+    config.max_waiting = 1;
+    let mut scheduler = Scheduler::new(config).unwrap();
+    let mut refusal = |arrival| scheduler.arrive(arrival).unwrap_err();
+    assert_eq!(refusal(arrival(1, vec![], 5)), Refusal::EmptyPrompt);
+    assert_eq!(refusal(arrival(1, vec![1], 0)), Refusal::NothingToGenerate);
+    let too_long = Refusal::PromptTooLong { prompt_len: 60, context_length: 60 };
+    assert_eq!(refusal(arrival(1, vec![1; 60], 5)), too_long);
+    let never_fits = Refusal::NeverFits { needed: 11, capacity: 10 };
+    assert_eq!(refusal(arrival(1, vec![1; 36], 5)), never_fits);
+    assert_eq!(
+        refusal(arrival(1, vec![1; 36], u32::MAX)),
+        Refusal::NeverFits { needed: 15, capacity: 10 }
+    );
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.plan().unwrap(), Plan::Idle);
+
+    scheduler.arrive(arrival(1, vec![1; 36], 4)).unwrap();
+    assert_eq!(scheduler.arrive(arrival(2, vec![1], 1)), Err(Refusal::QueueFull { waiting: 1 }));
+    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
+    let id = SequenceId { request: RequestId(1), index: 0 };
+    assert_eq!(scheduler.arrive(arrival(1, vec![1], 1)), Err(Refusal::Exists(id)));
+}
+
+#[test]
+fn limits_that_can_not_serve_anybody_are_refused() {
+    for (pages, max_running, context) in [(0, 1, 10), (1, 0, 10), (1, 1, 1)] {
+        let built = Scheduler::new(SchedulerConfig::new(4, pages, max_running, context));
+        assert!(matches!(built, Err(ScheduleError::Config(_))));
+    }
+    let built = Scheduler::new(SchedulerConfig::new(3, 4, 1, 10));
+    assert!(matches!(built, Err(ScheduleError::Pool(_))), "3 is no page size");
+}
+
+#[test]
+fn a_backend_that_breaks_its_contract_is_an_error() {
+    let mut scheduler = Scheduler::new(SchedulerConfig::new(4, 10, 2, 40)).unwrap();
+    let nothing = StepResult::default();
+    let committed = scheduler.commit(&nothing, None);
+    assert!(matches!(committed, Err(ScheduleError::NothingInFlight)));
+    scheduler.arrive(arrival(1, vec![1, 2], 2)).unwrap();
+    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
+    let committed = scheduler.commit(&nothing, None);
+    assert!(matches!(committed, Err(ScheduleError::MissingOutput { step: 0, output: 0 })));
+}
+
+#[test]
+fn lost_kv_ends_the_step_s_sequences_and_no_waiting_one() {
+    let mut scheduler = Scheduler::new(SchedulerConfig::new(4, 10, 1, 40)).unwrap();
+    scheduler.arrive(arrival(1, vec![1, 2], 2)).unwrap();
+    scheduler.arrive(arrival(2, vec![3, 4], 2)).unwrap();
+    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
+    let lost = StepError::KvLost { reason: "gone".into() };
+    scheduler.commit(&StepResult::default(), Some(&lost)).unwrap();
+    assert_eq!(scheduler.tokens(SequenceId { request: RequestId(1), index: 0 }), None);
+    assert_eq!(scheduler.stats().waiting, 1);
+    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
+}
