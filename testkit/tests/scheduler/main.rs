@@ -113,10 +113,16 @@ fn every_bug_planted_in_the_scheduler_is_caught() {
 #[test]
 fn bugs_planted_in_the_prefix_cache_are_caught() {
     use radix_cache::SeededBug;
-    // Which prompts collide in a hash is not the scheduler's to decide: the cache's own tests
-    // make them collide.
-    let bugs = SeededBug::ALL.into_iter().filter(|&bug| bug != SeededBug::TrustHash);
-    let missed = bugs.filter(|&bug| {
+    // The others need collisions of hashes or failing transfers, which workloads don't bring:
+    // the cache's own tests plant them.
+    let bugs = [
+        SeededBug::IgnoreNamespace,
+        SeededBug::ReplaceOnInsert,
+        SeededBug::UnlockBeforeLock,
+        SeededBug::SplitForgetsLockCount,
+        SeededBug::EvictLocked,
+    ];
+    let missed = bugs.into_iter().filter(|&bug| {
         let caught = catch(|case| case.cache_bug = Some(bug));
         println!("{bug:?}: {caught:?}");
         caught.is_none()
