@@ -15,7 +15,8 @@ use super::shared::Shared;
 use super::threads::Threads;
 use crate::backend::{Backend, Progress};
 use crate::error::EngineError;
-use crate::model::{LoadedModel, Program, open_model};
+use crate::model::{GenerationDefaults, LoadedModel, Program, open_model};
+use crate::request::SamplingParams;
 use crate::schedule::Scheduler;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::Weights;
@@ -30,6 +31,7 @@ pub struct EngineBuilder {
     chat_template: Option<ChatTemplate>,
     end_tokens: Vec<Token>,
     context_length: Option<usize>,
+    recommended: SamplingParams,
 }
 
 impl EngineBuilder {
@@ -107,6 +109,7 @@ impl EngineBuilder {
         self.tokenizer.get_or_insert(tokenizer);
         self.chat_template = self.chat_template.or(template);
         self.context_length.get_or_insert(model.config.context_length);
+        self.recommended = recommended(&model.generation);
         self.build(model.program()?, model.weights.as_ref(), backend, progress)
     }
 
@@ -153,7 +156,27 @@ impl EngineBuilder {
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
             end_tokens: self.end_tokens,
+            recommended: self.recommended,
         };
         Ok(Engine::new(shared, intake, limits, threads))
+    }
+}
+
+fn recommended(generation: &GenerationDefaults) -> SamplingParams {
+    let mut sampling = SamplingParams::default();
+    let is_greedy = generation.do_sample == Some(false);
+    let temperature = if is_greedy { Some(0.0) } else { generation.temperature };
+    set(&mut sampling.temperature, temperature);
+    let top_k = generation.top_k.map(|top_k| u32::try_from(top_k).unwrap_or(u32::MAX));
+    set(&mut sampling.top_k, top_k);
+    set(&mut sampling.top_p, generation.top_p);
+    set(&mut sampling.min_p, generation.min_p);
+    set(&mut sampling.repetition_penalty, generation.repetition_penalty);
+    sampling
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
     }
 }

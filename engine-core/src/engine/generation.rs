@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use futures_core::Stream;
 
@@ -138,6 +139,7 @@ impl IntoIterator for Generation {
 struct Draft {
     text: String,
     tokens: Vec<u32>,
+    token_times: Vec<Instant>,
     logprobs: Vec<TokenLogprobs>,
     finished: Option<Finished>,
 }
@@ -145,8 +147,9 @@ struct Draft {
 impl Draft {
     fn add(&mut self, event: GenerationEvent) {
         match event {
-            GenerationEvent::Token { token, logprobs, .. } => {
+            GenerationEvent::Token { token, logprobs, at, .. } => {
                 self.tokens.push(token);
+                self.token_times.push(at);
                 self.logprobs.extend(logprobs.map(|logprobs| *logprobs));
             }
             GenerationEvent::Text { text, .. } => self.text.push_str(&text),
@@ -155,8 +158,8 @@ impl Draft {
     }
 
     fn output(self) -> Option<Output> {
-        let Self { text, tokens, logprobs, finished } = self;
+        let Self { text, tokens, token_times, logprobs, finished } = self;
         let Finished { sample, reason, usage } = finished?;
-        Some(Output { sample, text, tokens, logprobs, reason, usage })
+        Some(Output { sample, text, tokens, token_times, logprobs, reason, usage })
     }
 }

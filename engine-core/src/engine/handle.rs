@@ -14,7 +14,7 @@ use super::meters::EngineSnapshot;
 use super::shared::Shared;
 use super::threads::Threads;
 use crate::error::{EngineDead, GenerateError, SubmitError};
-use crate::request::{Output, Request};
+use crate::request::{Output, Request, SamplingParams};
 use crate::schedule::{RequestId, SequenceId};
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -108,6 +108,11 @@ impl Engine {
     /// The chat template, if it has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.inner.intake.chat_template.as_ref()
+    }
+
+    /// The sampling that the model's files recommend: the default, where they say nothing.
+    pub fn recommended_sampling(&self) -> SamplingParams {
+        self.inner.intake.recommended.clone()
     }
 
     /// What ended the engine, if it has died.

@@ -24,6 +24,8 @@ pub(super) struct Intake {
     pub(super) chat_template: Option<ChatTemplate>,
     /// End an answer unless the request ignores them.
     pub(super) end_tokens: Vec<Token>,
+    /// What the model's files recommend.
+    pub(super) recommended: SamplingParams,
 }
 
 impl Intake {

@@ -119,7 +119,7 @@ impl TextStream {
         let sample = self.sample;
         self.usage.first_token.get_or_insert(at);
         self.usage.completion_tokens += 1;
-        self.feed.push(GenerationEvent::Token { sample, token, logprobs });
+        self.feed.push(GenerationEvent::Token { sample, token, logprobs, at });
         let Some(detokenizer) = &mut self.detokenizer else { return false };
         if self.stop_tokens.contains(&token) {
             return false;

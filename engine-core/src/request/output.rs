@@ -19,6 +19,8 @@ pub enum GenerationEvent {
         token: Token,
         /// Its log probability and the likeliest tokens, if asked for.
         logprobs: Option<Box<TokenLogprobs>>,
+        /// When the engine knew it, however late it is read.
+        at: Instant,
     },
     /// Text has become certain. The texts of a sample, one after another, are its answer: no
     /// piece is empty, none ends within a character, and no part of a stop string is among them.
@@ -121,6 +123,8 @@ pub struct Output {
     pub text: String,
     /// Its tokens.
     pub tokens: Vec<Token>,
+    /// When the engine knew each token.
+    pub token_times: Vec<Instant>,
     /// For each token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
     /// Why it ended.

@@ -1,0 +1,199 @@
+//! Which device runs a model: the one place that knows all backends.
+
+use std::fmt;
+use std::str::FromStr;
+
+use engine_core::backend::{Backend, BackendError, Progress};
+
+use crate::source::{FetchOptions, ModelSource, SourceError};
+
+/// Which device runs a model.
+///
+/// | written | means |
+/// | --- | --- |
+/// | `cpu` | this machine's processor, on all cores |
+/// | `cpu:THREADS` | the same on so many threads |
+/// | `xla:PLUGIN` | the device of a PJRT plugin, which is given as a [`ModelSource`]: a path, or a file inside a Python package |
+/// | `xla*DEVICES:PLUGIN` | the same, with the model shared between so many devices |
+///
+/// ```
+/// use understory::BackendChoice;
+///
+/// let choice: BackendChoice = "cpu:2".parse()?;
+/// assert_eq!(choice, BackendChoice::Cpu { threads: Some(2) });
+/// # Ok::<(), understory::BackendChoiceError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BackendChoice {
+    /// This machine's processor (feature `cpu`).
+    Cpu {
+        /// Threads; all cores by default.
+        threads: Option<usize>,
+    },
+    /// The device of a PJRT plugin (feature `xla`).
+    Xla {
+        /// Where the plugin is.
+        plugin: ModelSource,
+        /// Devices that share the model.
+        devices: usize,
+    },
+}
+
+/// Why a backend can't be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendChoiceError {
+    /// It is written wrongly.
+    #[error("`{text}` names no backend: {reason}")]
+    Malformed {
+        /// What was written.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The program was built without it.
+    #[error("this program was built without the feature `{feature}`")]
+    NotBuilt {
+        /// The cargo feature that has it.
+        feature: &'static str,
+    },
+    /// The plugin can't be fetched.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The device can't be used.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl Default for BackendChoice {
+    fn default() -> Self {
+        Self::Cpu { threads: None }
+    }
+}
+
+impl BackendChoice {
+    /// Opens the device, and fetches what it needs for that.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendChoiceError`].
+    pub fn open(
+        &self,
+        fetch: &FetchOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Box<dyn Backend>, BackendChoiceError> {
+        match self {
+            Self::Cpu { threads } => open_cpu(*threads),
+            Self::Xla { plugin, devices } => open_xla(plugin, *devices, fetch, progress),
+        }
+    }
+}
+
+#[cfg(feature = "cpu")]
+fn open_cpu(threads: Option<usize>) -> Result<Box<dyn Backend>, BackendChoiceError> {
+    let mut options = backend_cpu::CpuOptions::new();
+    options.threads = threads;
+    Ok(Box::new(backend_cpu::CpuBackend::with_options(&options)?))
+}
+
+#[cfg(not(feature = "cpu"))]
+fn open_cpu(_threads: Option<usize>) -> Result<Box<dyn Backend>, BackendChoiceError> {
+    Err(BackendChoiceError::NotBuilt { feature: "cpu" })
+}
+
+#[cfg(feature = "xla")]
+fn open_xla(
+    plugin: &ModelSource,
+    devices: usize,
+    fetch: &FetchOptions,
+    progress: &mut dyn Progress,
+) -> Result<Box<dyn Backend>, BackendChoiceError> {
+    let path = plugin.resolve(fetch, progress)?;
+    let options = backend_xla::XlaOptions::new(path).with_tensor_parallel(devices);
+    Ok(Box::new(backend_xla::XlaBackend::new(options).map_err(BackendError::from)?))
+}
+
+#[cfg(not(feature = "xla"))]
+fn open_xla(
+    _plugin: &ModelSource,
+    _devices: usize,
+    _fetch: &FetchOptions,
+    _progress: &mut dyn Progress,
+) -> Result<Box<dyn Backend>, BackendChoiceError> {
+    Err(BackendChoiceError::NotBuilt { feature: "xla" })
+}
+
+impl FromStr for BackendChoice {
+    type Err = BackendChoiceError;
+
+    fn from_str(text: &str) -> Result<Self, BackendChoiceError> {
+        let malformed = |reason: &str| BackendChoiceError::Malformed {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let (kind, rest) = match text.split_once(':') {
+            Some((kind, rest)) => (kind, Some(rest)),
+            None => (text, None),
+        };
+        let (kind, devices) = match kind.split_once('*') {
+            Some((kind, devices)) => {
+                let devices = devices.parse().ok().filter(|&devices: &usize| devices > 0);
+                (kind, Some(devices.ok_or_else(|| malformed("how many devices?"))?))
+            }
+            None => (kind, None),
+        };
+        match (kind, devices, rest) {
+            ("cpu", None, None) => Ok(Self::Cpu { threads: None }),
+            ("cpu", None, Some(threads)) => {
+                let threads = threads.parse().map_err(|_| malformed("how many threads?"))?;
+                Ok(Self::Cpu { threads: Some(threads) })
+            }
+            ("xla", devices, Some(plugin)) => {
+                Ok(Self::Xla { plugin: plugin.parse()?, devices: devices.unwrap_or(1) })
+            }
+            ("xla", _, None) => Err(malformed("where is its plugin? (xla:PATH)")),
+            _ => Err(malformed("there are `cpu`, `cpu:THREADS` and `xla:PLUGIN`")),
+        }
+    }
+}
+
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu { threads: None } => f.write_str("cpu"),
+            Self::Cpu { threads: Some(threads) } => write!(f, "cpu:{threads}"),
+            Self::Xla { plugin, devices: 1 } => write!(f, "xla:{plugin}"),
+            Self::Xla { plugin, devices } => write!(f, "xla*{devices}:{plugin}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for text in ["cpu", "cpu:3", "xla:/opt/plugin.so", "xla*4:/opt/plugin.so"] {
+            let choice: BackendChoice = text.parse().unwrap();
+            assert_eq!(choice.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_names_no_backend_says_why() {
+        for text in ["", "gpu", "cpu:", "cpu:many", "cpu*2", "xla", "xla*0:/p.so", "xla:"] {
+            let error = text.parse::<BackendChoice>().unwrap_err();
+            assert!(!error.to_string().is_empty(), "{text}");
+        }
+    }
+
+    #[cfg(not(feature = "xla"))]
+    #[test]
+    fn a_backend_that_was_not_built_is_named() {
+        let choice: BackendChoice = "xla:/opt/plugin.so".parse().unwrap();
+        let Err(error) = choice.open(&FetchOptions::default(), &mut ()) else { panic!("opened") };
+        assert!(matches!(error, BackendChoiceError::NotBuilt { feature: "xla" }), "{error}");
+    }
+}
