@@ -1,6 +1,7 @@
 //! The engine over test backends: the shadow, whose tokens an oracle foretells, and ones that
 //! fail, hang and panic. No test waits for a time to pass.
 
+mod cache;
 mod constraints;
 mod failures;
 mod requests;

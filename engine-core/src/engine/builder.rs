@@ -151,6 +151,7 @@ impl EngineBuilder {
         let core = Core::new(scheduler, executor, Arc::clone(&shared), options.step_deadline);
         let threads = Threads::start(core, &shared, options.overlap)?;
         let intake = Intake {
+            clock: shared.clock,
             config,
             vocab_size,
             tokenizer: self.tokenizer,

@@ -82,6 +82,7 @@ impl Core {
     /// it is time to end.
     pub(super) fn receive(&mut self) -> Result<bool, EngineDead> {
         let shared = Arc::clone(&self.shared);
+        self.scheduler.advance(shared.clock.tick());
         if !self.scheduler.is_idle() {
             shared.commands.take(&mut self.commands);
         } else if self.is_closing {
@@ -284,12 +285,27 @@ impl Core {
         self.shared.texts.post_all(&mut self.messages);
     }
 
+    /// Moves changes of the cache to where handles find them.
+    fn pass_on_cache_events(&mut self) {
+        let most = self.scheduler.config().cache_events;
+        if most == 0 {
+            return;
+        }
+        let mut events = self.shared.cache_events.lock();
+        events.extend(self.scheduler.drain_cache_events());
+        // Whoever reads too seldom finds a gap in the sequence numbers.
+        let surplus = events.len().saturating_sub(most);
+        events.drain(..surplus);
+    }
+
     fn publish_snapshot(&mut self) {
+        self.pass_on_cache_events();
         let stats = self.scheduler.stats();
         let pages = self.scheduler.pages();
         let compiles = self.executor.compiles_in_traffic();
         let queued = self.shared.queue.len();
-        let snapshot = self.meters.observe(stats, pages, queued, compiles);
+        let cache = self.scheduler.pool().cache().statistics();
+        let snapshot = self.meters.observe(stats, pages, cache, queued, compiles);
         *self.shared.snapshot.lock() = snapshot;
     }
 }

@@ -100,6 +100,14 @@ impl Engine {
         EngineSnapshot { queued, ..*shared.snapshot.lock() }
     }
 
+    /// Takes the changes of the prefix cache since the last call: pages stored, removed, cleared,
+    /// with chained hashes, for a router that places requests by cached prefix. Empty unless
+    /// [`EngineOptions::cache_events`](super::EngineOptions::cache_events) is set. A gap in the
+    /// sequence numbers says that some were lost because nobody took them in time.
+    pub fn take_cache_events(&self) -> Vec<radix_cache::Event> {
+        self.inner.shared.cache_events.lock().drain(..).collect()
+    }
+
     /// The tokenizer, if it has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.inner.intake.tokenizer.as_ref()

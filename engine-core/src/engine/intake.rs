@@ -5,8 +5,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
-use radix_cache::Token;
+use radix_cache::{Retention, Token};
 
+use super::clock::Clock;
 use super::command::{Queue, Submission};
 use super::text::TextStream;
 use crate::backend::SlotSampling;
@@ -26,6 +27,7 @@ pub(super) struct Intake {
     pub(super) end_tokens: Vec<Token>,
     /// What the model's files recommend.
     pub(super) recommended: SamplingParams,
+    pub(super) clock: Clock,
 }
 
 impl Intake {
@@ -74,6 +76,7 @@ impl Intake {
         max_tokens: u32,
         queue: &Queue,
     ) -> Result<(Vec<Submission>, Reader), SubmitError> {
+        let retention = self.retention(&request);
         let Request { sampling, namespace, constraint, .. } = request;
         let stop_strings = self.stop_strings(&sampling)?;
         let stop_tokens = self.stop_tokens(&sampling);
@@ -111,12 +114,21 @@ impl Intake {
                 max_tokens,
                 stop_tokens: Arc::clone(&stop_tokens),
                 namespace,
+                retention,
                 constrained: constraint.is_some(),
             };
             let constraint = constraint.as_ref().map(|constraint| constraint.duplicate());
             Submission { arrival, constraint, stream }
         });
         Ok((samples.collect(), reader))
+    }
+
+    fn retention(&self, request: &Request) -> Retention {
+        let retention = Retention::default().priority(request.cache_priority);
+        match request.keep_cached_for {
+            None => retention,
+            Some(duration) => retention.until(self.clock.tick_after(duration)),
+        }
     }
 
     fn tokens(&self, prompt: &Prompt, begins_text: bool) -> Result<Vec<Token>, SubmitError> {

@@ -185,6 +185,7 @@ impl EngineLimits {
         // The engine counts who waits before the scheduler hears of them.
         config.max_waiting = usize::MAX;
         config.cache = options.cache;
+        config.cache_events = options.cache_events;
         config.queue_policy = options.queue_policy;
         config.eviction_policy = options.eviction_policy;
         config.retract_every = options.retract_every;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use radix_cache::Statistics;
 
 use crate::backend::Batch;
 use crate::kv::PageCounts;
@@ -18,6 +19,8 @@ pub struct EngineSnapshot {
     pub queued: usize,
     /// Pages of KV, by owner.
     pub pages: PageCounts,
+    /// What the prefix cache has done, look-ups of retracted samples and forks included.
+    pub cache: Statistics,
     /// Steps that the device has finished.
     pub steps: u64,
     /// Time that the device has spent on them, as the host sees it.
@@ -53,6 +56,9 @@ pub(super) struct Meters {
     cached_tokens: Counter,
     prefill_tokens: Counter,
     generated_tokens: Counter,
+    cache_requests: Counter,
+    cache_requests_hit: Counter,
+    duplicate_pages: Counter,
     retractions: Counter,
     evicted_pages: Counter,
     step_seconds: Histogram,
@@ -77,6 +83,9 @@ impl Meters {
             cached_tokens: counter!("understory_cached_tokens_total"),
             prefill_tokens: counter!("understory_prefill_tokens_total"),
             generated_tokens: counter!("understory_generated_tokens_total"),
+            cache_requests: counter!("understory_cache_requests_total"),
+            cache_requests_hit: counter!("understory_cache_requests_hit_total"),
+            duplicate_pages: counter!("understory_cache_duplicate_pages_total"),
             retractions: counter!("understory_retractions_total"),
             evicted_pages: counter!("understory_evicted_pages_total"),
             step_seconds: histogram!("understory_step_seconds"),
@@ -99,11 +108,18 @@ impl Meters {
         &mut self,
         scheduler: SchedulerStats,
         pages: PageCounts,
+        cache: Statistics,
         queued: usize,
         compiles_in_traffic: u64,
     ) -> EngineSnapshot {
-        self.snapshot =
-            EngineSnapshot { scheduler, pages, queued, compiles_in_traffic, ..self.snapshot };
+        self.snapshot = EngineSnapshot {
+            scheduler,
+            pages,
+            cache,
+            queued,
+            compiles_in_traffic,
+            ..self.snapshot
+        };
         self.running.set(scheduler.running as f64);
         self.waiting.set(scheduler.waiting as f64);
         self.queued.set(queued as f64);
@@ -117,6 +133,9 @@ impl Meters {
         self.cached_tokens.absolute(scheduler.cached_tokens);
         self.prefill_tokens.absolute(scheduler.prefill_tokens);
         self.generated_tokens.absolute(scheduler.generated_tokens);
+        self.cache_requests.absolute(cache.requests);
+        self.cache_requests_hit.absolute(cache.requests_hit);
+        self.duplicate_pages.absolute(cache.pages_duplicate);
         self.retractions.absolute(scheduler.retractions);
         self.evicted_pages.absolute(scheduler.evicted_pages);
         self.snapshot

@@ -22,6 +22,7 @@
 //! | a reader never reads | nobody |
 
 mod builder;
+mod clock;
 mod command;
 mod constraints;
 mod core;

@@ -35,6 +35,9 @@ pub struct EngineOptions {
     pub context_length: Option<usize>,
     /// Keep computed prefixes for later requests. Default yes.
     pub cache: bool,
+    /// Changes of the cache that are kept until [`Engine::take_cache_events`](super::Engine::take_cache_events) takes them. Default 0:
+    /// none are told, and nothing is hashed.
+    pub cache_events: usize,
     /// Plan a step while the previous one runs. Default yes.
     pub overlap: bool,
     /// Who goes first when not all can. Default first come.
@@ -85,6 +88,7 @@ impl Default for EngineOptions {
             kv_memory: KvMemory::Fraction(0.5),
             context_length: None,
             cache: true,
+            cache_events: 0,
             overlap: true,
             queue_policy: QueuePolicy::default(),
             eviction_policy: Policy::default(),

@@ -1,10 +1,13 @@
 //! What the handles and the engine's threads share.
 
+use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
+use radix_cache::Event;
 
+use super::clock::Clock;
 use super::command::{Command, Queue, TextMessage};
 use super::mailbox::Mailbox;
 use super::meters::EngineSnapshot;
@@ -23,6 +26,9 @@ pub(super) struct Shared {
     /// New requests are refused.
     pub(super) is_closing: AtomicBool,
     pub(super) snapshot: Mutex<EngineSnapshot>,
+    /// Changes of the cache that nobody has taken yet; bounded, the oldest give way.
+    pub(super) cache_events: Mutex<VecDeque<Event>>,
+    pub(super) clock: Clock,
     ended: Ended,
 }
 
@@ -36,6 +42,8 @@ impl Shared {
             dead: OnceLock::new(),
             is_closing: AtomicBool::new(false),
             snapshot: Mutex::default(),
+            cache_events: Mutex::default(),
+            clock: Clock::new(),
             ended: Ended::default(),
         }
     }

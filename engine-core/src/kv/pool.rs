@@ -1,7 +1,8 @@
 //! The prefix tree and the free pages, seen as one supply.
 
 use radix_cache::{
-    Acquired, CacheConfig, CacheError, Inserted, LockId, Namespace, PageId, RadixCache, Token,
+    Acquired, CacheConfig, CacheError, Event, Inserted, LockId, Namespace, PageId, RadixCache,
+    Retention, Token,
 };
 
 use super::allocator::{AllocatorError, PageAllocator};
@@ -134,6 +135,28 @@ impl KvPool {
         table: &mut Vec<PageId>,
     ) -> Result<Acquired, PoolError> {
         Ok(self.cache.acquire(namespace, tokens, table)?)
+    }
+
+    /// Asks for what a lock holds, and for what is inserted through it, to be kept for longer.
+    ///
+    /// # Errors
+    ///
+    /// A lock that was released.
+    pub fn retain(&mut self, lock: LockId, retention: Retention) -> Result<(), PoolError> {
+        if retention == Retention::default() {
+            return Ok(());
+        }
+        Ok(self.cache.retain(lock, retention)?)
+    }
+
+    /// Tells the time to prefixes that are kept for a while.
+    pub fn advance(&mut self, now: u64) {
+        self.cache.advance(now);
+    }
+
+    /// Takes the changes of the tree that nobody has taken yet.
+    pub fn drain_events(&mut self) -> impl Iterator<Item = Event> + '_ {
+        self.cache.drain_events()
     }
 
     /// A second lock where `lock` ends.

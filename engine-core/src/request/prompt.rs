@@ -1,5 +1,7 @@
 //! What is to be continued, and how.
 
+use std::time::Duration;
+
 use radix_cache::{Namespace, Token};
 
 use super::constraint::TokenConstraint;
@@ -59,6 +61,12 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Requests share cached prefixes within a namespace only: a tenant, say.
     pub namespace: Namespace,
+    /// Its cached prefix is evicted later than those of lower priority, where the engine's
+    /// eviction policy is [`Policy::Priority`](radix_cache::Policy::Priority). Default 0.
+    pub cache_priority: i32,
+    /// Its cached prefix is evicted after everything that is not kept, for so long. Never more
+    /// than a wish: when nothing else is left, it goes too.
+    pub keep_cached_for: Option<Duration>,
     /// Restricts what may be said; each of the request's samples has its own copy.
     pub constraint: Option<Box<dyn TokenConstraint>>,
 }
@@ -70,6 +78,8 @@ impl Request {
             prompt: prompt.into(),
             sampling: SamplingParams::default(),
             namespace: Namespace::default(),
+            cache_priority: 0,
+            keep_cached_for: None,
             constraint: None,
         }
     }
@@ -85,6 +95,20 @@ impl Request {
     #[must_use]
     pub fn namespace(mut self, namespace: Namespace) -> Self {
         self.namespace = namespace;
+        self
+    }
+
+    /// Evict its cached prefix later than those of lower priority.
+    #[must_use]
+    pub fn cache_priority(mut self, priority: i32) -> Self {
+        self.cache_priority = priority;
+        self
+    }
+
+    /// Evict its cached prefix after everything that is not kept, for so long.
+    #[must_use]
+    pub fn keep_cached_for(mut self, duration: Duration) -> Self {
+        self.keep_cached_for = Some(duration);
         self
     }
 

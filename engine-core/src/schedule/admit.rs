@@ -85,15 +85,21 @@ impl Scheduler {
             }
             return Ok(Admission::Full);
         }
-        self.settle(key, Place { slot, lock: acquired.lock }, acquired.tokens);
+        self.settle(key, Place { slot, lock: acquired.lock }, acquired.tokens)?;
         Ok(Admission::Admitted)
     }
 
     /// Moves a sequence into its slot, the last of the free ones, whose page table holds its
     /// `cached` positions.
-    pub(super) fn settle(&mut self, key: SequenceKey, place: Place, cached: usize) {
+    pub(super) fn settle(
+        &mut self,
+        key: SequenceKey,
+        place: Place,
+        cached: usize,
+    ) -> Result<(), ScheduleError> {
         let slot = place.slot;
         self.free_slots.pop();
+        self.pool.retain(place.lock, self.sequences[key].retention)?;
         let sequence = &mut self.sequences[key];
         let first_time = !sequence.resumed;
         (sequence.launched, sequence.computed) = (cached, cached);
@@ -120,6 +126,7 @@ impl Scheduler {
             self.events.push(Event::Admitted { id: sequence.id, cached_tokens });
         }
         self.running.push(key);
+        Ok(())
     }
 
     /// Positions that it needs pages for, beyond those that are cached: what is left of its

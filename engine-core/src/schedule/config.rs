@@ -21,9 +21,12 @@ pub struct SchedulerConfig {
     pub context_length: usize,
     /// Most sequences that wait.
     pub max_waiting: usize,
-    /// Keep computed prefixes after their sequences end. Without, live sequences of one
-    /// namespace still share.
+    /// Keep computed prefixes after their sequences end, for other requests. Without, only the
+    /// samples and forks of one request share, while they live.
     pub cache: bool,
+    /// Changes of the cache that are kept until [`Scheduler::drain_cache_events`](super::Scheduler::drain_cache_events) takes them; 0
+    /// tells none.
+    pub cache_events: usize,
     /// Who goes first.
     pub queue_policy: QueuePolicy,
     /// What is evicted first.
@@ -58,6 +61,7 @@ impl SchedulerConfig {
             context_length,
             max_waiting: 4096,
             cache: true,
+            cache_events: 0,
             queue_policy: QueuePolicy::FirstCome,
             eviction_policy: Policy::default(),
             retract_every: None,

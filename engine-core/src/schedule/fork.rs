@@ -79,7 +79,7 @@ impl Scheduler {
                 self.slot_events.push(SlotEvent::CopyPage { group: GROUP, from, to });
             }
         }
-        self.settle(branch, Place { slot, lock }, computed);
+        self.settle(branch, Place { slot, lock }, computed)?;
         Ok(true)
     }
 }

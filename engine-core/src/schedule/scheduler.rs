@@ -189,8 +189,10 @@ impl Scheduler {
                 config.max_running, config.pages, config.context_length
             )));
         }
-        let cache =
-            CacheConfig::default().page_size(config.page_size).policy(config.eviction_policy);
+        let cache = CacheConfig::default()
+            .page_size(config.page_size)
+            .policy(config.eviction_policy)
+            .events(config.cache_events);
         let pool = KvPool::new(config.pages, cache)?;
         Ok(Self {
             sequences: SlotMap::with_key(),
@@ -230,9 +232,25 @@ impl Scheduler {
         if self.waiting.len() >= self.config.max_waiting {
             return Err(Refusal::QueueFull { waiting: self.waiting.len() });
         }
+        let request = arrival.id.request;
         let key = self.add(arrival)?;
+        if !self.config.cache {
+            // Nothing is kept for others, so a request shares with itself alone.
+            self.sequences[key].namespace = Namespace(request.0);
+        }
         self.waiting.push_back(key);
         Ok(())
+    }
+
+    /// Tells the time, for prefixes that are to be kept for a while: ticks of whatever clock the
+    /// caller gave [`Arrival::retention`] in.
+    pub fn advance(&mut self, now: u64) {
+        self.pool.advance(now);
+    }
+
+    /// Takes the changes of the cache that nobody has taken yet.
+    pub fn drain_cache_events(&mut self) -> impl Iterator<Item = radix_cache::Event> + '_ {
+        self.pool.drain_events()
     }
 
     /// Ends a request's sequences wherever they are. Rows that are in flight will be dropped.

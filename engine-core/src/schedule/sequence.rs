@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use radix_cache::{LockId, Namespace, Token};
+use radix_cache::{LockId, Namespace, Retention, Token};
 use slotmap::new_key_type;
 
 use crate::backend::{SlotId, SlotSampling};
@@ -35,6 +35,8 @@ pub struct Arrival {
     pub stop_tokens: Arc<[Token]>,
     /// What it can share pages with.
     pub namespace: Namespace,
+    /// How long its prefix should stay cached, beyond its own end.
+    pub retention: Retention,
     /// Its tokens need masks: steps that sample it defer their sampling.
     pub constrained: bool,
 }
@@ -69,6 +71,7 @@ pub(super) struct Sequence {
     pub(super) stop_tokens: Arc<[Token]>,
     pub(super) sampling: Arc<SlotSampling>,
     pub(super) namespace: Namespace,
+    pub(super) retention: Retention,
     pub(super) constrained: bool,
     /// Positions whose KV some launched step writes.
     pub(super) launched: usize,
@@ -101,8 +104,8 @@ pub(super) struct Place {
 
 impl Sequence {
     pub(super) fn new(arrival: Arrival, number: u64) -> Self {
-        let Arrival { id, prompt, sampling, max_tokens, stop_tokens, namespace, constrained } =
-            arrival;
+        let Arrival { id, prompt, sampling, max_tokens, stop_tokens, .. } = arrival;
+        let Arrival { namespace, retention, constrained, .. } = arrival;
         Self {
             id,
             prompt_len: prompt.len(),
@@ -111,6 +114,7 @@ impl Sequence {
             stop_tokens,
             sampling,
             namespace,
+            retention,
             constrained,
             launched: 0,
             computed: 0,

@@ -9,7 +9,7 @@ use engine_core::schedule::{
     Arrival, Plan, QueuePolicy, Refusal, RequestId, ScheduleError, Scheduler, SchedulerConfig,
     SequenceId,
 };
-use engine_core::{Namespace, Token};
+use engine_core::{Namespace, Retention, Token};
 use testkit::random::Random;
 
 use crate::driver;
@@ -48,6 +48,7 @@ impl Script {
             max_tokens,
             stop_tokens: [].into(),
             namespace: Namespace(0),
+            retention: Retention::default(),
             constrained: false,
         }
     }
@@ -222,6 +223,7 @@ fn arrival(request: u64, prompt: Vec<Token>, max_tokens: u32) -> Arrival {
         max_tokens,
         stop_tokens: [].into(),
         namespace: Namespace(0),
+        retention: Retention::default(),
         constrained: false,
     }
 }

@@ -270,6 +270,9 @@ impl Driver {
 
     fn plan(&mut self) -> Result<Plan, Failure> {
         let (in_flight, before) = (self.scheduler.in_flight(), self.scheduler.stats());
+        let now = before.steps;
+        self.scheduler.advance(now);
+        self.log.push(Entry::Advance(now));
         let plan = self.scheduler.plan().map_err(broken)?;
         let after = self.scheduler.stats();
         if in_flight > 0 && after.retractions > before.retractions {
@@ -361,6 +364,7 @@ fn arrival(id: SequenceId, request: &Request, sampling: &Arc<SlotSampling>) -> A
         max_tokens: request.max_tokens,
         stop_tokens: request.stop_tokens.clone(),
         namespace: request.namespace,
+        retention: request.retention,
         constrained: request.constrained,
     }
 }

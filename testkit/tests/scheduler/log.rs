@@ -15,6 +15,7 @@ pub(crate) enum Entry {
     Abort(RequestId, u32),
     End(SequenceId, FinishReason),
     Fork(SequenceId, Arrival),
+    Advance(u64),
     Plan(Plan, Option<Snapshot>),
     Commit(StepResult, Option<StepError>),
 }
@@ -62,6 +63,10 @@ pub(crate) fn replay(config: SchedulerConfig, log: &[Entry]) -> Option<usize> {
         Entry::End(id, reason) => scheduler.end(id, reason).is_err(),
         Entry::Fork(parent, branch) => {
             let _ = scheduler.fork(parent, branch);
+            false
+        }
+        Entry::Advance(now) => {
+            scheduler.advance(now);
             false
         }
         Entry::Plan(plan, batch) => {

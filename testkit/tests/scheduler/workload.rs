@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine_core::backend::SlotSampling;
 use engine_core::schedule::{QueuePolicy, SchedulerConfig};
-use engine_core::{Namespace, Token};
+use engine_core::{Namespace, Policy, Retention, Token};
 use testkit::faults::Fault;
 use testkit::random::Random;
 
@@ -42,6 +42,7 @@ pub(crate) struct Request {
     pub(crate) max_tokens: u32,
     pub(crate) stop_tokens: Arc<[Token]>,
     pub(crate) namespace: Namespace,
+    pub(crate) retention: Retention,
     /// Its sampling is deferred, and held to what the driver allows.
     pub(crate) constrained: bool,
 }
@@ -164,6 +165,7 @@ impl Draw {
         if random.chance(10) {
             config.max_waiting = random.between(1, 4);
         }
+        config.eviction_policy = *random.pick(&Policy::ALL).unwrap_or(&Policy::Lru);
         if random.chance(40) {
             config.queue_policy = QueuePolicy::LongestPrefix;
         }
@@ -206,13 +208,25 @@ impl Draw {
         let namespace = Namespace(random.below(namespaces) as u64);
         let samples = vec![self.sampling(30)];
         let constrained = self.random.chance(20);
+        let retention = self.retention();
         Request {
             prompt,
             samples,
             max_tokens,
             stop_tokens: stop_tokens.into(),
             namespace,
+            retention,
             constrained,
+        }
+    }
+
+    /// Mostly none; else a priority, or a time that will pass while the case runs.
+    fn retention(&mut self) -> Retention {
+        let random = &mut self.random;
+        match random.below(5) {
+            0 => Retention::default().priority(random.below(3) as i32),
+            1 => Retention::default().until(random.below(60) as u64),
+            _ => Retention::default(),
         }
     }
 
