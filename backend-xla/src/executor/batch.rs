@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use engine_core::{
-    backend::{Batch, InputToken, Mask, Sampled, SlotSampling, Span, StepError, StepResult, Want},
-    sample::SampleError,
-};
-use radix_cache::Token;
-
 use crate::lower::{
     Geometry,
     sampler::{self, Field, MOST_TOP, Switch, mask_words, reply},
     step::StepShape,
+};
+use engine_core::{
+    backend::{
+        Batch, InputToken, Mask, RowFailure, Sampled, SlotSampling, Span, StepError, StepResult,
+        Want,
+    },
+    sample::SampleError,
 };
 
 /// Stands for the slot's next token in the step's control vector.
@@ -212,43 +213,53 @@ impl SamplerInput {
         Some(words)
     }
 
-    /// Reads the sampler's replies, `[outputs, reply::COUNT]` little-endian words.
+    /// Whether any output wants the likeliest tokens.
+    pub(super) fn wants_likeliest(&self) -> bool {
+        self.control[Switch::Top as usize] > 0
+    }
+
+    /// Reads the sampler's replies, `[outputs, reply::COUNT]` little-endian words, and the
+    /// likeliest tokens, `[outputs, 2 * MOST_TOP]`, or nothing if none are wanted.
     pub(super) fn read_replies(
         &self,
-        bytes: &[u8],
+        replies: &[u8],
+        likeliest: &[u8],
+        vocab_size: usize,
         result: &mut StepResult,
     ) -> Result<(), StepError> {
-        let words: Vec<i32> = bytes
-            .chunks_exact(4)
-            .map(|word| i32::from_le_bytes([word[0], word[1], word[2], word[3]]))
-            .collect();
-        let float = |word: i32| f32::from_bits(word as u32);
+        let (replies, likeliest) = (read_words(replies), read_words(likeliest));
+        let mut likeliest = likeliest.chunks_exact(2 * MOST_TOP);
         let mut failures = Vec::new();
-        let rows = words.chunks_exact(reply::COUNT);
+        let rows = replies.chunks_exact(reply::COUNT);
         for (index, (row, wanted)) in rows.zip(&self.wanted).enumerate() {
-            let token = row[reply::TOKEN] as Token;
-            let failure = match row[reply::STATUS] {
+            let likeliest = likeliest.next().unwrap_or_default();
+            let failure = match row[reply::STATUS] as i32 {
                 reply::OK => None,
                 reply::NOTHING_ALLOWED => Some(SampleError::NothingAllowed.of_row(wanted.row)),
                 // The device doesn't say which logit it was.
-                _ => Some(engine_core::backend::RowFailure {
-                    row: wanted.row,
-                    reason: "a logit is not finite".to_owned(),
-                }),
+                _ => {
+                    Some(RowFailure { row: wanted.row, reason: "a logit is not finite".to_owned() })
+                }
             };
             if let Some(failure) = failure {
                 failures.push(failure);
                 continue;
             }
-            let count = usize::from(wanted.top.unwrap_or(0)).min(MOST_TOP);
-            let top = Span { start: result.top.len() as u32, len: count as u32 };
-            for place in 0..count {
-                let token = row[reply::TOP_TOKENS + place] as Token;
-                result.top.push((token, float(row[reply::TOP_LOGPROBS + place])));
-            }
-            let logprob = wanted.top.map_or(f32::NAN, |_| float(row[reply::LOGPROB]));
+            let count = usize::from(wanted.top.unwrap_or(0)).min(vocab_size);
+            let start = result.top.len() as u32;
+            let (tokens, logprobs) = likeliest.split_at(likeliest.len() / 2);
+            let pairs = tokens.iter().zip(logprobs).take(count);
+            result.top.extend(pairs.map(|(&token, &bits)| (token, f32::from_bits(bits))));
+            let top = Span { start, len: result.top.len() as u32 - start };
+            let logprob = wanted.top.map_or(f32::NAN, |_| f32::from_bits(row[reply::LOGPROB]));
+            let token = row[reply::TOKEN];
             result.sampled.push(Sampled { output: index as u32, token, logprob, top });
         }
         if failures.is_empty() { Ok(()) } else { Err(StepError::Rows(failures)) }
     }
+}
+
+fn read_words(bytes: &[u8]) -> Vec<u32> {
+    let word = |word: &[u8]| u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+    bytes.chunks_exact(4).map(word).collect()
 }

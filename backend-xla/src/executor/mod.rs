@@ -13,6 +13,7 @@ mod launch;
 mod programs;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use std::collections::VecDeque;
 
@@ -39,6 +40,7 @@ use crate::{
 use batch::{SamplerInput, pack_step};
 use launch::{Arguments, LaunchError, Outcome, floats, run, upload, upload_as, words};
 use programs::Programs;
+use validate::validate;
 
 /// A program on devices, with its KV pages.
 #[derive(Debug)]
@@ -79,7 +81,15 @@ enum Stage {
     /// Has logits, and waits for its masks.
     Deferred { logits: Sharded, input: SamplerInput },
     /// Is being sampled; the replies are on their way.
-    Sampling { replies: HostCopy, input: SamplerInput },
+    Sampling { replies: Replies, input: SamplerInput },
+}
+
+/// What the sampler says, on its way to the host.
+#[derive(Debug)]
+struct Replies {
+    tokens: HostCopy,
+    /// The likeliest tokens, where any output wants them.
+    likeliest: Option<HostCopy>,
 }
 
 impl XlaExecutor {
@@ -297,7 +307,7 @@ impl XlaExecutor {
         logits: Sharded,
         input: &SamplerInput,
         masks: &[Mask<'_>],
-    ) -> Result<(Resident, HostCopy), LaunchError> {
+    ) -> Result<(Resident, Replies), LaunchError> {
         let devices = self.programs.devices();
         let vocab_size = self.programs.program().vocab_size() as usize;
         let outputs = input.outputs();
@@ -330,9 +340,16 @@ impl XlaExecutor {
         let mut next = || arrays.next().ok_or(LaunchError::Outputs);
         resident.next_tokens = next()?;
         resident.counts = next()?;
-        let replies = next()?;
-        let replies = replies.first().ok_or(LaunchError::Outputs)?.to_host()?;
-        Ok((resident, replies))
+        let (tokens, likeliest) = (next()?, next()?);
+        let copy = |array: &Sharded| match array.first() {
+            Some(shard) => Ok(shard.to_host()?),
+            None => Err(LaunchError::Outputs),
+        };
+        let likeliest = match input.wants_likeliest() {
+            true => Some(copy(&likeliest)?),
+            false => None,
+        };
+        Ok((resident, Replies { tokens: copy(&tokens)?, likeliest }))
     }
 
     /// A launch failed, and what it was given is gone.
@@ -377,11 +394,10 @@ impl Executor for XlaExecutor {
 
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
         self.check_alive()?;
+        let vocab_size = self.programs.program().vocab_size();
+        validate(batch, &self.limits, self.programs.geometry(), vocab_size)?;
         let shape = self.programs.buckets().choose(batch);
         let shape = shape.ok_or(StepError::Unsupported { what: "a batch beyond its limits" })?;
-        if !batch.events.iter().all(is_known) {
-            return Err(StepError::Unsupported { what: "an event of slots" });
-        }
         let resident = self.take_resident(batch)?;
         let step = self.start_step(resident, batch, shape);
         let (resident, logits, done) = step.map_err(|error| self.lose(&error))?;
@@ -455,8 +471,13 @@ impl Executor for XlaExecutor {
                 Err(StepError::Unsupported { what: "waiting for a step that was not sampled" })
             }
             Stage::Sampling { replies, input } => {
-                let replies = replies.wait(deadline).map_err(|error| self.failed(error, life))?;
-                input.read_replies(&replies, result)
+                let Replies { tokens, likeliest } = replies;
+                let tokens = tokens.wait(deadline).map_err(|error| self.failed(error, life))?;
+                let likeliest = likeliest.map(|copy| copy.wait(deadline)).transpose();
+                let likeliest = likeliest.map_err(|error| self.failed(error, life))?;
+                let vocab_size = self.programs.program().vocab_size() as usize;
+                let likeliest = likeliest.as_deref().unwrap_or_default();
+                input.read_replies(&tokens, likeliest, vocab_size, result)
             }
         }
     }
@@ -464,9 +485,4 @@ impl Executor for XlaExecutor {
     fn compiles_in_traffic(&self) -> u64 {
         self.programs.compiles_in_traffic()
     }
-}
-
-fn is_known(event: &SlotEvent) -> bool {
-    use SlotEvent::{Close, CopyPage, Open, Pages};
-    matches!(event, Open { .. } | Pages { .. } | CopyPage { .. } | Close { .. })
 }

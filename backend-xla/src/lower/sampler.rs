@@ -13,8 +13,8 @@
 use super::{Geometry, Module};
 use crate::stablehlo::{Element, Function, Input, Order, Output, Reduction, Sharding, Type, Value};
 
-/// The likeliest tokens that are reported, at most.
-pub(crate) const MOST_TOP: usize = 20;
+/// The likeliest tokens that are reported, at most: as many as a request can ask for.
+pub(crate) const MOST_TOP: usize = u8::MAX as usize;
 
 /// What the sampler is told of each output, as words: floats are bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,17 +74,12 @@ pub(crate) fn control_len(outputs: usize) -> usize {
 
 /// Words of the result for each output.
 pub(crate) mod reply {
-    use super::MOST_TOP;
-
     pub(crate) const TOKEN: usize = 0;
     /// [`OK`], [`NOT_FINITE`] or [`NOTHING_ALLOWED`].
     pub(crate) const STATUS: usize = 1;
     /// Bits of a float.
     pub(crate) const LOGPROB: usize = 2;
-    pub(crate) const TOP_TOKENS: usize = 3;
-    /// Bits of floats.
-    pub(crate) const TOP_LOGPROBS: usize = TOP_TOKENS + MOST_TOP;
-    pub(crate) const COUNT: usize = TOP_LOGPROBS + MOST_TOP;
+    pub(crate) const COUNT: usize = 3;
 
     pub(crate) const OK: i32 = 0;
     pub(crate) const NOT_FINITE: i32 = 1;
@@ -106,7 +101,8 @@ pub(crate) fn mask_words(vocab_size: usize) -> usize {
 ///
 /// Arguments: the logits, `[outputs, vocab_size]`; the next tokens and the counts, which are
 /// donated; the biases, `[outputs, vocab_size]`; the masks, `[outputs, words]`; the control
-/// vector. Results: the next tokens, the counts, and the replies, `[outputs, reply::COUNT]`.
+/// vector. Results: the next tokens; the counts; the replies, `[outputs, reply::COUNT]`; the
+/// likeliest tokens, `[outputs, 2 * MOST_TOP]`: ids, then the bits of their log probabilities.
 pub(crate) fn sampler(
     geometry: &Geometry,
     vocab_size: usize,
@@ -151,8 +147,8 @@ pub(crate) fn sampler(
     let counts = rows.count(&mut f, &counts, &slot, &token);
 
     let status = rows.status(&mut f, &is_sampled, &nothing_allowed);
-    let replies = rows.reply(&mut f, &token, &status);
-    let outputs = [next_tokens, counts, replies]
+    let (replies, likeliest) = rows.reply(&mut f, &token, &status);
+    let outputs = [next_tokens, counts, replies, likeliest]
         .map(|value| Output { value, sharding: Sharding::REPLICATED });
     Module::finish(f, &inputs, &outputs, partitions)
 }
@@ -349,7 +345,8 @@ impl Rows<'_> {
         f.negate(&noise)
     }
 
-    /// Counts the sampled tokens of rows with penalties.
+    /// Counts the sampled tokens. Only rows with penalties read their counts, which are set when
+    /// their slot is opened, so those of others may say anything.
     fn count(&self, f: &mut Function, counts: &Value, slot: &Value, token: &Value) -> Value {
         let [slots, vocab_size] = [counts.dim(0), counts.dim(1)];
         let rows = slot.dims().to_vec();
@@ -383,8 +380,8 @@ impl Rows<'_> {
         f.select(&finite, &status, &not_finite)
     }
 
-    /// Log probabilities under the model itself, of the token and of the likeliest.
-    fn reply(&self, f: &mut Function, token: &Value, status: &Value) -> Value {
+    /// The replies, and the likeliest tokens. Log probabilities are those of the model itself.
+    fn reply(&self, f: &mut Function, token: &Value, status: &Value) -> (Value, Value) {
         let x = &self.logits;
         let rows = x.dim(0);
         let largest = f.reduce(x, Reduction::Max, &[1]);
@@ -413,7 +410,8 @@ impl Rows<'_> {
         let logprob = f.bitcast(&logprob, Element::I32);
         let logprob = column(f, &logprob);
         let top_logprobs = f.bitcast(&top_logprobs, Element::I32);
-        f.concatenate(&[&token, &status, &logprob, &top_tokens, &top_logprobs], 1)
+        let reply = f.concatenate(&[&token, &status, &logprob], 1);
+        (reply, f.concatenate(&[&top_tokens, &top_logprobs], 1))
     }
 
     /// The likeliest tokens and their logits, `[outputs, MOST_TOP]` each, one a turn. As many
