@@ -24,7 +24,7 @@ use radix_cache::{CacheConfig, LockId, Namespace, PageId, RadixCache, Token};
 
 use crate::block_hash::BlockHashCache;
 use crate::table::Table;
-use crate::trace::{TreeWithPool, lru_hit_rate, replay};
+use crate::trace::{Replayed, TreeWithPool, lru_hit_rate, replay};
 
 /// The prompt of the look-up figures.
 const PROMPT: usize = 8_192;
@@ -376,13 +376,13 @@ fn replays(table: &mut Table) -> Result<(), Box<dyn Error>> {
     let path = trace::path();
     let requests = trace::read(&path)?;
     let ids = trace::unique_ids(&requests) / 10;
-    let pages = ids * 512 / PAGE;
+    let pages = trace::pages(ids, PAGE);
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     table.note(&format!(
         "replay of {file}: {} requests, {pages} pages of {PAGE} tokens, 10 % of the unique blocks",
         requests.len()
     ));
-    let a_request = |outcome: trace::Outcome| {
+    let a_request = |outcome: &trace::Outcome| {
         outcome.elapsed.as_secs_f64() * 1e6 / requests.len().max(1) as f64
     };
     // Each goes three times, in turns; the least time counts.
@@ -392,9 +392,9 @@ fn replays(table: &mut Table) -> Result<(), Box<dyn Error>> {
         let config = CacheConfig::default().page_size(PAGE);
         let tree = replay(&requests, PAGE, &mut TreeWithPool::new(config, pages)?);
         let blocks = replay(&requests, PAGE, &mut BlockHashCache::new(PAGE, pages));
-        tree_least = a_request(tree).min(tree_least);
-        blocks_least = a_request(blocks).min(blocks_least);
-        (tree_rate, blocks_rate) = (tree.hit_rate(), blocks.hit_rate());
+        tree_least = a_request(&tree).min(tree_least);
+        blocks_least = a_request(&blocks).min(blocks_least);
+        (tree_rate, blocks_rate) = (hit_rate(&tree.served), hit_rate(&blocks.served));
     }
     let mean = requests.iter().map(|request| request.input_length).sum::<usize>() as f64
         / requests.len().max(1) as f64;
@@ -411,6 +411,11 @@ fn replays(table: &mut Table) -> Result<(), Box<dyn Error>> {
     table.value("  hit rate, block-hash cache", format!("{:.2} %", 100.0 * blocks_rate), "");
     table.value("  hit rate, plain LRU list", format!("{:.2} %", 100.0 * oracle), "within 1 %");
     Ok(())
+}
+
+fn hit_rate(served: &[(usize, usize)]) -> f64 {
+    let tokens: usize = served.iter().map(|(tokens, _)| tokens).sum();
+    served.iter().map(|(_, hit)| hit).sum::<usize>() as f64 / tokens.max(1) as f64
 }
 
 fn memory(table: &mut Table) {

@@ -9,6 +9,8 @@ use hashbrown::HashTable;
 use radix_cache::Token;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::trace::Replayed;
+
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -74,38 +76,6 @@ impl BlockHashCache {
         self.table.len()
     }
 
-    /// Serves one prompt to its end: looks it up, allocates, caches, frees.
-    pub(crate) fn serve(&mut self, prompt: &[Token]) -> usize {
-        self.hash(prompt);
-        let matched = self.lookup(prompt.len().saturating_sub(1) / self.block_size);
-        for index in 0..matched {
-            let block = self.table[index];
-            if self.blocks[block as usize].references == 0 {
-                self.remove_free(block);
-            }
-            self.blocks[block as usize].references += 1;
-        }
-        let missing = self.hashes.len() - matched;
-        if missing <= self.free_blocks {
-            for index in matched..self.hashes.len() {
-                let block = self.first_free;
-                self.remove_free(block);
-                self.forget(block);
-                self.blocks[block as usize].references = 1;
-                self.cache(block, self.hashes[index]);
-                self.table.push(block);
-            }
-        }
-        // The end of the prompt is freed first, so that it is reused first.
-        while let Some(block) = self.table.pop() {
-            self.blocks[block as usize].references -= 1;
-            if self.blocks[block as usize].references == 0 {
-                self.append_free(block);
-            }
-        }
-        matched
-    }
-
     fn has_hash(&self, block: u32, hash: u64) -> bool {
         self.blocks[block as usize].hash == Some(hash)
     }
@@ -151,5 +121,39 @@ impl BlockHashCache {
             None => self.last_free = previous,
         }
         self.free_blocks -= 1;
+    }
+}
+
+impl Replayed for BlockHashCache {
+    /// Looks the prompt up, allocates, caches, frees.
+    fn serve(&mut self, prompt: &[Token]) -> usize {
+        self.hash(prompt);
+        let matched = self.lookup(prompt.len().saturating_sub(1) / self.block_size);
+        for index in 0..matched {
+            let block = self.table[index];
+            if self.blocks[block as usize].references == 0 {
+                self.remove_free(block);
+            }
+            self.blocks[block as usize].references += 1;
+        }
+        let missing = self.hashes.len() - matched;
+        if missing <= self.free_blocks {
+            for index in matched..self.hashes.len() {
+                let block = self.first_free;
+                self.remove_free(block);
+                self.forget(block);
+                self.blocks[block as usize].references = 1;
+                self.cache(block, self.hashes[index]);
+                self.table.push(block);
+            }
+        }
+        // The end of the prompt is freed first, so that it is reused first.
+        while let Some(block) = self.table.pop() {
+            self.blocks[block as usize].references -= 1;
+            if self.blocks[block as usize].references == 0 {
+                self.append_free(block);
+            }
+        }
+        matched
     }
 }

@@ -9,8 +9,6 @@ use std::{env, fs};
 use radix_cache::{CacheConfig, Namespace, PageId, RadixCache, Token};
 use serde::Deserialize;
 
-use crate::block_hash::BlockHashCache;
-
 /// Tokens one id of the trace stands for.
 const TOKENS_AN_ID: usize = 512;
 
@@ -54,6 +52,11 @@ pub(crate) fn unique_ids(requests: &[Request]) -> usize {
     requests.iter().flat_map(|request| &request.hash_ids).collect::<HashSet<_>>().len()
 }
 
+/// Pages it takes to hold so many blocks of the trace.
+pub(crate) fn pages(ids: usize, page_size: usize) -> usize {
+    ids * TOKENS_AN_ID / page_size
+}
+
 /// A prefix cache that owns a pool of pages and serves one prompt after another.
 pub(crate) trait Replayed {
     /// Looks a prompt up, makes room, stores what was missing. Returns the pages that matched.
@@ -61,31 +64,24 @@ pub(crate) trait Replayed {
 }
 
 /// What a replay showed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     /// Time spent in the cache; expanding the trace isn't counted.
     pub(crate) elapsed: Duration,
-    pub(crate) tokens: usize,
-    pub(crate) tokens_hit: usize,
-}
-
-impl Outcome {
-    pub(crate) fn hit_rate(&self) -> f64 {
-        self.tokens_hit as f64 / self.tokens as f64
-    }
+    /// Tokens of each request, and how many of them were hit.
+    pub(crate) served: Vec<(usize, usize)>,
 }
 
 /// Serves the whole trace in order.
 pub(crate) fn replay(requests: &[Request], page_size: usize, cache: &mut dyn Replayed) -> Outcome {
-    let mut outcome = Outcome { elapsed: Duration::ZERO, tokens: 0, tokens_hit: 0 };
+    let mut outcome = Outcome { elapsed: Duration::ZERO, served: Vec::new() };
     let mut prompt = Vec::new();
     for request in requests {
         request.expand(&mut prompt);
         let started = Instant::now();
         let hit = cache.serve(&prompt);
         outcome.elapsed += started.elapsed();
-        outcome.tokens += prompt.len();
-        outcome.tokens_hit += hit * page_size;
+        outcome.served.push((prompt.len(), hit * page_size));
     }
     outcome
 }
@@ -138,12 +134,6 @@ impl Replayed for TreeWithPool {
         // The lock was made above, so this can't fail; a failure would show as lost capacity.
         let released = self.cache.release(acquired.lock);
         if released.is_ok() { self.matched.len() } else { 0 }
-    }
-}
-
-impl Replayed for BlockHashCache {
-    fn serve(&mut self, prompt: &[Token]) -> usize {
-        BlockHashCache::serve(self, prompt)
     }
 }
 
