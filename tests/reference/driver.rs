@@ -1,0 +1,108 @@
+//! One sequence on an executor, without an engine: so that all log probabilities can be read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backend_cpu::{CpuBackend, CpuOptions, InstructionSet};
+use engine_core::backend::{
+    Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, OutputRequest,
+    Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult, Want,
+};
+use engine_core::model::Program;
+use engine_core::weights::Weights;
+use engine_core::{PageId, Token};
+use testkit::interpreter::Interpreter;
+
+const SLOT: SlotId = SlotId(0);
+const GROUP: GroupId = GroupId(0);
+const PAGE_SIZE: u32 = 16;
+const PAGES: u32 = 8;
+
+/// The interpreter, and each instruction set that this processor has.
+pub(crate) fn backends() -> Vec<Box<dyn Backend>> {
+    let sets = [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512];
+    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(Interpreter)];
+    for set in sets {
+        match CpuBackend::with_options(&CpuOptions::new().threads(2).instruction_set(set)) {
+            Ok(backend) => backends.push(Box::new(backend)),
+            Err(error) => eprintln!("not run: {error}"),
+        }
+    }
+    backends
+}
+
+/// A sequence of at most 128 tokens.
+pub(crate) struct Sequence {
+    executor: Box<dyn Executor>,
+    slots: Slots,
+    vocab_size: u32,
+    position: u32,
+    step: u64,
+}
+
+impl Sequence {
+    pub(crate) fn new(backend: &dyn Backend, program: &Program, weights: &dyn Weights) -> Self {
+        let vocab_size = program.vocab_size();
+        let limits = Limits {
+            rows: 1,
+            tokens: PAGES * PAGE_SIZE,
+            outputs: vocab_size,
+            slots: 1,
+            pages: vec![PAGES],
+        };
+        let options = CompileOptions::new(limits, PAGE_SIZE, PAGES * PAGE_SIZE);
+        let programs = std::slice::from_ref(program);
+        let executor = backend.compile(programs, weights, &options).unwrap();
+        let mut slots = Slots::new(1, 1);
+        slots.open(SLOT, Arc::new(SlotSampling::greedy()));
+        *slots.pages_mut(SLOT, GROUP) = (0..PAGES).rev().map(PageId).collect();
+        Self { executor, slots, vocab_size, position: 0, step: 0 }
+    }
+
+    /// Goes on with `tokens`; the log probability of every token after the last of them.
+    pub(crate) fn log_probabilities(&mut self, tokens: &[Token]) -> Vec<f32> {
+        // One output for each token of the vocabulary.
+        let wants: Vec<Want> =
+            (0..self.vocab_size).map(|token| Want::Score { token, top: 0 }).collect();
+        let known: Vec<_> = tokens.iter().map(|&token| InputToken::Known(token)).collect();
+        self.step(&known, &wants).sampled.iter().map(|scored| scored.logprob).collect()
+    }
+
+    /// Goes on with `tokens`; the likeliest token after them.
+    pub(crate) fn greedy(&mut self, tokens: &[Token]) -> Token {
+        let known: Vec<_> = tokens.iter().map(|&token| InputToken::Known(token)).collect();
+        self.step(&known, &[Want::Sample]).sampled[0].token
+    }
+
+    /// Goes on with the token that was sampled last; the likeliest after it.
+    pub(crate) fn next_greedy(&mut self) -> Token {
+        self.step(&[InputToken::Produced(SLOT)], &[Want::Sample]).sampled[0].token
+    }
+
+    fn step(&mut self, tokens: &[InputToken], wants: &[Want]) -> StepResult {
+        let len = tokens.len() as u32;
+        let outputs: Vec<_> =
+            wants.iter().map(|&want| OutputRequest { row: 0, token: len - 1, want }).collect();
+        let row = Row {
+            slot: SLOT,
+            tokens: Span { start: 0, len },
+            position: self.position,
+            outputs: Span { start: 0, len: outputs.len() as u32 },
+        };
+        let opening = [
+            SlotEvent::Open { slot: SLOT },
+            SlotEvent::Pages { slot: SLOT, group: GROUP, entries: Span { start: 0, len: PAGES } },
+        ];
+        let events = if self.step == 0 { &opening[..] } else { &[] };
+        let decode_rows = u32::from(len == 1 && wants.len() == 1);
+        let rows = [row];
+        let batch =
+            Batch::new(self.step, tokens, &rows, decode_rows, &outputs, events, &self.slots);
+        let ticket = self.executor.launch(&batch).unwrap();
+        let mut result = StepResult::default();
+        self.executor.wait(ticket, Deadline::after(Duration::from_secs(120)), &mut result).unwrap();
+        self.step += 1;
+        self.position += len;
+        result
+    }
+}

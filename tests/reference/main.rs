@@ -1,0 +1,10 @@
+//! Understory against transformers: logits and greedy tokens on the same weights.
+//!
+//! What transformers computes is recorded in `tests/fixtures`. Each test prints how far from it
+//! we are (`--nocapture` shows it).
+
+mod driver;
+mod fixtures;
+mod gemma2;
+mod smollm2;
+mod tiny;
