@@ -11,7 +11,7 @@ use super::{
 use crate::{path::Path, pool::Pool, shared::SharedMut};
 
 /// Numbers that look random and are the same everywhere.
-fn noise(seed: u64, count: usize) -> Vec<f32> {
+pub(super) fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;

@@ -1,6 +1,8 @@
 //! The kernels, each written once against [`Isa`](crate::isa::Isa).
 
 pub(crate) mod attention;
+#[cfg(test)]
+mod attention_tests;
 pub(crate) mod blocks;
 pub(crate) mod kv;
 pub(crate) mod linear;

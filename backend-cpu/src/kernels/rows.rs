@@ -115,3 +115,93 @@ impl Op for PointwiseOp<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kernels::linear_tests::noise, path::Path};
+
+    #[test]
+    fn norm_matches_its_definition_for_rows_and_heads_of_any_width() {
+        for (runs, width) in [(1, 576), (5, 64), (7, 20), (3, 1), (2, 17)] {
+            let (input, weight) = (noise(3, runs * width), noise(4, width));
+            let (epsilon, offset) = (1e-5, 1.0);
+            for path in Path::available() {
+                let mut output = vec![f32::NAN; input.len()];
+                let norm = RmsNorm {
+                    input: &input,
+                    output: &mut output,
+                    weight: &weight,
+                    epsilon,
+                    offset,
+                };
+                path.run(norm);
+                for (input, output) in input.chunks(width).zip(output.chunks(width)) {
+                    let squares: f64 = input.iter().map(|x| f64::from(*x).powi(2)).sum();
+                    let root = (squares / width as f64 + f64::from(epsilon)).sqrt();
+                    for ((x, weight), got) in input.iter().zip(&weight).zip(output) {
+                        let expected = f64::from(*x) / root * (f64::from(*weight) + 1.0);
+                        assert!((f64::from(*got) - expected).abs() < 2e-6, "{path:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_norm_does_not_depend_on_the_rows_beside_it() {
+        let (input, weight) = (noise(5, 9 * 100), noise(6, 100));
+        for path in Path::available() {
+            let run = |input: &[f32]| {
+                let mut output = vec![f32::NAN; input.len()];
+                let weight = &weight[..];
+                path.run(RmsNorm {
+                    input,
+                    output: &mut output,
+                    weight,
+                    epsilon: 1e-6,
+                    offset: 0.0,
+                });
+                output
+            };
+            let together = run(&input);
+            for (row, together) in input.chunks(100).zip(together.chunks(100)) {
+                assert_eq!(run(row), together, "{path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn functions_of_one_and_two_values_match_their_definitions() {
+        let (a, b) = (noise(7, 77), noise(8, 77));
+        for path in Path::available() {
+            let mut output = vec![f32::NAN; 77];
+            let pairwise: [(Pairwise, fn(f64, f64) -> f64); 3] = [
+                (Pairwise::Add, |a, b| a + b),
+                (Pairwise::SiluTimes, |a, b| a / (1.0 + (-a).exp()) * b),
+                (Pairwise::GeluTanhTimes, |a, b| {
+                    let u = (2.0 / std::f64::consts::PI).sqrt() * (a + 0.044715 * a.powi(3));
+                    0.5 * a * (1.0 + u.tanh()) * b
+                }),
+            ];
+            for (function, reference) in pairwise {
+                path.run(PairwiseOp { function, a: &a, b: &b, output: &mut output });
+                for ((a, b), got) in a.iter().zip(&b).zip(&output) {
+                    let expected = reference(f64::from(*a), f64::from(*b));
+                    assert!((f64::from(*got) - expected).abs() < 1e-6, "{path:?} {function:?}");
+                }
+            }
+            let pointwise: [(Pointwise, fn(f64) -> f64); 2] = [
+                (Pointwise::Scale(-2.5), |x| x * -2.5),
+                (Pointwise::SoftCap(0.5), |x| 0.5 * (x / 0.5).tanh()),
+            ];
+            for (function, reference) in pointwise {
+                path.run(PointwiseOp { function, input: &a, output: &mut output });
+                for (x, got) in a.iter().zip(&output) {
+                    let expected = reference(f64::from(*x));
+                    assert!((f64::from(*got) - expected).abs() < 1e-6, "{path:?} {function:?}");
+                }
+            }
+        }
+    }
+}
