@@ -90,6 +90,18 @@ impl CpuBackend {
     pub fn threads(&self) -> usize {
         self.threads
     }
+
+    pub(crate) fn path(&self) -> Path {
+        self.path
+    }
+
+    /// A pool of this backend's threads.
+    pub(crate) fn pool(&self) -> Result<Pool, BackendError> {
+        Pool::new("understory-cpu", self.threads).map_err(|error| BackendError::Device {
+            context: "starting the backend's threads".to_owned(),
+            message: error.to_string(),
+        })
+    }
 }
 
 impl Default for CpuBackend {
@@ -142,11 +154,7 @@ impl Backend for CpuBackend {
                 format!("the KV memory beside {} bytes of weights", compiled.weights.bytes());
             return Err(BackendError::Memory { what, needed: kv_bytes, available });
         }
-        let pool =
-            Pool::new("understory-cpu", self.threads).map_err(|error| BackendError::Device {
-                context: "starting the backend's threads".to_owned(),
-                message: error.to_string(),
-            })?;
+        let pool = self.pool()?;
         let limits = &options.limits;
         let machine = Machine::new(
             compiled,

@@ -34,6 +34,7 @@ mod backend;
 mod executor;
 mod isa;
 mod kernels;
+pub mod measure;
 mod memory;
 mod path;
 mod pool;

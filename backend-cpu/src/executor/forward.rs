@@ -17,7 +17,7 @@ use crate::{
         },
         blocks::{Block, F32Block},
         kv::KvLayer,
-        linear::{LinearRows, LinearTask, SCRATCH_BLOCKS, TaskSize},
+        linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
         rope::{Pairing, Rope, RopeAngles},
         rows::{Pairwise, PairwiseOp, Pointwise, PointwiseOp, RmsNorm},
     },
@@ -241,38 +241,18 @@ impl Machine {
             return Ok(());
         };
         let rows = self.shape.rows(input.rows);
-        let size = TaskSize::new(rows, self.pool.threads());
         let mut memories: Vec<Vec<f32>> =
             parts.iter().map(|part| std::mem::take(&mut self.buffers[part.out.index])).collect();
         let input = &self.buffers[input.index][..rows * input.width];
         let weights = &self.compiled.weights;
-        let mut tasks = 0;
-        let mut prepared = Vec::with_capacity(parts.len());
+        let mut products = Vec::with_capacity(parts.len());
         for (LinearPart { weight, bias, .. }, memory) in parts.iter().zip(&mut memories) {
             let Some(matrix) = weights.matrix(*weight) else { continue };
             let bias = bias.and_then(|bias| weights.vector(bias));
             let rows = LinearRows { input, rows, output: SharedMut::new(memory), bias };
-            let panels_per_task = size.panels(matrix);
-            let first = tasks;
-            tasks += matrix.panel_count().div_ceil(panels_per_task);
-            prepared.push((first..tasks, matrix, rows, panels_per_task));
+            products.push(Product { matrix, rows });
         }
-        let expanded = SharedMut::new(&mut self.expanded);
-        let path = self.path;
-        let result = if rows == 0 {
-            Ok(())
-        } else {
-            self.pool.run(tasks, &|thread, task| {
-                let part = prepared.iter().find(|(tasks, ..)| tasks.contains(&task));
-                let Some((tasks, matrix, rows, panels_per_task)) = part else { return };
-                let first = (task - tasks.start) * panels_per_task;
-                let panels = first..(first + panels_per_task).min(matrix.panel_count());
-                let mine = thread * SCRATCH_BLOCKS..(thread + 1) * SCRATCH_BLOCKS;
-                // SAFETY: no two tasks that run at the same time have the same thread number.
-                let scratch = unsafe { expanded.part(mine) };
-                LinearTask { matrix, rows: *rows, panels, scratch }.run(path);
-            })
-        };
+        let result = multiply(&mut self.pool, self.path, &products, &mut self.expanded);
         for (part, memory) in parts.iter().zip(memories) {
             self.buffers[part.out.index] = memory;
         }

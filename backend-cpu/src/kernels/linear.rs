@@ -28,6 +28,7 @@ use super::{
 use crate::{
     isa::{Isa, LANES, Op},
     path::Path,
+    pool::{Pool, TaskPanicked},
     shared::SharedMut,
 };
 
@@ -50,43 +51,70 @@ pub(crate) struct LinearRows<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// How a product is cut into tasks.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TaskSize {
-    rows: usize,
-    threads: usize,
+/// A weight matrix, and the rows that it is multiplied with.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) matrix: &'a PackedMatrix,
+    pub(crate) rows: LinearRows<'a>,
 }
 
-impl TaskSize {
-    /// For a product with `rows` rows on `threads` threads.
-    pub(crate) fn new(rows: usize, threads: usize) -> Self {
-        Self { rows, threads }
-    }
+/// Computes some products in one parallel region. `scratch` is [`SCRATCH_BLOCKS`] blocks for each
+/// thread of the pool.
+///
+/// # Errors
+/// If a kernel panicked.
+pub(crate) fn multiply(
+    pool: &mut Pool,
+    path: Path,
+    products: &[Product<'_>],
+    scratch: &mut [F32Block],
+) -> Result<(), TaskPanicked> {
+    let threads = pool.threads();
+    let mut tasks = 0;
+    let prepared: Vec<(Range<usize>, usize, Product<'_>)> = products
+        .iter()
+        .filter(|product| product.rows.rows > 0)
+        .map(|product| {
+            let panels_each = panels_per_task(product, threads);
+            let first = tasks;
+            tasks += product.matrix.panel_count().div_ceil(panels_each);
+            (first..tasks, panels_each, *product)
+        })
+        .collect();
+    let scratch = SharedMut::new(scratch);
+    pool.run(tasks, &|thread, task| {
+        let product = prepared.iter().find(|(tasks, ..)| tasks.contains(&task));
+        let Some((tasks, panels_each, Product { matrix, rows })) = product else { return };
+        let first = (task - tasks.start) * panels_each;
+        let panels = first..(first + panels_each).min(matrix.panel_count());
+        let mine = thread * SCRATCH_BLOCKS..(thread + 1) * SCRATCH_BLOCKS;
+        // SAFETY: no two tasks that run at the same time have the same thread number.
+        let scratch = unsafe { scratch.part(mine) };
+        LinearTask { matrix, rows: *rows, panels, scratch }.run(path);
+    })
+}
 
-    /// Panels that a task computes: as many as tiles walk together, or fewer where that leaves
-    /// threads without work at the end.
-    pub(crate) fn panels(self, matrix: &PackedMatrix) -> usize {
-        let choices: &[usize] = if self.rows == 1 { &[4, 3, 2] } else { &[4, 2] };
-        let longest = |panels: usize| {
-            matrix.panel_count().div_ceil(panels).div_ceil(self.threads.max(1)) * panels
-        };
-        choices.iter().copied().min_by_key(|panels| longest(*panels)).unwrap_or(1)
-    }
+/// Panels that a task computes: as many as tiles walk together, or fewer where that leaves
+/// threads without work at the end.
+fn panels_per_task(product: &Product<'_>, threads: usize) -> usize {
+    let choices: &[usize] = if product.rows.rows == 1 { &[4, 3, 2] } else { &[4, 2] };
+    let longest =
+        |panels: usize| product.matrix.panel_count().div_ceil(panels).div_ceil(threads) * panels;
+    choices.iter().copied().min_by_key(|panels| longest(*panels)).unwrap_or(1)
 }
 
 /// One task: the output columns of some panels, all rows.
-pub(crate) struct LinearTask<'a> {
-    pub(crate) matrix: &'a PackedMatrix,
-    pub(crate) rows: LinearRows<'a>,
+struct LinearTask<'a> {
+    matrix: &'a PackedMatrix,
+    rows: LinearRows<'a>,
     /// The panels.
-    pub(crate) panels: Range<usize>,
+    panels: Range<usize>,
     /// [`SCRATCH_BLOCKS`] blocks of this thread's own.
-    pub(crate) scratch: &'a mut [F32Block],
+    scratch: &'a mut [F32Block],
 }
 
 impl LinearTask<'_> {
-    /// Does the task.
-    pub(crate) fn run(self, path: Path) {
+    fn run(self, path: Path) {
         let range = self.panels;
         if self.rows.rows <= FEW_ROWS {
             path.run(FewRows { matrix: self.matrix, range, rows: self.rows });

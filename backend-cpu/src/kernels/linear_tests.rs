@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::{
     blocks::{Block, F32Block},
-    linear::{LinearRows, LinearTask, SCRATCH_BLOCKS, TaskSize},
+    linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
     panels::PackedMatrix,
 };
 use crate::{path::Path, pool::Pool, shared::SharedMut};
@@ -46,16 +46,7 @@ fn product(
     let mut scratch = vec![F32Block::zero(); threads * SCRATCH_BLOCKS];
     let mut pool = Pool::new("test", threads).unwrap();
     let rows = LinearRows { input, rows, output: SharedMut::new(&mut output), bias };
-    let shared_scratch = SharedMut::new(&mut scratch);
-    let per_task = TaskSize::new(rows.rows, threads).panels(matrix);
-    pool.run(matrix.panel_count().div_ceil(per_task), &|thread, task| {
-        let panels = task * per_task..((task + 1) * per_task).min(matrix.panel_count());
-        // SAFETY: no two running tasks have the same thread number.
-        let scratch =
-            unsafe { shared_scratch.part(thread * SCRATCH_BLOCKS..(thread + 1) * SCRATCH_BLOCKS) };
-        LinearTask { matrix, rows, panels, scratch }.run(path);
-    })
-    .unwrap();
+    multiply(&mut pool, path, &[Product { matrix, rows }], &mut scratch).unwrap();
     output
 }
 

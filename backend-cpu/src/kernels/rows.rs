@@ -121,6 +121,9 @@ mod tests {
     use super::*;
     use crate::{kernels::linear_tests::noise, path::Path};
 
+    type Of1 = fn(f64) -> f64;
+    type Of2 = fn(f64, f64) -> f64;
+
     #[test]
     fn norm_matches_its_definition_for_rows_and_heads_of_any_width() {
         for (runs, width) in [(1, 576), (5, 64), (7, 20), (3, 1), (2, 17)] {
@@ -176,7 +179,7 @@ mod tests {
         let (a, b) = (noise(7, 77), noise(8, 77));
         for path in Path::available() {
             let mut output = vec![f32::NAN; 77];
-            let pairwise: [(Pairwise, fn(f64, f64) -> f64); 3] = [
+            let pairwise: [(Pairwise, Of2); 3] = [
                 (Pairwise::Add, |a, b| a + b),
                 (Pairwise::SiluTimes, |a, b| a / (1.0 + (-a).exp()) * b),
                 (Pairwise::GeluTanhTimes, |a, b| {
@@ -191,7 +194,7 @@ mod tests {
                     assert!((f64::from(*got) - expected).abs() < 1e-6, "{path:?} {function:?}");
                 }
             }
-            let pointwise: [(Pointwise, fn(f64) -> f64); 2] = [
+            let pointwise: [(Pointwise, Of1); 2] = [
                 (Pointwise::Scale(-2.5), |x| x * -2.5),
                 (Pointwise::SoftCap(0.5), |x| 0.5 * (x / 0.5).tanh()),
             ];
