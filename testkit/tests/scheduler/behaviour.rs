@@ -11,6 +11,7 @@ use engine_core::schedule::{
 };
 use engine_core::{Namespace, Retention, Token};
 use testkit::random::Random;
+use testkit::shadow::model;
 
 use crate::driver;
 use crate::log::{Entry, Snapshot};
@@ -213,6 +214,97 @@ fn when_pages_run_out_the_last_to_come_waits_and_loses_nothing() {
     let stats = script.run(config, true).stats;
     assert!(stats.retractions > 0);
     assert_eq!(stats.generated_tokens, 3 * 150);
+}
+
+#[test]
+fn another_namespace_does_not_wait_for_a_prefix_that_it_can_not_use() {
+    for (namespace, rows) in [(0, 1), (1, 2)] {
+        let mut script = Script::new();
+        let prompt = script.tokens(40);
+        script.arrive(0, prompt.clone(), 3);
+        let mut other = script.request(prompt, 3, 1);
+        other.namespace = Namespace(namespace);
+        script.actions.push((0, Action::Arrive(other)));
+        let report = script.run(roomy(8), false);
+        assert_eq!(batches(&report).next().map(|batch| batch.rows.len()), Some(rows));
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_sequence_that_only_decodes() {
+    let mut script = Script::new();
+    let prompt = script.tokens(20);
+    script.arrive(0, prompt.clone(), 100);
+    let generated = model::continue_alone(&prompt, &SlotSampling::greedy(), VOCABULARY, 40, &[]);
+    script.arrive(50, [prompt, generated].concat(), 2);
+    let report = script.run(roomy(8), false);
+    let begins = batches(&report).position(|batch| batch.seeds.contains(&2));
+    assert_eq!(begins, Some(50));
+}
+
+#[test]
+fn one_that_does_not_fit_is_not_overtaken_by_a_smaller_one() {
+    let mut script = Script::new();
+    let (first, large, small) = (script.tokens(20), script.tokens(150), script.tokens(2));
+    script.arrive(0, first, 60);
+    script.arrive(2, large, 40);
+    script.arrive(4, small, 2);
+    let order = script.run(SchedulerConfig::new(16, 14, 8, 400), false).admitted;
+    assert_eq!(order.iter().map(|id| id.request.0).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
+fn those_that_came_later_are_not_passed_over() {
+    let mut script = Script::new();
+    let known = script.tokens(40);
+    script.arrive(0, known.clone(), 1);
+    for _ in 0..80 {
+        script.arrive(10, known.clone(), 1);
+    }
+    script.arrive(10, known[..20].to_vec(), 1);
+    script.arrive(10, known, 1);
+    let mut config = roomy(1);
+    config.queue_policy = QueuePolicy::LongestPrefix;
+    let order = script.run(config, false).admitted;
+    assert_eq!(order.iter().map(|id| id.request.0).skip(81).collect::<Vec<_>>(), [83, 82]);
+}
+
+#[test]
+fn retraction_takes_the_one_with_the_fewest_tokens() {
+    let mut script = Script::new();
+    let (older, newer) = (script.tokens(20), script.tokens(10));
+    script.arrive(0, older, 30);
+    script.arrive(5, newer, 30);
+    let mut config = roomy(4);
+    config.retract_every = Some(12);
+    let report = script.run(config, false);
+    // It comes back with a prefill row, whose place in the batch is behind the decode rows.
+    let back = batches(&report).skip(8).find(|batch| batch.rows.len() > batch.decode_rows as usize);
+    assert_eq!(back.map(|batch| &batch.seeds[..]), Some(&[1, 2][..]));
+}
+
+#[test]
+fn a_resumed_sequence_finds_its_own_pages_in_the_cache() {
+    let mut script = Script::new();
+    let prompt = script.tokens(64);
+    script.arrive(0, prompt, 100);
+    let mut config = roomy(2);
+    config.retract_every = Some(9);
+    let stats = script.run(config, false).stats;
+    assert!(stats.retractions >= 10);
+    // The page that was being filled, and the token that had no KV yet.
+    assert!(stats.prefill_tokens <= 64 + stats.retractions * 17, "{stats:?}");
+}
+
+#[test]
+fn the_longer_nothing_is_retracted_the_more_is_admitted() {
+    let mut script = Script::new();
+    let (first, second) = (script.tokens(16), script.tokens(16));
+    script.arrive(0, first, 600);
+    script.arrive(1, second, 180);
+    let report = script.run(SchedulerConfig::new(16, 39, 4, 1000), false);
+    let begins = batches(&report).position(|batch| batch.seeds.contains(&2));
+    assert!(begins.is_some_and(|step| (10..200).contains(&step)), "{begins:?}");
 }
 
 fn arrival(request: u64, prompt: Vec<Token>, max_tokens: u32) -> Arrival {

@@ -292,7 +292,7 @@ impl Driver {
         let pool = self.scheduler.pool();
         self.executor.inner_mut().poison(GroupId(0), |page| pool.is_free(page));
         let batch: Batch<'_> = self.scheduler.batch();
-        let seeds = batch.rows.iter().map(|row| batch.slots.sampling(row.slot).seed).collect();
+        let seeds = Snapshot::of(&batch).seeds;
         let ticket = self.executor.launch(&batch);
         let is_launched = ticket.is_ok();
         self.launched.push_back(Launched { ticket, seeds, is_lost: false });

@@ -28,6 +28,8 @@ pub(crate) struct Snapshot {
     tokens: Vec<InputToken>,
     pub(crate) rows: Vec<Row>,
     pub(crate) decode_rows: u32,
+    /// Sampling seeds of the rows' sequences: who they are.
+    pub(crate) seeds: Vec<u64>,
     outputs: Vec<OutputRequest>,
     events: Vec<SlotEvent>,
     shared: Vec<SharedPrefix>,
@@ -42,6 +44,7 @@ impl Snapshot {
             tokens: batch.tokens.to_vec(),
             rows: batch.rows.to_vec(),
             decode_rows: batch.decode_rows,
+            seeds: batch.rows.iter().map(|row| batch.slots.sampling(row.slot).seed).collect(),
             outputs: batch.outputs.to_vec(),
             events: batch.events.to_vec(),
             shared: batch.shared.to_vec(),
