@@ -4,8 +4,8 @@
 //! UNDERSTORY_TRACE=conversation_trace.jsonl cargo bench --bench cache
 //! ```
 //!
-//! Criterion measures; the table gives its least and its median time an operation, since on a shared
-//! machine only the least says what the code costs. Without a trace, the excerpt in
+//! Criterion measures; the table gives its least and its median time an operation, since on a
+//! shared machine only the least says what the code costs. Without a trace, the excerpt in
 //! `radix-cache/data` is replayed.
 
 #[path = "cache/block_hash.rs"]

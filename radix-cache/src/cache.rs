@@ -12,6 +12,7 @@ use crate::leaf_heap::LeafHeap;
 use crate::locks::Locks;
 use crate::retention::Retention;
 use crate::statistics::Statistics;
+use crate::store::NO_PAGE;
 use crate::tiers::HostState;
 use crate::tree::{Descent, Node, NodeIndex, Tree};
 use crate::types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Token};
@@ -133,14 +134,15 @@ impl RadixCache {
     /// Costs what the run costs, however long the prefix is.
     ///
     /// Pages that are not present yet become the cache's. For the first
-    /// [`present_pages`](Inserted::present_pages) of the run the cache has pages already:
-    /// those are appended to `canonical`, and the caller **frees its own copies of them and points its
+    /// [`present_pages`](Inserted::present_pages) of the run the cache has pages already: those
+    /// are appended to `canonical`, and the caller **frees its own copies of them and points its
     /// page table at the canonical ones**.
     ///
     /// # Errors
     ///
     /// [`CacheError::UnknownLock`]; [`CacheError::RaggedRun`] unless `tokens` fill `pages` exactly;
-    /// [`CacheError::PageAlreadyCached`] if one of `pages` is the canonical one itself;
+    /// [`CacheError::ReservedPage`]; [`CacheError::PageAlreadyCached`] if one of `pages` is the
+    /// canonical one itself;
     /// [`CacheError::Full`] when 32 bits can't number the new pages. Nothing has changed then.
     pub fn insert(
         &mut self,
@@ -158,6 +160,9 @@ impl RadixCache {
                 pages: pages.len(),
                 page_size,
             });
+        }
+        if pages.contains(&NO_PAGE) {
+            return Err(CacheError::ReservedPage);
         }
         self.tree.reserve(pages.len())?;
 
@@ -317,8 +322,9 @@ impl RadixCache {
         Ok(end)
     }
 
-    /// Whether a lock at `end`, which an insertion has pinned once more, may make the node longer:
-    /// nobody else ends there or continues it, and new pages would be kept and evicted just as those that are there.
+    /// Whether a lock at `end`, which an insertion has pinned once more, may make the node
+    /// longer: nobody else ends there or continues it, and new pages would be kept and evicted
+    /// just as those that are there.
     fn is_ours_to_extend(&self, end: NodeIndex, retention: Retention) -> bool {
         let node = self.tree.node(end);
         node.pins == 2

@@ -107,8 +107,8 @@ pub enum Policy {
     /// The one of the lowest [`Retention::priority`](crate::Retention::priority); among equals,
     /// the one unused for longest.
     Priority,
-    /// The one unused for longest among those never hit since they were inserted; after those, among the
-    /// others. A stream of prompts that never come back can't displace those that do.
+    /// The one unused for longest among those never hit since they were inserted; after those,
+    /// among the others. A stream of prompts that never come back can't displace those that do.
     SegmentedLru,
 }
 

@@ -42,6 +42,9 @@ pub enum CacheError {
         /// The offending page.
         page: PageId,
     },
+    /// A page has the number that stands for no page, [`u32::MAX`].
+    #[error("page number {} stands for no page", u32::MAX)]
+    ReservedPage,
     /// A snapshot does not describe a cache.
     #[error("node {node} of the snapshot {what}")]
     Snapshot {

@@ -1,7 +1,7 @@
 //! What changed, told to those who follow: routers that place requests by cached prefix.
 //!
-//! The events carry what SGLang's and vLLM's KV events carry (hashes of blocks, their parent's hash,
-//! tokens, block size, adapter, medium), so that what follows those can follow this.
+//! The events carry what SGLang's and vLLM's KV events carry (hashes of blocks, their parent's
+//! hash, tokens, block size, adapter, medium), so that what follows those can follow this.
 //!
 //! # Hashes
 //!
@@ -135,8 +135,8 @@ impl RadixCache {
     }
 
     /// The whole cache as events, parents first, for somebody who starts to follow or who missed
-    /// some. They carry the sequence number of the next event: what follows them is whatever has that
-    /// number or a larger one. Empty if events are off.
+    /// some. They carry the sequence number of the next event: what follows them is whatever has
+    /// that number or a larger one. Empty if events are off.
     #[must_use]
     pub fn dump_events(&self) -> Vec<Event> {
         if !self.events.is_on() {

@@ -78,8 +78,8 @@ impl RadixCache {
         Ok(freed.len() - before)
     }
 
-    /// Frees the last pages of an unpinned leaf of the device's part: all of them, or as many as are
-    /// missing.
+    /// Frees the last pages of an unpinned leaf of the device's part: all of them, or as many as
+    /// are missing.
     pub(crate) fn evict_leaf(
         &mut self,
         leaf: NodeIndex,

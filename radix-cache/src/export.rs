@@ -37,9 +37,10 @@ impl RadixCache {
         dot
     }
 
-    /// The tree as JSON: a list of nodes, parents first, each with its `id`, its `parent`'s id (`null`
-    /// below a namespace's root), `namespace`, `tokens` (`start`, `length`, and `shown`, a text
-    /// with the middle left out), `pages`, `pins`, `children`, and when it was last `used`.
+    /// The tree as JSON: a list of nodes, parents first, each with its `id`, its `parent`'s id
+    /// (`null` below a namespace's root), `namespace`, `tokens` (`start`, `length`, and `shown`,
+    /// a text with the middle left out), `pages`, `pins`, `children`, and when it was last
+    /// `used`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let nodes: Vec<String> =

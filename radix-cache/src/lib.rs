@@ -1,9 +1,9 @@
 //! Finds the longest cached prefix of a prompt, and decides what to keep.
 //!
-//! An inference engine that has computed the keys and values (KV) of a prompt can use them again for
-//! every prompt that begins alike. It keeps them in *pages* of a fixed number of token
-//! positions. This crate maps token prefixes to page numbers: a radix tree whose nodes are runs of
-//! whole pages. It never sees the memory behind a page, knows no device, no clock and no
+//! An inference engine that has computed the keys and values (KV) of a prompt can use them again
+//! for every prompt that begins alike. It keeps them in *pages* of a fixed number of token
+//! positions. This crate maps token prefixes to page numbers: a radix tree whose nodes are runs
+//! of whole pages. It never sees the memory behind a page, knows no device, no clock and no
 //! thread, and has no unsafe code.
 //!
 //! ```text
@@ -47,13 +47,28 @@
 //!
 //! - **Matches are token for token.** A hash only finds the candidate; a collision can't serve
 //!   another prompt's KV.
-//! - **Every page has one owner.** [`insert`](RadixCache::insert) never replaces a page that is present: it
-//!   names the cached pages, and the caller frees its duplicates.
+//! - **Every page has one owner.** [`insert`](RadixCache::insert) never replaces a page that is
+//!   present: it names the cached pages, and the caller frees its duplicates.
 //! - **A lock holds its whole prefix**, through splits, insertions and evictions around it. Ids of
 //!   locks that are gone are typed errors, never other locks.
 //! - **[`Counts`] are exact** after every call.
 //! - **The same calls give the same evictions**, on every machine. Nodes are an economy of
 //!   representation: the cache behaves as if every page stood alone.
+
+//!
+//! # What else it does
+//!
+//! - Six eviction [policies](Policy), and soft [`Retention`] by priority or time.
+//! - A [second tier](HostTier) in the memory of the host: the cache orders [`Transfer`]s, the engine
+//!   executes and confirms them.
+//! - [`Event`]s for routers that place requests by cached prefix.
+//! - [`Snapshot`]s, [`Statistics`], and exports for [Graphviz](RadixCache::to_dot) and as
+//!   [JSON](RadixCache::to_json).
+//!
+//! # Features
+//!
+//! - `serde`: snapshots, events and ids can be written and read.
+//! - `seeded-bugs`: for this crate's own tests.
 
 #![forbid(unsafe_code)]
 

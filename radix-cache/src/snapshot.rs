@@ -6,6 +6,7 @@ use crate::cache::RadixCache;
 use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::retention::Retention;
+use crate::store::NO_PAGE;
 use crate::tree::NodeIndex;
 use crate::types::{Namespace, PageId, Token};
 
@@ -84,8 +85,8 @@ impl RadixCache {
     ///
     /// # Errors
     ///
-    /// [`CacheError::Snapshot`] if the snapshot is no tree, or is of another page size than `config`;
-    /// and those of [`new`](Self::new).
+    /// [`CacheError::Snapshot`] if the snapshot is no tree, or is of another page size than
+    /// `config`; and those of [`new`](Self::new).
     pub fn restore(config: CacheConfig, snapshot: &Snapshot) -> Result<Self, CacheError> {
         let mut cache = Self::new(config)?;
         let page_size = cache.page_size();
@@ -102,6 +103,9 @@ impl RadixCache {
             }
             if !node.pages.iter().all(|page| seen.insert(*page)) {
                 return Err(broken(place, "has a page that is already cached"));
+            }
+            if node.pages.contains(&NO_PAGE) {
+                return Err(broken(place, "has the page number that stands for no page"));
             }
             if node.used > snapshot.clock || node.created > snapshot.clock {
                 return Err(broken(place, "was used after the snapshot"));

@@ -469,6 +469,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
         fn runs_keep_their_pages_through_growth_splits_and_cuts(
             page_size in prop::sample::select(vec![1usize, 4, 32]),

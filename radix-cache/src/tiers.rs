@@ -1,12 +1,13 @@
 //! The second tier: copies of pages in the memory of the host.
 //!
-//! The cache only decides. It returns [`Transfer`]s, copies between numbered pages, which the engine
-//! executes and then [confirms](RadixCache::confirm) or [fails](RadixCache::fail). What a transfer reads and writes is
-//! locked until then, so neither end of it can be evicted under way. The pages of the host are numbered by the cache
-//! itself.
+//! The cache only decides. It returns [`Transfer`]s, copies between numbered pages, which the
+//! engine executes and then [confirms](RadixCache::confirm) or [fails](RadixCache::fail). What a
+//! transfer reads and writes is locked until then, so neither end of it can be evicted under way.
+//! The pages of the host are numbered by the cache itself.
 //!
-//! Two rules keep every node reachable: a node on the device has its parent on the device, and a node on the
-//! host has its parent on the host. Copies to the host therefore start at the first ancestor that is not there yet.
+//! Two rules keep every node reachable: a node on the device has its parent on the device, and a
+//! node on the host has its parent on the host. Copies to the host therefore start at the first
+//! ancestor that is not there yet.
 
 use core::fmt;
 
@@ -18,6 +19,7 @@ use crate::config::Policy;
 use crate::error::CacheError;
 use crate::leaf_heap::{LeafHeap, Rank};
 use crate::retention::Retention;
+use crate::store::NO_PAGE;
 use crate::tree::{Descent, Node, NodeIndex};
 use crate::types::{LockId, Namespace, PageId, Tier, Token};
 
@@ -216,21 +218,25 @@ impl RadixCache {
         Ok(made)
     }
 
-    /// Orders a copy back to the device of what follows the [match](Self::probe) of `tokens` there and is on
-    /// the host: as many pages as `pages` has, at most
-    /// [`host_tokens`](crate::Match::host_tokens). The cache takes the pages that the transfer names;
-    /// the others stay the caller's. They can be matched once the transfer is confirmed. None if
-    /// there is nothing to load, or it is under way already.
+    /// Orders a copy back to the device of what follows the [match](Self::probe) of `tokens`
+    /// there and is on the host: as many pages as `pages` has, at most
+    /// [`host_tokens`](crate::Match::host_tokens). The cache takes the pages that the transfer
+    /// names; the others stay the caller's. They can be matched once the transfer is confirmed.
+    /// None if there is nothing to load, or it is under way already.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Full`] when 32 bits can't number another node or lock.
+    /// [`CacheError::ReservedPage`]; [`CacheError::Full`] when 32 bits can't number another node or
+    /// lock.
     pub fn load(
         &mut self,
         namespace: Namespace,
         tokens: &[Token],
         pages: &[PageId],
     ) -> Result<Option<Transfer>, CacheError> {
+        if pages.contains(&NO_PAGE) {
+            return Err(CacheError::ReservedPage);
+        }
         let Some(&root) = self.roots.get(&namespace) else {
             return Ok(None);
         };
@@ -264,9 +270,9 @@ impl RadixCache {
         Ok(id.map(|id| Transfer { id, direction: Direction::ToDevice, device, host }))
     }
 
-    /// A transfer has been executed: its copies count from here on. Appends pages of the device to
-    /// `freed` that are free now: those that were demoted, and those that nobody needs since the same
-    /// prefix was [inserted](Self::insert) while they were loaded.
+    /// A transfer has been executed: its copies count from here on. Appends pages of the device
+    /// to `freed` that are free now: those that were demoted, and those that nobody needs since
+    /// the same prefix was [inserted](Self::insert) while they were loaded.
     ///
     /// # Errors
     ///
@@ -336,8 +342,8 @@ impl RadixCache {
         descent.pages * self.page_size()
     }
 
-    /// The end of what matches `tokens` behind `start` on the host alone, made by a split if need be;
-    /// `start` itself without a match.
+    /// The end of what matches `tokens` behind `start` on the host alone, made by a split if need
+    /// be; `start` itself without a match.
     pub(crate) fn host_part(
         &mut self,
         start: NodeIndex,
@@ -420,7 +426,8 @@ impl RadixCache {
         if host.free.len() + host.idle < count {
             return None;
         }
-        // Only copies without a page on the device are forgotten here: no page of the device is freed.
+        // Only copies without a page on the device are forgotten here: no page of the device is
+        // freed.
         self.evict_host(count.saturating_sub(host.free.len()), &mut Vec::new());
         let host = self.host.as_mut()?;
         let kept = host.free.len().checked_sub(count)?;

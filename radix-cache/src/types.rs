@@ -18,6 +18,7 @@ pub enum Tier {
 }
 
 /// The number of a KV page in the pool of whoever owns the memory. The cache never looks inside.
+/// [`u32::MAX`] stands for no page.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]

@@ -176,6 +176,16 @@ fn runs_that_do_not_fill_their_pages_are_refused() {
 }
 
 #[test]
+fn the_number_that_stands_for_no_page_is_refused() {
+    let mut cache = cache(1);
+    let lock = cache.acquire(HOME, &[], &mut Vec::new()).unwrap().lock;
+    let refused = cache.insert(lock, &[1], &[PageId(u32::MAX)], &mut Vec::new());
+    assert_eq!(refused, Err(CacheError::ReservedPage));
+    assert_eq!(cache.load(HOME, &[1], &[PageId(u32::MAX)]), Err(CacheError::ReservedPage));
+    cache.check_invariants().unwrap();
+}
+
+#[test]
 fn a_page_can_not_be_inserted_over_itself() {
     let mut cache = cache(1);
     store(&mut cache, HOME, &[1, 2], &pages(0..2));

@@ -120,6 +120,7 @@ fn snapshots_that_are_no_tree_are_refused() {
     assert_eq!(refused(|snapshot| snapshot.nodes[1].pages.clear()), 1);
     assert_eq!(refused(|snapshot| snapshot.nodes[1].tokens.truncate(1)), 1);
     assert_eq!(refused(|snapshot| snapshot.nodes[2].pages = snapshot.nodes[0].pages.clone()), 2);
+    assert_eq!(refused(|snapshot| snapshot.nodes[2].pages[0] = PageId(u32::MAX)), 2);
     assert_eq!(refused(|snapshot| snapshot.nodes[0].parent = Some(0)), 0);
     assert_eq!(refused(|snapshot| snapshot.nodes[0].used = u64::MAX), 0);
     assert_eq!(refused(|snapshot| snapshot.nodes[2].namespace = Namespace(77)), 2);

@@ -1,7 +1,8 @@
 //! The tree against a naive cache, over random operations.
 //!
-//! `RADIX_CACHE_OPERATIONS` sets how many operations each setup runs (20,000 unless told otherwise), and
-//! `RADIX_CACHE_SEED` the seed of the first run. A failure names its seed and its operation.
+//! `RADIX_CACHE_OPERATIONS` sets how many operations each setup runs (20,000 unless told
+//! otherwise), and `RADIX_CACHE_SEED` the seed of the first run. A failure names its seed and its
+//! operation.
 
 mod choices;
 mod drive;
