@@ -148,11 +148,12 @@ impl Backend for CpuBackend {
             &shapes,
             &options.host_pages,
         ));
+        let needed = kv_bytes.saturating_add(compiled.activation_bytes(&options.limits));
         let available = memory::available_bytes();
-        if kv_bytes > available {
-            let what =
-                format!("the KV memory beside {} bytes of weights", compiled.weights.bytes());
-            return Err(BackendError::Memory { what, needed: kv_bytes, available });
+        if needed > available {
+            let weights = compiled.weights.bytes();
+            let what = format!("memory for KV and activations beside {weights} bytes of weights");
+            return Err(BackendError::Memory { what, needed, available });
         }
         let pool = self.pool()?;
         let limits = &options.limits;

@@ -359,6 +359,8 @@ fn options_that_make_no_sense_are_typed_errors() {
     assert!(matches!(error, BackendError::Unsupported { .. }));
     let error = refused(&|options| options.limits.pages = vec![u32::MAX]);
     assert!(matches!(error, BackendError::Memory { .. }));
+    let error = refused(&|options| options.limits.tokens = u32::MAX);
+    assert!(matches!(error, BackendError::Memory { .. }));
     let no_threads = CpuBackend::with_options(&CpuOptions::new().threads(0));
     assert!(matches!(no_threads, Err(BackendError::Option { option: "threads", .. })));
 }

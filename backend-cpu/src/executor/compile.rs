@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use engine_core::{
-    backend::{BackendError, GroupId},
+    backend::{BackendError, GroupId, Limits},
     model::{Activation, Op, Program, RopePairs, RowsOf, ValueId, WeightId},
     weights::{Shape, Weights},
 };
@@ -29,6 +29,20 @@ pub(crate) struct Compiled {
     /// Angles to compute for a step: inverse frequencies and the factor on cosine and sine.
     pub(crate) rotaries: Vec<(Arc<[f32]>, f32)>,
     pub(crate) logits: Buffer,
+}
+
+impl Compiled {
+    /// Bytes of the buffers for the largest step.
+    pub(crate) fn activation_bytes(&self, limits: &Limits) -> u64 {
+        self.buffers.iter().fold(0, |sum: u64, (rows, width)| {
+            let rows = match rows {
+                RowsOf::Tokens => limits.tokens,
+                RowsOf::Outputs => limits.outputs,
+            };
+            let values = u64::from(rows).saturating_mul(*width as u64);
+            sum.saturating_add(values.saturating_mul(size_of::<f32>() as u64))
+        })
+    }
 }
 
 /// A value's place.
