@@ -287,11 +287,11 @@ fn retraction_takes_the_one_with_the_fewest_tokens() {
 fn a_resumed_sequence_finds_its_own_pages_in_the_cache() {
     let mut script = Script::new();
     let prompt = script.tokens(64);
-    script.arrive(0, prompt, 100);
+    script.arrive(0, prompt, 250);
     let mut config = roomy(2);
-    config.retract_every = Some(9);
+    config.retract_every = Some(50);
     let stats = script.run(config, false).stats;
-    assert!(stats.retractions >= 10);
+    assert!(stats.retractions >= 4);
     // The page that was being filled, and the token that had no KV yet.
     assert!(stats.prefill_tokens <= 64 + stats.retractions * 17, "{stats:?}");
 }
