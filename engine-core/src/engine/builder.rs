@@ -147,7 +147,7 @@ impl EngineBuilder {
         let scheduler = Scheduler::new(config.clone())?;
 
         let queue = Queue::new(options.max_queued_requests);
-        let shared = Arc::new(Shared::new(queue, vocab_size));
+        let shared = Arc::new(Shared::new(queue, vocab_size, limits.max_running_requests));
         let core = Core::new(scheduler, executor, Arc::clone(&shared), options.step_deadline);
         let threads = Threads::start(core, &shared, options.overlap)?;
         let intake = Intake {

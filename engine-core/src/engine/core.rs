@@ -67,10 +67,10 @@ impl Core {
             is_closing: false,
             meters: Meters::new(),
             last_retired: None,
+            messages: shared.texts.buffer(),
             shared,
             result: StepResult::default(),
             commands: Vec::new(),
-            messages: Vec::new(),
         }
     }
 

@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 pub(super) struct Mailbox<T> {
     state: Mutex<State<T>>,
     arrived: Condvar,
+    capacity: usize,
 }
 
 #[derive(Debug)]
@@ -20,9 +21,15 @@ struct State<T> {
 }
 
 impl<T> Mailbox<T> {
-    pub(super) fn new() -> Self {
-        let state = State { items: Vec::new(), is_closed: false };
-        Self { state: Mutex::new(state), arrived: Condvar::new() }
+    /// A mailbox that takes that many items before it allocates.
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        let state = State { items: Vec::with_capacity(capacity), is_closed: false };
+        Self { state: Mutex::new(state), arrived: Condvar::new(), capacity }
+    }
+
+    /// The receiver's vector: as large as the mailbox's own, which it changes places with.
+    pub(super) fn buffer(&self) -> Vec<T> {
+        Vec::with_capacity(self.capacity)
     }
 
     /// Adds an item, or gives it back if nobody will receive any more.
@@ -83,7 +90,7 @@ mod tests {
 
     #[test]
     fn items_of_one_sender_arrive_in_order() {
-        let mailbox = Mailbox::new();
+        let mailbox = Mailbox::with_capacity(0);
         std::thread::scope(|scope| {
             scope.spawn(|| (0..1000).for_each(|item| mailbox.post(item).unwrap()));
             let (mut seen, mut items) = (Vec::new(), Vec::new());
@@ -97,7 +104,7 @@ mod tests {
 
     #[test]
     fn closing_wakes_the_receiver_and_hands_back_what_comes_later() {
-        let mailbox = Mailbox::new();
+        let mailbox = Mailbox::with_capacity(0);
         std::thread::scope(|scope| {
             let receiver = scope.spawn(|| {
                 let mut items: Vec<u32> = Vec::new();

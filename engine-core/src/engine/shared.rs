@@ -13,6 +13,9 @@ use super::mailbox::Mailbox;
 use super::meters::EngineSnapshot;
 use crate::error::EngineDead;
 
+/// The text thread may be so many steps behind before the memory for messages to it grows.
+const STEPS_BEHIND: usize = 16;
+
 #[derive(Debug)]
 pub(super) struct Shared {
     /// To the scheduler thread.
@@ -33,10 +36,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(queue: Queue, vocab_size: u32) -> Self {
+    pub(super) fn new(queue: Queue, vocab_size: u32, max_running: u32) -> Self {
         Self {
-            commands: Mailbox::new(),
-            texts: Mailbox::new(),
+            commands: Mailbox::with_capacity(0),
+            texts: Mailbox::with_capacity(max_running as usize * STEPS_BEHIND),
             queue,
             vocab_size,
             dead: OnceLock::new(),

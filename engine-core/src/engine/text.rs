@@ -38,7 +38,7 @@ pub(super) fn run(
     dead: &OnceLock<EngineDead>,
 ) {
     let mut streams = HashMap::new();
-    let mut messages = Vec::new();
+    let mut messages = inbox.buffer();
     let mut is_open = true;
     while is_open {
         inbox.wait(&mut messages);
