@@ -122,8 +122,8 @@ impl Core {
     /// Starts the step that was planned.
     pub(super) fn launch(&mut self) -> Result<(), EngineDead> {
         let batch = self.scheduler.batch();
-        let _span = tracing::trace_span!("launch", step = batch.step, rows = batch.rows.len());
         let rows = batch.rows.len() as u32;
+        let _span = tracing::trace_span!("launch", step = batch.step, rows).entered();
         let launched_at = Instant::now();
         let outcome = match self.executor.launch(&batch) {
             Ok(ticket) => {
