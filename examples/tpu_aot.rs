@@ -43,7 +43,7 @@ const QWEN3_32B: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type":
 /// Memory bandwidth in bytes a second and bf16 operations a second of a device, by the start of
 /// its topology's name: the published figures of the chip, halved where a chip is two devices.
 const DEVICES: [(&str, f64, f64); 5] = [
-    ("v4", 1.228e12, 275e12),
+    ("v4", 0.614e12, 137.5e12),
     ("v5e", 0.819e12, 197e12),
     ("v5p", 2.765e12, 459e12),
     ("v6e", 1.64e12, 918e12),
@@ -117,6 +117,8 @@ fn in_child(
 ) -> Result<Value, Box<dyn Error>> {
     let started = Instant::now();
     let output = Command::new(std::env::current_exe()?)
+        // Else libtpu takes a lock that other processes, which use no TPU either, may hold.
+        .env("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         .arg("--plugin")
         .arg(&arguments.plugin)
         .args(["--model", &arguments.model, "--topology", topology, flag, &size.to_string()])

@@ -23,7 +23,8 @@ use crate::{
 pub struct XlaOptions {
     /// The PJRT plugin, a shared library.
     pub plugin: PathBuf,
-    /// Options of the plugin's client, such as `cpu_device_count` of XLA's CPU plugin.
+    /// Options of the plugin's client, such as `cpu_device_count` of XLA's CPU plugin. Default:
+    /// none; XLA's CPU plugin then makes as many virtual devices as share the model.
     pub client_options: Vec<(String, Value)>,
     /// Devices that share a model. Default 1.
     pub tensor_parallel: usize,
@@ -114,8 +115,14 @@ impl XlaBackend {
             .iter()
             .map(|(name, value)| (name.as_str(), value.clone()))
             .collect();
-        let client = Client::new(&plugin, &client_options)?;
-        let (requested, available) = (options.tensor_parallel, client.devices().len());
+        let mut client = Client::new(&plugin, &client_options)?;
+        let requested = options.tensor_parallel;
+        if client.platform() == "cpu" && client_options.is_empty() && requested > 0 {
+            // Its devices are virtual: there are as many as one asks for.
+            let count = ("cpu_device_count", Value::Int(requested as i64));
+            client = Client::new(&plugin, &[count])?;
+        }
+        let available = client.devices().len();
         if requested == 0 || requested > available {
             let platform = client.platform().to_owned();
             return Err(XlaError::TensorParallel { requested, available, platform });

@@ -1,0 +1,88 @@
+//! Steps of Qwen3-8B compiled ahead of time for TPUs, through libtpu, with no TPU.
+//!
+//! A program of its own, without the test harness: each compilation runs in a child process, as a
+//! module that libtpu does not like can end the process, and libtpu must find its environment set
+//! before any thread starts.
+
+#[path = "common/plugin_path.rs"]
+mod plugin_path;
+
+use std::process::{Command, ExitCode};
+
+use backend_xla::{
+    aot::{AotOptions, AotStep, compile},
+    pjrt::{PjrtError, Plugin, disable_tpu_metadata_query},
+};
+use engine_core::model::{ModelConfig, build};
+
+const LAYERS: usize = 36;
+const QWEN3_8B: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+    "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-06, "rope_theta": 1000000,
+    "hidden_act": "silu", "tie_word_embeddings": false, "attention_bias": false,
+    "eos_token_id": 151645, "bos_token_id": 151643, "torch_dtype": "bfloat16"}"#;
+
+const CASES: [(&str, AotStep); 3] = [
+    ("v6e:2x2", AotStep::Decode { rows: 32 }),
+    ("v5e:2x2", AotStep::Decode { rows: 32 }),
+    ("v5p:2x2x1", AotStep::Decode { rows: 32 }),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if let (Some("--case"), Some(index)) = (arguments.next().as_deref(), arguments.next()) {
+        let (topology, step) = CASES[index.parse::<usize>().expect("a number")];
+        // SAFETY: no thread has been started yet.
+        unsafe { disable_tpu_metadata_query() };
+        check(topology, step);
+        return ExitCode::SUCCESS;
+    }
+    refuses_to_hang();
+    println!("libtpu without its environment is refused ... ok");
+    let mut failed = false;
+    for (index, (topology, step)) in CASES.iter().enumerate() {
+        let program = std::env::current_exe().expect("this program");
+        let child = Command::new(program)
+            .args(["--case", &index.to_string()])
+            // Else libtpu takes a lock that other processes, which use no TPU either, may hold.
+            .env("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+            .output();
+        let child = child.expect("the child starts");
+        let verdict = if child.status.success() { "ok" } else { "FAILED" };
+        println!("{step:?} for {topology} ... {verdict}");
+        if !child.status.success() {
+            failed = true;
+            println!("{}\n{}", child.status, String::from_utf8_lossy(&child.stderr));
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Without the variable libtpu would wait for minutes on a metadata server.
+fn refuses_to_hang() {
+    if std::env::var_os("TPU_SKIP_MDS_QUERY").is_none() {
+        let error = Plugin::load(&plugin_path::plugin_path("tpu")).expect_err("it would hang");
+        assert!(matches!(error, PjrtError::TpuMetadataQuery { .. }), "{error}");
+    }
+}
+
+fn check(topology: &str, step: AotStep) {
+    let config = ModelConfig::from_huggingface(QWEN3_8B).expect("a configuration");
+    let program = build(&config, true).expect("a program");
+    let plugin = Plugin::load(&plugin_path::plugin_path("tpu")).expect("libtpu loads");
+    let options = AotOptions::default();
+    let report = compile(&plugin, topology, &program, step, &options).expect("it compiles");
+    assert_eq!(report.devices, 4);
+    assert_eq!(report.fits(), Some(true), "{:?}", report.memory);
+    assert_eq!(report.count("all-reduce"), 2 * LAYERS + 1);
+    // Only the logits are gathered.
+    let gathers = report.instructions.iter().filter(|found| found.opcode == "all-gather");
+    for gather in gathers {
+        let elements: u64 = gather.dims.iter().product();
+        assert!(elements.is_multiple_of(151_936) && elements <= 32 * 151_936, "{gather:?}");
+    }
+    // 32 sequences of 2048 positions, and a page for padding, in place.
+    let kv = LAYERS as u64 * (32 * 16 + 1) * 128 * 2 * 2 * 128 * 2;
+    assert_eq!(report.memory.aliased, kv, "the KV pages of one device");
+}
