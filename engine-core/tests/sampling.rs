@@ -305,3 +305,49 @@ fn log_probabilities_are_the_models_whatever_bias_and_filters_do() {
     let unknown = sampler.score(&logits, 200, 0, &mut top);
     assert_eq!(unknown, Err(SampleError::UnknownToken { token: 200, len: 200 }));
 }
+
+/// Draws under the settings of transformers' cases keep to the tokens that it keeps, in its
+/// proportions.
+#[test]
+fn filters_keep_what_transformers_keeps() {
+    const DRAWS: u32 = 1500;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/sampling.json");
+    let file: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let list = |value: &serde_json::Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+    };
+    let history: Vec<Token> = list(&file["history"]).iter().map(|&token| token as Token).collect();
+    for (number, case) in file["cases"].as_array().unwrap().iter().enumerate() {
+        let vector = &file["vectors"][case["vector"].as_str().unwrap()];
+        let logits: Vec<f32> = list(vector).iter().map(|&logit| logit as f32).collect();
+        let settings = &case["settings"];
+        let setting = |name: &str| settings[name].as_f64();
+        let mut sampling = noisy(setting("temperature").unwrap_or(1.0) as f32, number as u64);
+        sampling.top_k = setting("top_k").unwrap_or(0.0) as u32;
+        sampling.top_p = setting("top_p").unwrap_or(1.0) as f32;
+        sampling.min_p = setting("min_p").unwrap_or(0.0) as f32;
+        if let Some(penalty) = setting("repetition_penalty") {
+            sampling.repetition_penalty = penalty as f32;
+            sampling.history_prompt = history.len() as u32;
+            sampling.history = history.as_slice().into();
+        }
+        let mut expected = vec![0.0; logits.len()];
+        for (token, probability) in list(&case["kept"]).iter().zip(list(&case["probabilities"])) {
+            expected[*token as usize] = probability * f64::from(DRAWS);
+        }
+        let mut sampler = RowSampler::default();
+        let mut seen = vec![0.0; logits.len()];
+        for position in 0..DRAWS {
+            let token = sample(&mut sampler, &logits, &sampling, &[], position, None).unwrap();
+            seen[token as usize] += 1.0;
+        }
+        for (token, (&seen, &expected)) in seen.iter().zip(&expected).enumerate() {
+            assert!(expected > 0.0 || seen == 0.0, "{settings}: token {token} is filtered out");
+            // Seeds are fixed, so this never wavers: five deviations, and a few for rare tokens.
+            let difference: f64 = seen - expected;
+            let allowed = 5.0 * expected.sqrt() + 3.0;
+            assert!(difference.abs() <= allowed, "{settings}: token {token}: {seen} of {expected}");
+        }
+    }
+}
