@@ -194,6 +194,9 @@ impl Scheduler {
             .policy(config.eviction_policy)
             .events(config.cache_events);
         let pool = KvPool::new(config.pages, cache)?;
+        // A page for every slot in one step is common: they grow in step. The two lists change
+        // places at each launch.
+        let events = 2 * config.max_running as usize;
         Ok(Self {
             sequences: SlotMap::with_key(),
             by_id: HashMap::new(),
@@ -204,8 +207,8 @@ impl Scheduler {
             free_slots: (0..config.max_running).rev().map(SlotId).collect(),
             in_flight: VecDeque::with_capacity(MAX_IN_FLIGHT),
             spare: Vec::with_capacity(MAX_IN_FLIGHT + 1),
-            next: NextBatch::default(),
-            slot_events: Vec::new(),
+            next: NextBatch { events: Vec::with_capacity(events), ..NextBatch::default() },
+            slot_events: Vec::with_capacity(events),
             reserve: ReserveRatio::new(),
             events: Vec::new(),
             stats: SchedulerStats::default(),
