@@ -28,6 +28,7 @@ mod admit;
 mod commit;
 mod config;
 mod fork;
+mod holdings;
 mod plan;
 mod queue;
 mod reserve;

@@ -9,7 +9,7 @@ use slotmap::SlotMap;
 use super::config::{Refusal, SchedulerConfig};
 use super::reserve::ReserveRatio;
 use super::seeded::SeededBug;
-use super::sequence::{Arrival, FinishReason, Place, RequestId, Sequence, SequenceId, SequenceKey};
+use super::sequence::{Arrival, FinishReason, RequestId, Sequence, SequenceId, SequenceKey};
 use crate::backend::{
     Batch, GroupId, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span,
 };
@@ -373,53 +373,6 @@ impl Scheduler {
         &self.pool
     }
 
-    /// Checks that every page and slot has exactly one owner. Looks at everything: for tests
-    /// and debug builds.
-    ///
-    /// # Errors
-    ///
-    /// The first violation.
-    pub fn check(&self) -> Result<(), ScheduleError> {
-        let broken = |what: String| Err(ScheduleError::Ownership(what));
-        if let Err(violation) = self.pool.cache().check_invariants() {
-            return broken(format!("prefix tree: {violation}"));
-        }
-        let counts = self.pool.counts();
-        let mut is_owned = vec![false; counts.capacity];
-        let mut owned = 0;
-        for &key in &self.running {
-            let sequence = &self.sequences[key];
-            let Some(place) = sequence.place else {
-                return broken(format!("{:?} runs without a slot", sequence.id));
-            };
-            let table = self.slots.pages(place.slot, GROUP);
-            let Some(own) = table.get(sequence.protected / self.pool.page_size()..) else {
-                return broken(format!("{:?} protects more than its table", sequence.id));
-            };
-            for page in own {
-                match is_owned.get_mut(page.0 as usize) {
-                    Some(mark) if !*mark && !self.pool.is_free(*page) => *mark = true,
-                    _ => return broken(format!("page {} of {:?}", page.0, sequence.id)),
-                }
-            }
-            owned += own.len();
-            if self.pool.cache().locked_tokens(place.lock).ok() != Some(sequence.protected) {
-                return broken(format!("the lock of {:?} is elsewhere", sequence.id));
-            }
-        }
-        let accounted = counts.free + counts.cached_evictable + counts.cached_locked + owned;
-        if accounted != counts.capacity {
-            return broken(format!("{owned} pages are owned by sequences in {counts:?}"));
-        }
-        if self.running.is_empty() && counts.cached_locked != 0 {
-            return broken(format!("nothing runs, yet pages are locked: {counts:?}"));
-        }
-        if self.free_slots.len() + self.running.len() != self.slots.len() {
-            return broken(format!("{} slots are free", self.free_slots.len()));
-        }
-        Ok(())
-    }
-
     /// Plants a bug in the prefix tree, for the tests that have to notice it.
     #[cfg(feature = "seeded-bugs")]
     pub fn plant_in_cache(&mut self, bug: radix_cache::SeededBug) {
@@ -443,101 +396,6 @@ impl Scheduler {
         let key = self.sequences.insert(sequence);
         self.by_id.insert(id, key);
         Ok(key)
-    }
-
-    /// Takes a sequence out, wherever it is, and frees what it holds.
-    pub(super) fn finish(
-        &mut self,
-        key: SequenceKey,
-        reason: FinishReason,
-    ) -> Result<(), ScheduleError> {
-        if self.sequences[key].place.is_some() {
-            if !matches!(reason, FinishReason::Error(_)) {
-                self.insert_computed(key)?;
-            }
-            let twice = reason == FinishReason::Abort && self.has_bug(SeededBug::AbortFreesTwice);
-            if twice && let Some(place) = self.sequences[key].place {
-                let own = self.sequences[key].protected / self.config.page_size;
-                self.pool.give(&self.slots.pages(place.slot, GROUP)[own..])?;
-            }
-            self.vacate(key)?;
-            self.running.retain(|&other| other != key);
-        } else {
-            self.waiting.retain(|&other| other != key);
-        }
-        if let Some(sequence) = self.sequences.remove(key) {
-            self.by_id.remove(&sequence.id);
-            self.events.push(Event::Finished { id: sequence.id, reason });
-        }
-        Ok(())
-    }
-
-    /// Gives slot, lock and own pages back. Rows in flight become stale.
-    pub(super) fn vacate(&mut self, key: SequenceKey) -> Result<(), ScheduleError> {
-        let own = self.sequences[key].protected / self.config.page_size;
-        let sequence = &mut self.sequences[key];
-        let Some(Place { slot, lock }) = sequence.place.take() else { return Ok(()) };
-        sequence.epoch += 1;
-        (sequence.launched, sequence.computed) = (0, 0);
-        sequence.protected = 0;
-        if !self.config.has_bug(SeededBug::LossKeepsPending) {
-            sequence.pending = 0;
-        }
-        let table = self.slots.pages_mut(slot, GROUP);
-        self.pool.give(table.get(own..).unwrap_or_default())?;
-        table.clear();
-        self.pool.release(lock, self.config.cache)?;
-        // What was to be announced of its table is gone with it.
-        self.slot_events.retain(
-            |event| !matches!(event, SlotEvent::Pages { slot: other, .. } if *other == slot),
-        );
-        if !self.has_bug(SeededBug::SlotNotClosed) {
-            self.slot_events.push(SlotEvent::Close { slot });
-        }
-        self.free_slots.push(slot);
-        Ok(())
-    }
-
-    /// Moves what is whole, computed and known into the tree.
-    pub(super) fn insert_computed(&mut self, key: SequenceKey) -> Result<(), ScheduleError> {
-        let page_size = self.config.page_size;
-        let (last_token, partial) = (
-            self.has_bug(SeededBug::LastSampledTokenCached),
-            self.has_bug(SeededBug::PartialPageCached),
-        );
-        let no_repoint = self.has_bug(SeededBug::NoRepointAfterDuplicate);
-        let sequence = &mut self.sequences[key];
-        let Some(Place { slot, lock }) = sequence.place else { return Ok(()) };
-        let computed = sequence.computed.min(sequence.known());
-        let mut cacheable = self.pool.floor_page(computed);
-        let table = self.slots.pages_mut(slot, GROUP);
-        if last_token {
-            cacheable = self.pool.floor_page(sequence.known()).min(table.len() * page_size);
-        }
-        if partial {
-            cacheable = self.pool.pages_for(computed) * page_size;
-        }
-        if cacheable <= sequence.protected {
-            return Ok(());
-        }
-        let (from, to) = (sequence.protected / page_size, cacheable / page_size);
-        let before = no_repoint.then(|| table.clone());
-        let inserted = if partial {
-            let mut padded = sequence.tokens[sequence.protected..].to_vec();
-            padded.resize(cacheable - sequence.protected, 0);
-            self.pool.insert(lock, &padded, &mut table[from..to])?
-        } else {
-            let tokens = &sequence.tokens[sequence.protected..cacheable];
-            self.pool.insert(lock, tokens, &mut table[from..to])?
-        };
-        sequence.protected = cacheable;
-        if let Some(before) = before {
-            table.clone_from(&before);
-        } else if inserted.present_pages > 0 {
-            let entries = Span { start: from as u32, len: inserted.present_pages as u32 };
-            self.slot_events.push(SlotEvent::Pages { slot, group: GROUP, entries });
-        }
-        Ok(())
     }
 
     pub(super) fn has_bug(&self, bug: SeededBug) -> bool {
