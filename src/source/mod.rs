@@ -37,6 +37,8 @@ use engine_core::backend::Progress;
 
 pub use error::SourceError;
 pub use known::KnownFile;
+#[cfg(feature = "xla")]
+pub(crate) use known::PJRT_CPU_PLUGIN;
 pub use name::ModelSource;
 
 /// How [`ModelSource::resolve`] fetches.
