@@ -31,10 +31,10 @@ struct Arguments {
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     max_tokens: u32,
 
-    /// How adventurous answers are; 0 takes the likeliest token always. Default: as the model's
-    /// files recommend.
-    #[arg(long)]
-    temperature: Option<f32>,
+    /// How adventurous answers are; 0 takes the likeliest token always. The default suits small
+    /// models, which ramble at 1.
+    #[arg(long, default_value_t = 0.2)]
+    temperature: f32,
 
     /// Keep the likeliest tokens up to this probability. Default: as the model's files recommend.
     #[arg(long)]
@@ -135,7 +135,7 @@ fn sampling(arguments: &Arguments, engine: &Engine) -> SamplingParams {
     let mut sampling = engine.recommended_sampling();
     sampling.max_tokens = Some(arguments.max_tokens);
     sampling.seed = arguments.seed;
-    sampling.temperature = arguments.temperature.unwrap_or(sampling.temperature);
+    sampling.temperature = arguments.temperature;
     sampling.top_p = arguments.top_p.unwrap_or(sampling.top_p);
     sampling
 }
