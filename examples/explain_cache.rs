@@ -9,7 +9,7 @@
 //! `hash_ids`, one for each 512 prompt tokens. Without one, the excerpt in `radix-cache/data` is
 //! replayed.
 
-#[path = "../benches/cache/trace.rs"]
+#[path = "../radix-cache/benches/cache/trace.rs"]
 mod trace;
 
 use std::error::Error;
@@ -49,12 +49,12 @@ struct Curve {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    let path = arguments.trace.clone().unwrap_or_else(trace::path);
-    let requests = trace::read(&path)?;
+    let path = arguments.trace.clone().or_else(trace::path);
+    let requests = trace::read(path.as_deref())?;
     let ids = trace::unique_ids(&requests);
     println!(
         "{}: {} requests, {ids} different blocks of 512 tokens",
-        path.display(),
+        trace::name(path.as_deref()),
         requests.len()
     );
 

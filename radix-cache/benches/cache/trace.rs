@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use radix_cache::{CacheConfig, Namespace, PageId, RadixCache, Token};
+use radix_cache::{CacheConfig, Event, Namespace, PageId, RadixCache, Token};
 use serde::Deserialize;
 
 /// Tokens one id of the trace stands for.
@@ -35,15 +35,23 @@ impl Request {
     }
 }
 
-/// The trace that `UNDERSTORY_TRACE` names, or the excerpt that comes with the sources.
-pub(crate) fn path() -> PathBuf {
-    let excerpt = "radix-cache/data/mooncake_conversation_excerpt.jsonl";
-    env::var_os("UNDERSTORY_TRACE")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(excerpt), PathBuf::from)
+/// The trace that comes with the sources.
+const EXCERPT: &str = include_str!("../../data/mooncake_conversation_excerpt.jsonl");
+
+/// The trace that `UNDERSTORY_TRACE` names, if it does.
+pub(crate) fn path() -> Option<PathBuf> {
+    env::var_os("UNDERSTORY_TRACE").map(PathBuf::from)
 }
 
-pub(crate) fn read(path: &Path) -> Result<Vec<Request>, Box<dyn Error>> {
-    let text = fs::read_to_string(path)?;
+/// What to call a trace.
+pub(crate) fn name(path: Option<&Path>) -> String {
+    let file = path.map(|path| path.file_name().unwrap_or_default().to_string_lossy());
+    file.map_or_else(|| "the excerpt of the Mooncake trace".to_owned(), String::from)
+}
+
+/// A trace's requests; without a path, those of the excerpt that comes with the sources.
+pub(crate) fn read(path: Option<&Path>) -> Result<Vec<Request>, Box<dyn Error>> {
+    let text = path.map_or_else(|| Ok(EXCERPT.to_owned()), fs::read_to_string)?;
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
@@ -105,6 +113,11 @@ impl TreeWithPool {
             fresh: Vec::new(),
             canonical: Vec::new(),
         })
+    }
+
+    /// What happened since this was last asked, if the cache tells.
+    pub(crate) fn drain_events(&mut self) -> impl Iterator<Item = Event> + '_ {
+        self.cache.drain_events()
     }
 }
 

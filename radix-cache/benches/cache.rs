@@ -1,7 +1,7 @@
 //! How fast the prefix cache is, as the table of `docs/cache.md`.
 //!
 //! ```text
-//! UNDERSTORY_TRACE=conversation_trace.jsonl cargo bench --bench cache
+//! UNDERSTORY_TRACE=conversation_trace.jsonl cargo bench -p radix-cache
 //! ```
 //!
 //! Criterion measures; the table gives its least and its median time an operation, since on a
@@ -10,6 +10,8 @@
 
 #[path = "cache/block_hash.rs"]
 mod block_hash;
+#[path = "cache/router_tree.rs"]
+mod router_tree;
 #[path = "cache/table.rs"]
 mod table;
 #[path = "cache/trace.rs"]
@@ -19,10 +21,11 @@ use std::error::Error;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use criterion::Criterion;
+use criterion::{BatchSize, Criterion};
 use radix_cache::{CacheConfig, LockId, Namespace, PageId, RadixCache, Token};
 
 use crate::block_hash::BlockHashCache;
+use crate::router_tree::RouterTree;
 use crate::table::Table;
 use crate::trace::{Replayed, TreeWithPool, lru_hit_rate, replay};
 
@@ -137,7 +140,38 @@ fn probe(criterion: &mut Criterion, table: &mut Table) {
             bencher.iter(|| blocks.lookup(usize::MAX));
         });
         table.measured(&name, 1.0, "");
+        probe_router_tree(criterion, table, page_size, &prompt);
     }
+}
+
+/// The same hit in the tree of `dynamo-kv-router`.
+fn probe_router_tree(
+    criterion: &mut Criterion,
+    table: &mut Table,
+    page_size: usize,
+    prompt: &[Token],
+) {
+    let config = CacheConfig::default().page_size(page_size).events(1_000);
+    let mut cache = RadixCache::new(config).expect("the page size is valid");
+    cache_path(&mut cache, &mut Pages::default(), Namespace(0), prompt, NODES);
+    let mut router = RouterTree::new(page_size);
+    for event in cache.drain_events() {
+        let event = router.translate(event).expect("nothing was cleared");
+        router.apply(event).expect("parents come first");
+    }
+    let blocks = router.hash(prompt);
+    assert_eq!(router.look_up(blocks.clone()), prompt.len() / page_size);
+    let name = format!("  tree of dynamo-kv-router: hash and look up, page {page_size}");
+    criterion.bench_function(&name, |bencher| {
+        bencher.iter(|| router.look_up(router.hash(black_box(prompt))));
+    });
+    table.measured(&name, 1.0, "");
+    let name = format!("  tree of dynamo-kv-router: look up alone, page {page_size}");
+    criterion.bench_function(&name, |bencher| {
+        let setup = || blocks.clone();
+        bencher.iter_batched(setup, |blocks| router.look_up(blocks), BatchSize::SmallInput);
+    });
+    table.measured(&name, 1.0, "");
 }
 
 /// Long prompts at random from a tree of a million leaves, most of which no level of the machine's
@@ -374,12 +408,12 @@ fn chunks(criterion: &mut Criterion, table: &mut Table) {
 fn replays(table: &mut Table) -> Result<(), Box<dyn Error>> {
     const PAGE: usize = 16;
     let path = trace::path();
-    let requests = trace::read(&path)?;
+    let requests = trace::read(path.as_deref())?;
     let ids = trace::unique_ids(&requests) / 10;
     let pages = trace::pages(ids, PAGE);
-    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = trace::name(path.as_deref());
     table.note(&format!(
-        "replay of {file}: {} requests, {pages} pages of {PAGE} tokens, 10 % of the unique blocks",
+        "replay of {name}: {} requests, {pages} pages of {PAGE} tokens, 10 % of the unique blocks",
         requests.len()
     ));
     let a_request = |outcome: &trace::Outcome| {
@@ -406,6 +440,15 @@ fn replays(table: &mut Table) -> Result<(), Box<dyn Error>> {
     table.value("  block-hash cache", format!("{blocks_least:.1} µs"), "");
     let ratio = blocks_least / tree_least;
     table.value("  the tree is faster by", format!("{ratio:.1} times"), "3 times");
+    let router = router_tree::follow(&requests, PAGE, pages)?;
+    let time = |time: Duration| {
+        format!("{:.1} µs", time.as_secs_f64() * 1e6 / requests.len().max(1) as f64)
+    };
+    table.value("  tree of dynamo-kv-router: hash", time(router.hashing), "");
+    table.value("    look up", time(router.looking_up), "");
+    table.value("    follow what this tree did", time(router.following), "");
+    let agreed = format!("{} of {}", router.agreed, requests.len());
+    table.value("    requests for which it matches what this tree served", agreed, "");
     let oracle = lru_hit_rate(&requests, ids);
     table.value("  hit rate, this tree", format!("{:.2} %", 100.0 * tree_rate), "");
     table.value("  hit rate, block-hash cache", format!("{:.2} %", 100.0 * blocks_rate), "");
