@@ -8,8 +8,8 @@ use crate::bugs::SeededBug;
 use crate::config::{CacheConfig, Policy};
 use crate::error::CacheError;
 use crate::events::EventLog;
-use crate::leaf_heap::LeafHeap;
 use crate::locks::Locks;
+use crate::order::LeafOrder;
 use crate::retention::Retention;
 use crate::statistics::Statistics;
 use crate::store::NO_PAGE;
@@ -24,10 +24,8 @@ pub struct RadixCache {
     pub(crate) tree: Tree,
     pub(crate) roots: HashMap<Namespace, NodeIndex>,
     pub(crate) locks: Locks,
-    /// Every unpinned leaf that is not retained, first to go first.
-    pub(crate) leaves: LeafHeap,
-    /// Every unpinned leaf that is retained, first to expire first.
-    pub(crate) retained: LeafHeap,
+    /// Every unpinned leaf of the device's part, first to go first.
+    pub(crate) leaves: LeafOrder,
     pub(crate) policy: Policy,
     /// Whether anything asks for [`hits`](Node::hits).
     counts_hits: bool,
@@ -56,8 +54,7 @@ impl RadixCache {
             tree: Tree::new(&config),
             roots: HashMap::new(),
             locks: Locks::default(),
-            leaves: LeafHeap::default(),
-            retained: LeafHeap::default(),
+            leaves: LeafOrder::default(),
             policy: config.policy,
             counts_hits: config.counts_hits(),
             counts_age: config.counts_age(),
@@ -247,7 +244,7 @@ impl RadixCache {
     /// keeping the order costs, in a unit that no clock can blur.
     #[must_use]
     pub fn eviction_order_steps(&self) -> u64 {
-        self.leaves.steps() + self.retained.steps()
+        self.leaves.steps()
     }
 
     /// Plants a known bug, for the tests that have to notice it.

@@ -20,7 +20,7 @@ impl RadixCache {
             if missing == 0 {
                 break;
             }
-            let Some(leaf) = self.first_to_go() else {
+            let Some(leaf) = self.leaves.first() else {
                 break;
             };
             // Only a full arena can refuse to split, and nothing was changed then.
@@ -46,7 +46,6 @@ impl RadixCache {
         self.note_cleared();
         self.locks.remove_all();
         self.leaves.clear();
-        self.retained.clear();
         if let Some(host) = &mut self.host {
             host.reset();
         }
@@ -119,7 +118,7 @@ impl RadixCache {
     /// itself.
     pub(crate) fn remove_leaf(&mut self, leaf: NodeIndex, freed: &mut Vec<PageId>) -> NodeIndex {
         let (device, host) = self.tree.node(leaf).pages_by_tier();
-        self.unfile(leaf);
+        self.leaves.remove(leaf);
         self.note_removed(leaf);
         let parent = match &mut self.host {
             None => self.tree.remove(leaf, freed, &mut Vec::new()),
@@ -139,7 +138,7 @@ impl RadixCache {
 
     /// Takes an unpinned leaf's pages off the device; their copies on the host stay.
     pub(crate) fn drop_device(&mut self, leaf: NodeIndex, freed: &mut Vec<PageId>) {
-        self.unfile(leaf);
+        self.leaves.remove(leaf);
         self.note_removed_from(leaf, 0, Tier::Device);
         let node = self.tree.node_mut(leaf);
         node.device = false;

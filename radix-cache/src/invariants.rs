@@ -96,7 +96,7 @@ impl RadixCache {
 
             let idle_host_leaf = node.host && node.host_children == 0 && node.pins == 0;
             idle_host_leaves += usize::from(idle_host_leaf);
-            let place = self.host.as_ref().and_then(|tier| tier.order.rank_of(index));
+            let place = self.host.as_ref().and_then(|tier| tier.order.place_of(index));
             let expected = self.expected_host_place(index).filter(|_| idle_host_leaf);
             ensure!(
                 place == expected,
@@ -104,7 +104,7 @@ impl RadixCache {
             );
             let idle_leaf = node.device && node.device_children == 0 && node.pins == 0;
             idle_leaves += usize::from(idle_leaf);
-            let place = self.place_of(index);
+            let place = self.leaves.place_of(index);
             let expected = idle_leaf.then(|| self.expected_place(index));
             ensure!(place == expected, "{index:?} is filed at {place:?}, not {expected:?}");
         }
@@ -116,10 +116,9 @@ impl RadixCache {
             self.tree.store.used()
         );
         ensure!(
-            self.leaves.len() + self.retained.len() == idle_leaves,
-            "{} and {} leaves in order, not {idle_leaves}",
-            self.leaves.len(),
-            self.retained.len()
+            self.leaves.len() == idle_leaves,
+            "{} leaves in order, not {idle_leaves}",
+            self.leaves.len()
         );
         ensure!(
             self.tree.filed_children() == filed,

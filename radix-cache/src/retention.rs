@@ -55,13 +55,21 @@ impl RadixCache {
     /// ticks than before are ignored.
     pub fn advance(&mut self, now: u64) {
         self.now = self.now.max(now);
-        while let Some(leaf) = self.retained.first() {
-            if self.tree.node(leaf).retention.until > self.now {
-                break;
-            }
-            self.retained.remove(leaf);
+        while let Some(leaf) = self.leaves.first_retained().filter(|&leaf| self.is_over(leaf)) {
+            self.leaves.remove(leaf);
             self.file(leaf);
         }
+        let first_on_host = |cache: &Self| cache.host.as_ref()?.order.first_retained();
+        while let Some(leaf) = first_on_host(self).filter(|&leaf| self.is_over(leaf)) {
+            if let Some(host) = &mut self.host {
+                host.order.remove(leaf);
+            }
+            self.file_on_host(leaf);
+        }
+    }
+
+    fn is_over(&self, leaf: NodeIndex) -> bool {
+        self.tree.node(leaf).retention.until <= self.now
     }
 
     /// Raises the retention of a node and its ancestors, all pinned. An ancestor's is never

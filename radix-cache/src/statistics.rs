@@ -95,7 +95,7 @@ impl RadixCache {
     #[must_use]
     pub fn memory(&self) -> Memory {
         let contents = self.tree.store.content_bytes();
-        let structure = self.tree.structure_bytes() + self.leaves.bytes() + self.retained.bytes();
+        let structure = self.tree.structure_bytes() + self.leaves.bytes();
         Memory { contents, structure }
     }
 }

@@ -17,7 +17,7 @@ use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::config::Policy;
 use crate::error::CacheError;
-use crate::leaf_heap::{LeafHeap, Rank};
+use crate::order::LeafOrder;
 use crate::retention::Retention;
 use crate::store::NO_PAGE;
 use crate::tree::{Descent, Node, NodeIndex};
@@ -38,7 +38,7 @@ impl HostTier {
         Self { pages, policy: Policy::default(), write: WritePolicy::default() }
     }
 
-    /// Which pages the host loses first. It heeds no [`Retention::until`].
+    /// Which pages the host loses first. [Retained](Retention::until) ones go last there too.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -107,7 +107,7 @@ pub(crate) struct HostState {
     pub(crate) tier: HostTier,
     pub(crate) free: Vec<PageId>,
     /// Every unpinned leaf of the host's part, first to go first.
-    pub(crate) order: LeafHeap,
+    pub(crate) order: LeafOrder,
     /// Pages on the host in nodes that are not pinned.
     pub(crate) idle: usize,
     under_way: HashMap<TransferId, UnderWay>,
@@ -133,7 +133,7 @@ impl HostState {
         Self {
             tier,
             free: (0..tier.pages).rev().map(PageId).collect(),
-            order: LeafHeap::default(),
+            order: LeafOrder::default(),
             idle: 0,
             under_way: HashMap::new(),
             next: 0,
@@ -194,7 +194,7 @@ impl RadixCache {
     ) -> Result<usize, CacheError> {
         let mut made = 0;
         while made < pages {
-            let Some(leaf) = self.first_to_go() else {
+            let Some(leaf) = self.leaves.first() else {
                 break;
             };
             let node = self.tree.node(leaf);
@@ -376,11 +376,13 @@ impl RadixCache {
         pages.len() - rest.len()
     }
 
-    pub(crate) fn file_on_host(&mut self, leaf: NodeIndex, rank: Rank) {
-        if let Some(host) = &mut self.host
-            && host.order.rank_of(leaf).is_none()
+    /// Files an unpinned leaf of the host's part, unless it is filed there.
+    pub(crate) fn file_on_host(&mut self, leaf: NodeIndex) {
+        let place = self.expected_host_place(leaf);
+        if let (Some(host), Some(place)) = (&mut self.host, place)
+            && host.order.place_of(leaf).is_none()
         {
-            host.order.insert(leaf, rank);
+            host.order.insert(leaf, place);
         }
     }
 

@@ -5,6 +5,7 @@ use hashbrown::{HashMap, HashTable};
 use crate::bugs::{Planted, SeededBug};
 use crate::config::CacheConfig;
 use crate::error::CacheError;
+use crate::rank_heap::Numbered;
 use crate::retention::Retention;
 use crate::store::{Run, Store};
 use crate::types::{Namespace, PageId, Token};
@@ -17,13 +18,14 @@ impl NodeIndex {
     /// The parent of a root.
     pub(crate) const NONE: Self = Self(u32::MAX);
 
-    #[cfg(test)]
-    pub(crate) fn new(index: u32) -> Self {
-        Self(index)
-    }
-
     pub(crate) fn index(self) -> usize {
         self.0 as usize
+    }
+}
+
+impl Numbered for NodeIndex {
+    fn number(self) -> usize {
+        self.index()
     }
 }
 

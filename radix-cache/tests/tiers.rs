@@ -1,8 +1,8 @@
 //! What the second tier promises, one promise a test.
 
 use radix_cache::{
-    CacheConfig, CacheError, Direction, HostTier, Namespace, PageId, RadixCache, Token, Transfer,
-    WritePolicy,
+    CacheConfig, CacheError, Direction, HostTier, Namespace, PageId, RadixCache, Retention, Token,
+    Transfer, WritePolicy,
 };
 
 const HOME: Namespace = Namespace(0);
@@ -123,6 +123,33 @@ fn a_full_host_refuses_what_does_not_fit() {
     assert_eq!(cache.counts().host, 0);
     assert!(save(&mut cache, &PROMPT[..4]).is_some(), "a failure gives the room back");
     cache.check_invariants().unwrap();
+}
+
+#[test]
+fn the_host_keeps_what_is_retained_to_the_last() {
+    let mut cache = with_prompt(6, WritePolicy::Through);
+    let lock = cache.acquire(HOME, &PROMPT[..3], &mut Vec::new()).unwrap().lock;
+    cache.retain(lock, Retention::default().until(10)).unwrap();
+    cache.release(lock).unwrap();
+    let mut freed = Vec::new();
+    let saved = save(&mut cache, &PROMPT).unwrap();
+    cache.confirm(saved.id, &mut freed).unwrap();
+    cache.evict(6, &mut freed);
+
+    // Another prompt needs three pages of the host, later ones all of them.
+    for (prompt, kept) in [([7, 7, 7], 3), ([8, 8, 8], 3), ([9, 9, 9], 0)] {
+        if kept == 0 {
+            cache.advance(10);
+        }
+        let lock = cache.acquire(HOME, &[], &mut Vec::new()).unwrap().lock;
+        let _ = cache.insert(lock, &prompt, &freed.split_off(freed.len() - 3), &mut Vec::new());
+        let saved = cache.save(lock).unwrap().unwrap();
+        cache.release(lock).unwrap();
+        cache.confirm(saved.id, &mut freed).unwrap();
+        cache.evict(3, &mut freed);
+        assert_eq!(cache.probe(HOME, &PROMPT).host_tokens, kept);
+        cache.check_invariants().unwrap();
+    }
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl Model {
     pub(crate) fn first_to_go(&self, holds: &[Hold]) -> Option<usize> {
         let on_device = |entry: &Entry| entry.page.is_some();
         let idle = self.idle_leaves(holds, on_device);
-        idle.min_by_key(|&index| self.rank(&self.entries[index]))
+        idle.min_by_key(|&index| self.rank(self.policy, &self.entries[index]))
     }
 
     /// Takes up to `pages` pages off the device that nobody holds or continues there, in the
@@ -148,7 +148,7 @@ impl Model {
     pub(crate) fn evict_host(&mut self, pages: usize, holds: &[Hold]) {
         for _ in 0..pages {
             let idle = self.idle_leaves(holds, |entry| entry.host);
-            let rank = |&index: &usize| self.host_rank(&self.entries[index]);
+            let rank = |&index: &usize| self.rank(self.host_policy, &self.entries[index]);
             let Some(first) = idle.min_by_key(rank) else {
                 break;
             };
@@ -226,15 +226,11 @@ impl Model {
         restarted
     }
 
-    fn rank(&self, entry: &Entry) -> (bool, i128, u64) {
+    fn rank(&self, policy: Policy, entry: &Entry) -> (bool, i128, u64) {
         if entry.until > self.now {
             return (true, i128::from(entry.until), entry.used);
         }
-        (false, first(self.policy, entry), entry.used)
-    }
-
-    fn host_rank(&self, entry: &Entry) -> (i128, u64) {
-        (first(self.host_policy, entry), entry.used)
+        (false, first(policy, entry), entry.used)
     }
 
     fn idle_leaves(

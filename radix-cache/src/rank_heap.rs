@@ -1,34 +1,42 @@
-//! The order in which leaves are evicted.
+//! A heap that knows where each of its members is.
 
-use crate::tree::NodeIndex;
+/// What a heap can hold: something that is numbered, densely, from 0.
+pub(crate) trait Numbered: Copy {
+    /// Its number.
+    fn number(self) -> usize;
+}
 
-/// What decides who goes first: the policy's word, then age. Smaller goes first.
-pub(crate) type Rank = (u64, u64);
-
-/// A four-way heap of leaves that knows where each one is, so that a leaf leaves from the middle.
+/// A four-way heap of numbered members, smallest rank first, from which a member can leave from
+/// the middle.
 ///
 /// A balanced tree would do as well in theory. The heap wins in practice: a leaf that was just used
 /// has the largest rank under most policies and stays where it is appended, most leaves sit on
 /// the lowest levels and leave from there, and nothing is ever allocated but the two arrays.
-#[derive(Debug, Default)]
-pub(crate) struct LeafHeap {
-    entries: Vec<Entry>,
-    /// Where node `i` stands in `entries`, or `ABSENT`.
+#[derive(Debug)]
+pub(crate) struct RankHeap<K, R> {
+    entries: Vec<Entry<K, R>>,
+    /// Where the member of a number stands in `entries`, or `ABSENT`.
     positions: Vec<u32>,
     /// Entries looked at since the beginning.
     steps: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    rank: Rank,
-    node: NodeIndex,
+struct Entry<K, R> {
+    rank: R,
+    member: K,
 }
 
 const ABSENT: u32 = u32::MAX;
 const ARITY: usize = 4;
 
-impl LeafHeap {
+impl<K, R> Default for RankHeap<K, R> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), positions: Vec::new(), steps: 0 }
+    }
+}
+
+impl<K: Numbered, R: Copy + Ord> RankHeap<K, R> {
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -40,33 +48,34 @@ impl LeafHeap {
 
     /// Bytes reserved.
     pub(crate) fn bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<Entry>() + self.positions.capacity() * size_of::<u32>()
+        self.entries.capacity() * size_of::<Entry<K, R>>()
+            + self.positions.capacity() * size_of::<u32>()
     }
 
-    pub(crate) fn first(&self) -> Option<NodeIndex> {
-        self.entries.first().map(|entry| entry.node)
+    pub(crate) fn first(&self) -> Option<K> {
+        self.entries.first().map(|entry| entry.member)
     }
 
-    /// The rank a node was inserted with.
-    pub(crate) fn rank_of(&self, node: NodeIndex) -> Option<Rank> {
-        let position = *self.positions.get(node.index())?;
+    /// The rank a member was inserted with.
+    pub(crate) fn rank_of(&self, member: K) -> Option<R> {
+        let position = *self.positions.get(member.number())?;
         self.entries.get(position as usize).map(|entry| entry.rank)
     }
 
-    /// Adds a node that is not in the heap.
-    pub(crate) fn insert(&mut self, node: NodeIndex, rank: Rank) {
-        if self.positions.len() <= node.index() {
-            self.positions.resize(node.index() + 1, ABSENT);
+    /// Adds a member that is not in the heap.
+    pub(crate) fn insert(&mut self, member: K, rank: R) {
+        if self.positions.len() <= member.number() {
+            self.positions.resize(member.number() + 1, ABSENT);
         }
-        debug_assert_eq!(self.positions[node.index()], ABSENT);
-        let entry = Entry { rank, node };
+        debug_assert_eq!(self.positions[member.number()], ABSENT);
+        let entry = Entry { rank, member };
         self.entries.push(entry);
         self.sift_up(self.entries.len() - 1, entry);
     }
 
-    /// Takes a node out. True if it was in.
-    pub(crate) fn remove(&mut self, node: NodeIndex) -> bool {
-        let Some(position) = self.positions.get_mut(node.index()) else {
+    /// Takes a member out. True if it was in.
+    pub(crate) fn remove(&mut self, member: K) -> bool {
+        let Some(position) = self.positions.get_mut(member.number()) else {
             return false;
         };
         let hole = core::mem::replace(position, ABSENT);
@@ -92,7 +101,7 @@ impl LeafHeap {
         self.positions.fill(ABSENT);
     }
 
-    fn sift_up(&mut self, mut hole: usize, entry: Entry) {
+    fn sift_up(&mut self, mut hole: usize, entry: Entry<K, R>) {
         while hole > 0 {
             let parent = (hole - 1) / ARITY;
             self.steps += 1;
@@ -105,7 +114,7 @@ impl LeafHeap {
         self.place(hole, entry);
     }
 
-    fn sift_down(&mut self, mut hole: usize, entry: Entry) {
+    fn sift_down(&mut self, mut hole: usize, entry: Entry<K, R>) {
         loop {
             let first = hole * ARITY + 1;
             let Some(children) = self.entries.get(first..) else {
@@ -126,9 +135,9 @@ impl LeafHeap {
         self.place(hole, entry);
     }
 
-    fn place(&mut self, position: usize, entry: Entry) {
+    fn place(&mut self, position: usize, entry: Entry<K, R>) {
         self.entries[position] = entry;
-        self.positions[entry.node.index()] = position as u32;
+        self.positions[entry.member.number()] = position as u32;
     }
 }
 
@@ -137,6 +146,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+
+    impl Numbered for u8 {
+        fn number(self) -> usize {
+            usize::from(self)
+        }
+    }
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -156,7 +171,7 @@ mod tests {
     proptest! {
         #[test]
         fn heap_orders_like_a_sorted_set(steps in prop::collection::vec(step(), 0..400)) {
-            let mut heap = LeafHeap::default();
+            let mut heap = RankHeap::default();
             let mut model = BTreeSet::new();
             for step in steps {
                 match step {
@@ -164,13 +179,13 @@ mod tests {
                         let known = model.iter().any(|&(_, other)| other == node);
                         if !known {
                             let rank = (u64::from(rank), u64::from(node));
-                            heap.insert(NodeIndex::new(u32::from(node)), rank);
+                            heap.insert(node, rank);
                             model.insert((rank, node));
                         }
                     }
                     Step::Remove(node) => {
                         let entry = model.iter().copied().find(|&(_, other)| other == node);
-                        let removed = heap.remove(NodeIndex::new(u32::from(node)));
+                        let removed = heap.remove(node);
                         prop_assert_eq!(removed, entry.is_some());
                         if let Some(entry) = entry {
                             model.remove(&entry);
@@ -179,7 +194,7 @@ mod tests {
                     Step::Pop => {
                         let first = heap.first();
                         let expected = model.pop_first();
-                        prop_assert_eq!(first, expected.map(|(_, node)| NodeIndex::new(u32::from(node))));
+                        prop_assert_eq!(first, expected.map(|(_, node)| node));
                         if let Some(node) = first {
                             prop_assert!(heap.remove(node));
                         }
