@@ -91,8 +91,6 @@ pub struct XlaBackend {
     options: XlaOptions,
     element: Element,
     memory_bytes: u64,
-    /// Whether the plugin keeps count of its devices' memory.
-    memory_is_device: bool,
 }
 
 impl XlaBackend {
@@ -129,9 +127,8 @@ impl XlaBackend {
         }
         let limit = client.memory_stats(0).ok().and_then(|stats| stats.limit);
         let reported = limit.map(|limit| limit * requested as u64);
-        let memory_is_device = reported.is_some();
         let memory_bytes = options.memory_bytes.or(reported).unwrap_or_else(host_memory);
-        Ok(Self { client, options, element, memory_bytes, memory_is_device })
+        Ok(Self { client, options, element, memory_bytes })
     }
 
     /// The client, to ask about devices.
@@ -216,9 +213,7 @@ impl Backend for XlaBackend {
             options.context_length as usize,
             kv_element,
         );
-        if self.memory_is_device || self.options.memory_bytes.is_some() {
-            self.check_memory(program, &placement, &geometry)?;
-        }
+        self.check_memory(program, &placement, &geometry)?;
         let compiler = Compiler::new(
             self.client.clone(),
             self.options.compiler_flags.clone(),

@@ -42,6 +42,9 @@ use launch::{Arguments, LaunchError, Outcome, floats, run, upload, upload_as, wo
 use programs::Programs;
 use validate::validate;
 
+/// What errors say was being done.
+const ALLOCATING: &str = "allocating KV pages";
+
 /// A program on devices, with its KV pages.
 #[derive(Debug)]
 pub(crate) struct XlaExecutor {
@@ -113,28 +116,30 @@ impl XlaExecutor {
             next_ticket: 0,
             dead: None,
         };
-        executor.resident = Some(executor.fresh()?);
+        let (resident, allocated) = executor.fresh()?;
+        // Memory that isn't there may show only now. Later, the step that reads the arrays fails.
+        allocated.wait(None).map_err(|error| crate::error::device(error, ALLOCATING))?;
+        executor.resident = Some(resident);
         Ok(executor)
     }
 
-    /// Makes the resident arrays, empty.
-    fn fresh(&mut self) -> Result<Resident, BackendError> {
+    /// Makes the resident arrays, empty. They are there when the completion says so.
+    fn fresh(&mut self) -> Result<(Resident, Completion), BackendError> {
         let geometry = self.programs.geometry();
         let groups = geometry.pages.len();
         let arguments = Arguments::new(self.programs.devices());
-        let mut arrays = run(self.programs.fresh()?, arguments)
-            .map_err(|error| crate::error::device(error, "allocating KV pages"))?
-            .arrays;
+        let Outcome { mut arrays, done } = run(self.programs.fresh()?, arguments)
+            .map_err(|error| crate::error::device(error, ALLOCATING))?;
         let counts = arrays.pop();
         let next_tokens = arrays.pop();
         let tables = arrays.split_off(arrays.len().saturating_sub(groups));
         let (Some(next_tokens), Some(counts)) = (next_tokens, counts) else {
             return Err(BackendError::Device {
-                context: "allocating KV pages".to_owned(),
+                context: ALLOCATING.to_owned(),
                 message: "the module returned too few arrays".to_owned(),
             });
         };
-        Ok(Resident { kv: arrays, tables, next_tokens, counts })
+        Ok((Resident { kv: arrays, tables, next_tokens, counts }, done))
     }
 
     /// Takes the resident arrays for a launch, making them anew after a failure.
@@ -143,7 +148,7 @@ impl XlaExecutor {
             return self.apply_events(resident, batch).map_err(|error| self.lose(&error));
         }
         self.life += 1;
-        let resident = self.fresh().map_err(|error| self.die(error.to_string()))?;
+        let (resident, _) = self.fresh().map_err(|error| self.die(error.to_string()))?;
         self.restore(resident, batch).map_err(|error| self.lose(&error))
     }
 

@@ -1,6 +1,6 @@
 //! What a case works with: the backend under test, the reference, and the comparison of the two.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -18,13 +18,16 @@ pub struct Check<'a> {
     subject: &'a Subject,
     /// What the backend turned out not to support, and how it said so.
     skipped: RefCell<BTreeMap<String, String>>,
+    /// The largest difference of a log probability from the reference's so far.
+    largest_difference: Cell<f32>,
 }
 
 /// A case: what it does, or why the backend doesn't conform.
 pub type Case = fn(&Check<'_>) -> Result<(), Failure>;
 
 /// Runs a case, and panics with the whole story if the backend doesn't pass it, or skips other
-/// parts of it than its subject declares.
+/// parts of it than its subject declares. How far it was from the reference is said on standard
+/// error.
 ///
 /// A subject of `None` is a backend that this machine doesn't have: then nothing is run, and said
 /// so on standard error.
@@ -33,8 +36,13 @@ pub fn assert_passes(name: &str, case: Case, subject: impl Into<Option<Subject>>
         eprintln!("{name}: not run, as this machine doesn't have the backend");
         return;
     };
-    let check = Check { subject: &subject, skipped: RefCell::default() };
+    let check = Check {
+        subject: &subject,
+        skipped: RefCell::default(),
+        largest_difference: Cell::default(),
+    };
     let outcome = check.part(name, || case(&check));
+    eprintln!("{name}: log probabilities differ by up to {:.1e}", check.largest_difference.get());
     if let Err(failure) = outcome {
         panic!("{} does not conform: {}", subject.description(), with_sources(&failure));
     }
@@ -132,7 +140,10 @@ impl Check<'_> {
             return Err(Failure::wrong(what, reference.len(), other.len()));
         }
         for (token, (&expected, &found)) in (0..).zip(reference.iter().zip(&other)) {
-            let is_close = (expected - found).abs() <= tolerance;
+            let difference = (expected - found).abs();
+            self.largest_difference.set(self.largest_difference.get().max(difference));
+            // Not a number is not close.
+            let is_close = difference <= tolerance;
             if !is_close {
                 let what = what.to_owned();
                 return Err(Failure::LogProbability { what, token, expected, found, tolerance });
