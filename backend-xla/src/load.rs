@@ -37,10 +37,16 @@ pub(crate) fn load_weights(
         }
         let bytes = convert(&tensor, placed.kind.element);
         let element = pjrt_element(placed.kind.element);
+        let in_file = placed.as_in_file();
         let mut shards = Sharded::new();
         for index in 0..placement.devices {
-            let (dims, shard) = shard(&bytes, placed, element.size(), placement.devices, index);
-            let buffer = client.to_device(index, element, &dims, &shard);
+            let (dims, shard) = shard(&bytes, &in_file, element.size(), placement.devices, index);
+            let buffer = match dims[..] {
+                [rows, columns] if placed.transposed => {
+                    client.to_device_transposed(index, element, [rows, columns], &shard)
+                }
+                _ => client.to_device(index, element, &dims, &shard),
+            };
             shards
                 .push(buffer.map_err(|error| device(error, format!("placing `{}`", weight.name)))?);
         }
@@ -81,8 +87,8 @@ fn convert<'a>(tensor: &'a Tensor<'_>, element: Element) -> Cow<'a, [u8]> {
     Cow::Owned(bytes)
 }
 
-/// The part of a weight that device `index` of `devices` holds: dimensions and bytes. `bytes` are
-/// the file's elements of `size` bytes each.
+/// The part of a weight that device `index` of `devices` holds: dimensions and bytes, both in the
+/// file's order. `bytes` are the file's elements of `size` bytes each.
 fn shard<'a>(
     bytes: &'a [u8],
     placed: &PlacedWeight,
@@ -159,7 +165,8 @@ mod tests {
     use crate::stablehlo::{Sharding, Type};
 
     fn placed(dims: &[usize], sharding: Sharding, sources: Vec<Source>) -> PlacedWeight {
-        PlacedWeight { kind: Type::new(Element::F32, dims), sharding, sources }
+        let kind = Type::new(Element::F32, dims);
+        PlacedWeight { kind, sharding, sources, transposed: false }
     }
 
     fn identity(len: usize) -> Source {

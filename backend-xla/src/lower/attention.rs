@@ -267,22 +267,16 @@ impl Heads<'_> {
         let (runs, run) = (positions.dim(0), positions.dim(1));
         let pages = self.geometry.pages_per_block();
         let block = pages * self.geometry.page_size;
-        let head_dim = self.attention.head_dim as usize;
         let one = f.int(1);
         let next = f.add(index, &one);
 
         let pages_size = f.int(pages);
         let entry = f.multiply(index, &pages_size);
         let entries = f.dynamic_slice(table, 1, &entry, pages);
-        let read = f.take(kv, &entries);
-        let read = f.reshape(&read, &[runs, block, self.kv_heads, 2, head_dim]);
-        let part = |f: &mut Function, which: usize| {
-            let part = f.slice(&read, 3, which, 1);
-            f.reshape(&part, &[runs, block, self.kv_heads, head_dim])
-        };
-        let (key, value) = (part(f, 0), part(f, 1));
+        let key = self.read(f, kv, &entries, 0);
+        let value = self.read(f, kv, &entries, 1);
 
-        let mut scores = f.dot((q, &key), &[(0, 0), (1, 2)], (3, 3), Element::F32);
+        let mut scores = f.dot((q, &key), &[(0, 0), (1, 1)], (3, 3), Element::F32);
         if let Some(cap) = self.attention.soft_cap {
             scores = ops::soft_cap(f, &scores, cap);
         }
@@ -306,11 +300,28 @@ impl Heads<'_> {
         let total = f.multiply(total, &correction);
         let total = f.add(&total, &added);
         let weights = f.convert(&weights, kv.element());
-        let added = f.dot((&weights, &value), &[(0, 0), (1, 2)], (3, 1), Element::F32);
+        let added = f.dot((&weights, &value), &[(0, 0), (1, 1)], (3, 2), Element::F32);
         let correction = f.broadcast_to(&correction, sum, &[0, 1, 2]);
         let sum = f.multiply(sum, &correction);
         let sum = f.add(&sum, &added);
         vec![next, largest, total, sum]
+    }
+
+    /// The keys (`which` is 0) or the values (1) of pages `entries`, `[runs, pages]`, as
+    /// `[runs, kv_heads, pages * page_size, head_dim]`: each page is read head by head, so that
+    /// nothing has to be transposed before it is multiplied.
+    fn read(&self, f: &mut Function, kv: &Value, entries: &Value, which: usize) -> Value {
+        let (runs, pages) = (entries.dim(0), entries.dim(1));
+        let dims = [runs, self.kv_heads, pages];
+        let page = f.broadcast(entries, &dims, &[0, 2]);
+        let head = f.iota(Element::I32, &dims, 1);
+        let two = f.splat(Element::I32, &dims, 2.0);
+        let head = f.multiply(&head, &two);
+        let which = f.splat(Element::I32, &dims, which as f64);
+        let head = f.add(&head, &which);
+        let read = f.take_pairs(kv, &page, (&head, 2));
+        let [page_size, head_dim] = [kv.dim(1), kv.dim(3)];
+        f.reshape(&read, &[runs, self.kv_heads, pages * page_size, head_dim])
     }
 
     /// Which positions of block `index` each token sees: `[runs, run, block]`.

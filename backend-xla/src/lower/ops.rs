@@ -143,8 +143,9 @@ impl Lowering<'_> {
     ) -> Result<(), BackendError> {
         let input = self.value(input)?;
         let matrix = &self.weights[weight.index()];
+        let inputs_dim = if self.placement.weights[weight.index()].transposed { 0 } else { 1 };
         let f = &mut self.function;
-        let mut product = f.dot((&input, matrix), &[], (1, 1), input.element());
+        let mut product = f.dot((&input, matrix), &[], (1, inputs_dim), input.element());
         if self.placement.devices > 1 {
             product = match self.program.weights()[weight.index()].split {
                 Split::Rows => f.constrain(&product, Sharding::REPLICATED),
@@ -304,6 +305,9 @@ impl Lowering<'_> {
     }
 
     /// `out = input × weightᵀ` in `f32`. Each device computes its share of the vocabulary.
+    ///
+    /// One row is multiplied as two: XLA's CPU compiler has a slow product for a single row and a
+    /// matrix of this layout, several times slower than for two.
     fn logits(
         &mut self,
         input: ValueId,
@@ -313,9 +317,14 @@ impl Lowering<'_> {
         let input = self.value(input)?;
         let sharding = self.placement.weights[weight.index()].sharding;
         let f = &mut self.function;
+        let is_single = input.dim(0) == 1;
+        let input = if is_single { f.concatenate(&[&input, &input], 0) } else { input };
         let mut logits = f.dot((&input, &self.weights[weight.index()]), &[], (1, 1), Element::F32);
         if sharding != Sharding::REPLICATED {
             logits = f.constrain(&logits, Sharding::along(1));
+        }
+        if is_single {
+            logits = f.slice(&logits, 0, 0, 1);
         }
         self.set(out, logits);
         Ok(())

@@ -35,6 +35,31 @@ pub(crate) struct PlacedWeight {
     pub(crate) sharding: Sharding,
     /// Where each dimension's elements come from in the file.
     pub(crate) sources: Vec<Source>,
+    /// Whether the devices hold the file's matrix transposed: `[inputs, outputs]`. XLA's CPU
+    /// compiler multiplies few rows by such a matrix several times as fast, and a TPU's does not
+    /// mind. What tokens are looked up in stays as it is, one row a token.
+    pub(crate) transposed: bool,
+}
+
+impl PlacedWeight {
+    /// The same weight in the file's order of dimensions.
+    pub(crate) fn as_in_file(&self) -> Self {
+        let mut weight = self.clone();
+        if self.transposed {
+            weight.transpose();
+        }
+        weight
+    }
+
+    fn transpose(&mut self) {
+        self.kind.dims.reverse();
+        self.sources.reverse();
+        self.sharding = match self.sharding.dim() {
+            Some(dim) => Sharding::along(self.kind.dims.len() - 1 - dim),
+            None => self.sharding,
+        };
+        self.transposed = !self.transposed;
+    }
 }
 
 /// Where the elements along a dimension come from: runs of `run` consecutive elements, each from
@@ -149,6 +174,7 @@ impl Placement {
             }
         }
         let in_vocabulary = vocabulary_weights(program);
+        let is_multiplied = linear_weights(program);
         let weights = program
             .weights()
             .iter()
@@ -177,7 +203,12 @@ impl Placement {
                 };
                 // Vectors are small, and norms want their precision.
                 let element = if dims.len() == 1 { Element::F32 } else { element };
-                Ok(PlacedWeight { kind: Type::new(element, &dims), sharding, sources })
+                let kind = Type::new(element, &dims);
+                let mut weight = PlacedWeight { kind, sharding, sources, transposed: false };
+                if is_multiplied[index] && !in_vocabulary[index] {
+                    weight.transpose();
+                }
+                Ok(weight)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { devices, element, weights, widths })
@@ -194,6 +225,17 @@ fn vocabulary_weights(program: &Program) -> Vec<bool> {
     let mut found = vec![false; program.weights().len()];
     for op in program.ops() {
         if let Op::Embed { weight, .. } | Op::Logits { weight, .. } = op {
+            found[weight.index()] = true;
+        }
+    }
+    found
+}
+
+/// Which weights are matrices of linear layers.
+fn linear_weights(program: &Program) -> Vec<bool> {
+    let mut found = vec![false; program.weights().len()];
+    for op in program.ops() {
+        if let Op::Linear { weight, .. } = op {
             found[weight.index()] = true;
         }
     }

@@ -1,6 +1,6 @@
 //! A client: the devices of a plugin, and what is made on them.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ptr, sync::Arc};
 
 use super::{
     Buffer, CompileOptions, DeviceDescription, ElementType, LoadedExecutable, PjrtError, Plugin,
@@ -168,6 +168,37 @@ impl Client {
         dims: &[i64],
         bytes: &[u8],
     ) -> Result<Buffer, PjrtError> {
+        self.copy_to_device(index, element, dims, None, bytes)
+    }
+
+    /// Copies a matrix from the host to device `index` and transposes it on the way: `bytes` are
+    /// those of `[rows, columns]`, row-major, and the buffer is `[columns, rows]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::to_device`].
+    pub fn to_device_transposed(
+        &self,
+        index: usize,
+        element: ElementType,
+        [rows, columns]: [i64; 2],
+        bytes: &[u8],
+    ) -> Result<Buffer, PjrtError> {
+        let size = element.size() as i64;
+        let strides = [size, columns.saturating_mul(size)];
+        self.copy_to_device(index, element, &[columns, rows], Some(&strides), bytes)
+    }
+
+    /// Copies a dense array to a device. `strides`, in bytes, say in which order its dimensions lie
+    /// in memory; row-major without.
+    fn copy_to_device(
+        &self,
+        index: usize,
+        element: ElementType,
+        dims: &[i64],
+        strides: Option<&[i64]>,
+        bytes: &[u8],
+    ) -> Result<Buffer, PjrtError> {
         let device = self.device(index)?;
         let expected = dims
             .iter()
@@ -186,11 +217,13 @@ impl Client {
             type_: element.to_raw(),
             dims: dims.as_ptr(),
             num_dims: dims.len(),
+            byte_strides: strides.map_or(ptr::null(), <[i64]>::as_ptr),
+            num_byte_strides: strides.map_or(0, <[i64]>::len),
             host_buffer_semantics: sys::PJRT_HostBufferSemantics_kImmutableOnlyDuringCall,
             device: device.raw,
         });
-        // SAFETY: the plugin reads the bytes, as many as it was told, during the call only. What
-        // it returns is ours.
+        // SAFETY: the plugin reads the bytes, as many as it was told, during the call only: the
+        // strides are a permutation of the dense ones. What it returns is ours.
         unsafe {
             call!(self.inner.plugin, PJRT_Client_BufferFromHostBuffer, arguments)?;
             if !arguments.done_with_host_buffer.is_null() {
