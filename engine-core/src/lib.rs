@@ -14,4 +14,6 @@ pub mod schedule;
 pub mod text;
 pub mod weights;
 
-pub use radix_cache::{Event as CacheEvent, Namespace, PageId, Policy, Retention, Token};
+pub use radix_cache::{
+    Event as CacheEvent, Namespace, PageId, Policy, Retention, Token, WritePolicy,
+};

@@ -1,6 +1,6 @@
 //! Makes an executor fail at chosen moments, the way devices do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use engine_core::backend::{
@@ -27,6 +27,20 @@ pub enum Fault {
     Hang,
 }
 
+/// What goes wrong with a transfer between the tiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TransferFault {
+    /// It can't be started.
+    Refused,
+    /// It fails, and copies nothing.
+    Fails,
+    /// It takes the KV memory with it.
+    KvLost,
+    /// The device is gone.
+    Dead,
+}
+
 /// An executor that fails as a list says, and otherwise does what the one inside does.
 ///
 /// The one inside sees every launch, also one that is reported as failed: what the caller believes
@@ -34,15 +48,21 @@ pub enum Fault {
 pub struct Faults<E> {
     inner: E,
     faults: BTreeMap<u64, Fault>,
+    transfer_faults: BTreeMap<u64, TransferFault>,
     in_flight: VecDeque<InFlight>,
+    /// Tickets of transfers that the executor inside never saw.
+    failing: BTreeSet<u64>,
+    transfers: u64,
     lose_kv: fn(&mut E),
     is_dead: bool,
     strikes: u64,
 }
 
+/// A step or transfer that the executor inside has been given.
 #[derive(Debug)]
 struct InFlight {
-    step: u64,
+    /// A transfer has a number of its own here.
+    number: u64,
     rows: u32,
     /// Row of each output.
     outputs: Vec<u32>,
@@ -57,11 +77,24 @@ impl<E: Executor> Faults<E> {
         Self {
             inner,
             faults: faults.into_iter().collect(),
+            transfer_faults: BTreeMap::new(),
             in_flight: VecDeque::new(),
+            failing: BTreeSet::new(),
+            transfers: 0,
             lose_kv: |_| {},
             is_dead: false,
             strikes: 0,
         }
+    }
+
+    /// Faults of transfers, by their number from 0, counting those that were refused.
+    #[must_use]
+    pub fn with_transfer_faults(
+        mut self,
+        faults: impl IntoIterator<Item = (u64, TransferFault)>,
+    ) -> Self {
+        self.transfer_faults = faults.into_iter().collect();
+        self
     }
 
     /// Says how the executor inside forgets its KV.
@@ -90,7 +123,7 @@ impl<E: Executor> Faults<E> {
         if self.is_dead { Err(dead("it was lost before")) } else { Ok(()) }
     }
 
-    /// The step of a ticket, after those before it that the caller doesn't know of.
+    /// What a ticket stands for, after those before it that the caller doesn't know of.
     fn take(&mut self, ticket: &Ticket) -> Result<InFlight, StepError> {
         let mut unread = StepResult::default();
         while let Some(step) = self.in_flight.pop_front() {
@@ -121,7 +154,7 @@ impl<E: Executor> Executor for Faults<E> {
         let ticket = self.inner.launch(batch)?;
         let is_hidden = self.faults.get(&batch.step) == Some(&Fault::LaunchFails);
         self.in_flight.push_back(InFlight {
-            step: batch.step,
+            number: batch.step,
             rows: batch.rows.len() as u32,
             outputs: batch.outputs.iter().map(|output| output.row).collect(),
             ticket: Ticket::new(ticket.number()),
@@ -148,8 +181,8 @@ impl<E: Executor> Executor for Faults<E> {
     ) -> Result<(), StepError> {
         result.clear();
         self.check_alive()?;
-        let InFlight { step, rows, outputs, .. } = self.take(&ticket)?;
-        let fault = self.faults.remove(&step);
+        let InFlight { number, rows, outputs, .. } = self.take(&ticket)?;
+        let fault = self.faults.remove(&number);
         self.strikes += u64::from(fault.is_some());
         match fault {
             None | Some(Fault::LaunchFails) => self.inner.wait(ticket, deadline, result),
@@ -187,12 +220,55 @@ impl<E: Executor> Executor for Faults<E> {
 
     fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
         self.check_alive()?;
-        self.inner.transfer(copies)
+        let number = self.transfers;
+        self.transfers += 1;
+        match self.transfer_faults.get(&number) {
+            Some(TransferFault::Refused) => {
+                self.strikes += 1;
+                return Err(failed("it was refused"));
+            }
+            Some(TransferFault::Fails) => {
+                // Far from the numbers that the executor inside gives out.
+                let ticket = u64::MAX - number;
+                self.failing.insert(ticket);
+                return Ok(Ticket::new(ticket));
+            }
+            _ => {}
+        }
+        let ticket = self.inner.transfer(copies)?;
+        self.in_flight.push_back(InFlight {
+            number,
+            rows: 0,
+            outputs: Vec::new(),
+            ticket: Ticket::new(ticket.number()),
+            is_hidden: false,
+        });
+        Ok(ticket)
     }
 
     fn wait_transfer(&mut self, ticket: Ticket, deadline: Deadline) -> Result<(), StepError> {
         self.check_alive()?;
-        self.inner.wait_transfer(ticket, deadline)
+        if self.failing.remove(&ticket.number()) {
+            self.strikes += 1;
+            return Err(failed("it was struck"));
+        }
+        let InFlight { number, .. } = self.take(&ticket)?;
+        match self.transfer_faults.remove(&number) {
+            Some(TransferFault::KvLost) => {
+                self.strikes += 1;
+                (self.lose_kv)(&mut self.inner);
+                match self.inner.wait_transfer(ticket, deadline) {
+                    Err(error @ StepError::Dead { .. }) => Err(error),
+                    _ => Err(StepError::KvLost { reason: "a transfer struck the memory".into() }),
+                }
+            }
+            Some(TransferFault::Dead) => {
+                self.strikes += 1;
+                self.is_dead = true;
+                Err(dead("a transfer struck it"))
+            }
+            _ => self.inner.wait_transfer(ticket, deadline),
+        }
     }
 
     fn compiles_in_traffic(&self) -> u64 {
@@ -215,18 +291,30 @@ impl<E: fmt::Debug> fmt::Debug for Faults<E> {
 pub struct FaultyBackend<B> {
     inner: B,
     faults: Vec<(u64, Fault)>,
+    transfer_faults: Vec<(u64, TransferFault)>,
     out_of_memory: bool,
 }
 
 impl<B: Backend> FaultyBackend<B> {
     /// Faults by the number of the step that they strike, the same for each executor.
     pub fn new(inner: B, faults: impl IntoIterator<Item = (u64, Fault)>) -> Self {
-        Self { inner, faults: faults.into_iter().collect(), out_of_memory: false }
+        let (faults, transfer_faults) = (faults.into_iter().collect(), Vec::new());
+        Self { inner, faults, transfer_faults, out_of_memory: false }
+    }
+
+    /// Faults of transfers, by their number, the same for each executor.
+    #[must_use]
+    pub fn with_transfer_faults(
+        mut self,
+        faults: impl IntoIterator<Item = (u64, TransferFault)>,
+    ) -> Self {
+        self.transfer_faults = faults.into_iter().collect();
+        self
     }
 
     /// A backend on a device that is too small for anything.
     pub fn out_of_memory(inner: B) -> Self {
-        Self { inner, faults: Vec::new(), out_of_memory: true }
+        Self { out_of_memory: true, ..Self::new(inner, []) }
     }
 }
 
@@ -249,7 +337,8 @@ impl<B: Backend> Backend for FaultyBackend<B> {
             });
         }
         let inner = self.inner.compile(programs, weights, options)?;
-        Ok(Box::new(Faults::new(Boxed(inner), self.faults.iter().cloned())))
+        let faults = Faults::new(Boxed(inner), self.faults.iter().cloned());
+        Ok(Box::new(faults.with_transfer_faults(self.transfer_faults.iter().copied())))
     }
 }
 
@@ -293,6 +382,10 @@ impl Executor for Boxed {
     fn compiles_in_traffic(&self) -> u64 {
         self.0.compiles_in_traffic()
     }
+}
+
+fn failed(reason: &str) -> StepError {
+    StepError::TransferFailed { reason: reason.to_owned() }
 }
 
 fn dead(reason: &str) -> StepError {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use engine_core::Token;
 use engine_core::backend::{
     Backend, BackendError, Batch, Capabilities, CompileOptions, Deadline, Executor, Limits, Mask,
-    Masks, Progress, Sampled, Span, StepError, StepResult, Ticket, Want,
+    Masks, PageCopy, Progress, Sampled, Span, StepError, StepResult, Ticket, Want,
 };
 use engine_core::model::Program;
 use engine_core::weights::Weights;
@@ -74,6 +74,7 @@ impl NullBackend {
 impl Backend for NullBackend {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new("null", 1 << 30);
+        capabilities.host_memory_bytes = 1 << 30;
         capabilities.batch_invariant = true;
         capabilities
     }
@@ -202,6 +203,16 @@ impl Executor for NullExecutor {
             top: Span::default(),
         }));
         self.spare.push(step.answers);
+        Ok(())
+    }
+
+    /// Copies take no time.
+    fn transfer(&mut self, _copies: &[PageCopy]) -> Result<Ticket, StepError> {
+        self.tickets += 1;
+        Ok(Ticket::new(self.tickets - 1))
+    }
+
+    fn wait_transfer(&mut self, _ticket: Ticket, _deadline: Deadline) -> Result<(), StepError> {
         Ok(())
     }
 }

@@ -108,15 +108,25 @@ pub trait Executor: Send {
 
     /// Starts copies of whole pages between tiers and returns. They are ordered with launches.
     ///
+    /// Until the ticket has been waited for, no launch writes a page that a copy reads, and none
+    /// reads or writes a page that a copy fills; so the copies of one call may run in any order.
+    ///
     /// # Errors
     ///
-    /// [`StepError::Unsupported`] where the executor was compiled without a host tier.
+    /// [`StepError::Unsupported`] where the executor was compiled without a host tier, others as
+    /// for [`wait_transfer`](Executor::wait_transfer). After an error no ticket exists.
     fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
         let _ = copies;
         Err(StepError::Unsupported { what: "transfers between tiers" })
     }
 
-    /// Blocks until the transfer has finished or the deadline has passed.
+    /// Blocks until the transfer has finished or the deadline has passed. Tickets of steps and
+    /// transfers are awaited in the order in which they were given out.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::TransferFailed`], or as for [`wait`](Executor::wait): [`StepError::KvLost`],
+    /// [`StepError::Dead`].
     fn wait_transfer(&mut self, ticket: Ticket, deadline: Deadline) -> Result<(), StepError> {
         let _ = (ticket, deadline);
         Err(StepError::Unsupported { what: "transfers between tiers" })

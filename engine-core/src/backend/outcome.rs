@@ -69,6 +69,13 @@ pub enum StepError {
         /// What the device said, or which deadline passed.
         reason: String,
     },
+    /// A transfer did not happen, or only in part: what it was to write holds anything, what it
+    /// was to read is as it was. Steps are not affected.
+    #[error("a transfer between tiers failed: {reason}")]
+    TransferFailed {
+        /// What the device said.
+        reason: String,
+    },
     /// The executor doesn't do this; nothing happened.
     #[error("this executor doesn't support {what}")]
     Unsupported {

@@ -3,12 +3,13 @@
 //! Every page has exactly one owner at every moment:
 //!
 //! ```text
-//! free + cached_evictable + cached_locked + owned_by_sequences == capacity
+//! free + cached_evictable + cached_locked + loading + owned_by_sequences == capacity
 //! ```
 //!
 //! Bytes are the backend's; nothing here knows what a page holds.
 
 mod allocator;
+mod host;
 mod pool;
 
 pub use allocator::{AllocatorError, PageAllocator};

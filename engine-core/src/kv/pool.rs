@@ -1,8 +1,8 @@
 //! The prefix tree and the free pages, seen as one supply.
 
 use radix_cache::{
-    Acquired, CacheConfig, CacheError, Event, Inserted, LockId, Namespace, PageId, RadixCache,
-    Retention, Token,
+    Acquired, CacheConfig, CacheError, Event, Inserted, LockId, Match, Namespace, PageId,
+    RadixCache, Retention, Token,
 };
 
 use super::allocator::{AllocatorError, PageAllocator};
@@ -12,11 +12,14 @@ use super::allocator::{AllocatorError, PageAllocator};
 /// Whoever needs pages takes them from here; when none is free, the tree evicts.
 #[derive(Debug)]
 pub struct KvPool {
-    cache: RadixCache,
-    pages: PageAllocator,
+    pub(super) cache: RadixCache,
+    pub(super) pages: PageAllocator,
     page_size: usize,
+    /// Pages that are being loaded from the host.
+    pub(super) loading: usize,
+    pub(super) host_capacity: usize,
     /// Kept, so that moving pages about allocates nothing.
-    scratch: Vec<PageId>,
+    pub(super) scratch: Vec<PageId>,
     evicted: u64,
 }
 
@@ -27,12 +30,18 @@ pub struct PageCounts {
     pub free: usize,
     /// Owned by the tree; may be evicted.
     pub cached_evictable: usize,
-    /// Owned by the tree; a sequence reads them.
+    /// Owned by the tree; a sequence reads them, or a copy between the tiers.
     pub cached_locked: usize,
+    /// Being loaded from the host; the tree's or free when that has ended.
+    pub loading: usize,
     /// Owned by sequences: the rest.
     pub owned_by_sequences: usize,
     /// All of them.
     pub capacity: usize,
+    /// Pages of the host that hold copies. Not counted in `capacity`.
+    pub on_host: usize,
+    /// All pages of the host; 0 without a host tier.
+    pub host_capacity: usize,
 }
 
 /// The accounting of pages is broken, or a call makes no sense.
@@ -66,7 +75,8 @@ impl KvPool {
         let cache = RadixCache::new(config)?;
         let page_size = cache.page_size();
         let pages = PageAllocator::new(capacity);
-        Ok(Self { cache, pages, page_size, scratch: Vec::new(), evicted: 0 })
+        let (scratch, evicted, loading, host_capacity) = (Vec::new(), 0, 0, 0);
+        Ok(Self { cache, pages, page_size, loading, host_capacity, scratch, evicted })
     }
 
     /// Tokens in a page.
@@ -90,16 +100,26 @@ impl KvPool {
         self.pages.free() + self.cache.counts().evictable
     }
 
+    /// Pages that nobody owns: those that can be had without evicting.
+    pub fn free(&self) -> usize {
+        self.pages.free()
+    }
+
     /// Pages by owner.
     pub fn counts(&self) -> PageCounts {
         let cached = self.cache.counts();
-        let (free, capacity) = (self.pages.free(), self.pages.capacity());
+        let (free, loading) = (self.pages.free(), self.loading);
+        let capacity = self.pages.capacity();
+        let others = free + cached.evictable + cached.locked + loading;
         PageCounts {
             free,
             cached_evictable: cached.evictable,
             cached_locked: cached.locked,
-            owned_by_sequences: capacity.saturating_sub(free + cached.evictable + cached.locked),
+            loading,
+            owned_by_sequences: capacity.saturating_sub(others),
             capacity,
+            on_host: cached.host,
+            host_capacity: self.host_capacity,
         }
     }
 
@@ -118,9 +138,9 @@ impl KvPool {
         self.pages.is_free(page)
     }
 
-    /// How many of the tokens are in the tree. Reads only.
-    pub fn probe(&self, namespace: Namespace, tokens: &[Token]) -> usize {
-        self.cache.probe(namespace, tokens).tokens
+    /// How many of the tokens are in the tree, and how many more are on the host. Reads only.
+    pub fn probe(&self, namespace: Namespace, tokens: &[Token]) -> Match {
+        self.cache.probe(namespace, tokens)
     }
 
     /// Locks the longest cached prefix and appends its pages to `table`.
@@ -253,8 +273,9 @@ impl KvPool {
         Self::give_all(&mut self.pages, &self.scratch)
     }
 
-    /// The device lost its KV: all cached pages become free and every lock is void. Sequences
-    /// give their own pages back by themselves.
+    /// The device lost its KV: all cached pages become free, every lock is void, and the host is
+    /// empty. Sequences give their own pages back by themselves, and so do
+    /// [loads](Self::forget).
     ///
     /// # Errors
     ///
@@ -271,7 +292,10 @@ impl KvPool {
         self.cache.plant(bug);
     }
 
-    fn give_all(allocator: &mut PageAllocator, pages: &[PageId]) -> Result<(), PoolError> {
+    pub(super) fn give_all(
+        allocator: &mut PageAllocator,
+        pages: &[PageId],
+    ) -> Result<(), PoolError> {
         pages.iter().try_for_each(|&page| allocator.give(page))?;
         Ok(())
     }

@@ -3,19 +3,23 @@
 use std::sync::Arc;
 
 use super::queue::matchable;
+use super::report::{Event, ScheduleError};
 use super::reserve::CLIPPED_OUTPUT;
-use super::scheduler::{Event, GROUP, ScheduleError, Scheduler};
+use super::scheduler::{GROUP, Scheduler};
 use super::seeded::SeededBug;
 use super::sequence::{Place, Sequence, SequenceKey};
 use crate::backend::{SlotEvent, SlotSampling, Span};
 
 /// What came of looking at one waiting sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
+pub(super) enum Admission {
     /// It runs now.
     Admitted,
-    /// It waits for a running one to compute their common prefix; the next may go.
+    /// It waits for another one to compute or load their common prefix, or for room to load its
+    /// own; the next may go.
     Held,
+    /// Its prefix is on its way from the host; the next may go.
+    Loading,
     /// It doesn't fit, and nobody may overtake it for that.
     Full,
 }
@@ -29,14 +33,18 @@ impl Scheduler {
         self.order_queue();
         let mut index = 0;
         let mut newest_admitted = None;
-        // Held ones count too: looking further than slots reach can't admit more.
-        while index < self.waiting.len().min(self.free_slots.len() + index) && *chunk_budget > 0 {
+        // Sequences that are being loaded for have a slot reserved each.
+        while index < self.waiting.len()
+            && self.free_slots.len() > self.tier.loading().count()
+            && *chunk_budget > 0
+        {
             let key = self.waiting[index];
             match self.try_admit(key)? {
                 Admission::Full => break,
-                Admission::Held => {
-                    self.sequences[key].held += 1;
+                outcome @ (Admission::Held | Admission::Loading) => {
+                    self.sequences[key].held += u32::from(outcome == Admission::Held);
                     index += 1;
+                    // Looking further than slots reach can't admit more.
                     if index > self.slots.len() {
                         break;
                     }
@@ -58,15 +66,23 @@ impl Scheduler {
         Ok(())
     }
 
-    fn try_admit(&mut self, key: SequenceKey) -> Result<Admission, ScheduleError> {
+    pub(super) fn try_admit(&mut self, key: SequenceKey) -> Result<Admission, ScheduleError> {
         let sequence = &self.sequences[key];
-        let cached = self.pool.probe(sequence.namespace, matchable(sequence));
-        if self.is_worth_holding(key, cached) {
+        if sequence.loading.is_some() {
+            return Ok(Admission::Loading);
+        }
+        let found = self.pool.probe(sequence.namespace, matchable(sequence));
+        let loads = self.is_worth_loading(key, found);
+        let matched = found.tokens + if loads { found.host_tokens } else { 0 };
+        if self.is_worth_holding(key, matched) {
             return Ok(Admission::Held);
         }
-        let needed = self.tokens_needed(sequence, cached);
+        let needed = self.tokens_needed(sequence, found.tokens);
         if !self.has_room(needed) {
             return Ok(Admission::Full);
+        }
+        if loads && let Some(outcome) = self.order_load(key, found)? {
+            return Ok(outcome);
         }
         let Some(&slot) = self.free_slots.last() else { return Ok(Admission::Full) };
 
@@ -122,6 +138,9 @@ impl Scheduler {
         if first_time {
             self.stats.prompt_tokens += sequence.prompt_len as u64;
             self.stats.cached_tokens += cached as u64;
+            let loaded = sequence.loaded.end.min(cached).saturating_sub(sequence.loaded.start);
+            self.stats.host_cached_tokens += loaded as u64;
+            self.stats.host_hits += u64::from(loaded > 0);
             let cached_tokens = cached as u32;
             self.events.push(Event::Admitted { id: sequence.id, cached_tokens });
         }
@@ -143,15 +162,20 @@ impl Scheduler {
         self.has_room(self.tokens_needed(&self.sequences[key], cached))
     }
 
-    /// Whether that many positions can be had without taking what running sequences are
-    /// expected to need. Alone, a sequence always has room: it was checked at its arrival.
+    /// Whether that many positions can be had without taking what running sequences, and those
+    /// that are being loaded for, are expected to need. Alone, a sequence always has room: it
+    /// was checked at its arrival.
     fn has_room(&self, needed: usize) -> bool {
-        if self.running.is_empty() {
+        let loading = self.tier.loading().filter_map(|(key, end)| {
+            Some(self.tokens_needed(self.sequences.get(key)?, end) as f64)
+        });
+        let loading = loading.reduce(|sum, needed| sum + needed);
+        if self.running.is_empty() && loading.is_none() {
             return true;
         }
         let available = (self.pool.available() * self.pool.page_size()) as f64;
         let expected: f64 = self.running.iter().map(|&key| self.expected_need(key)).sum();
-        available - expected >= needed as f64
+        available - expected - loading.unwrap_or_default() >= needed as f64
     }
 
     /// Positions that a running sequence will probably still take.

@@ -2,7 +2,8 @@
 
 use radix_cache::Token;
 
-use super::scheduler::{Event, Launched, ScheduleError, Scheduler};
+use super::report::{Event, ScheduleError};
+use super::scheduler::{Launched, LaunchedRow, Scheduler};
 use super::seeded::SeededBug;
 use super::sequence::{FinishReason, SequenceKey};
 use crate::backend::{RowFailure, StepError, StepResult};
@@ -26,7 +27,7 @@ impl Scheduler {
         match error {
             None => self.commit_rows(&launched, result, &[])?,
             Some(StepError::Rows(failures)) => self.commit_rows(&launched, result, failures)?,
-            Some(error) => self.lose_kv(&launched, &error.to_string())?,
+            Some(error) => self.lose_kv(&launched.rows, &error.to_string())?,
         }
         self.retire(launched);
         if cfg!(debug_assertions) { self.check() } else { Ok(()) }
@@ -91,9 +92,13 @@ impl Scheduler {
         }
     }
 
-    /// The KV memory is gone. The step's sequences end; the others are computed again.
-    fn lose_kv(&mut self, launched: &Launched, reason: &str) -> Result<(), ScheduleError> {
-        for row in &launched.rows {
+    /// The KV memory is gone. The sequences of the step's rows end; the others are computed again.
+    pub(super) fn lose_kv(
+        &mut self,
+        rows: &[LaunchedRow],
+        reason: &str,
+    ) -> Result<(), ScheduleError> {
+        for row in rows {
             if self.sequences.get(row.key).is_some_and(|sequence| sequence.epoch == row.epoch) {
                 self.finish(row.key, FinishReason::Error(reason.to_owned()))?;
             }
@@ -106,6 +111,7 @@ impl Scheduler {
         if !self.has_bug(SeededBug::TreeKeptAfterKvLoss) {
             self.pool.reset()?;
         }
+        self.forget_copies()?;
         self.draining = !self.has_bug(SeededBug::LossNotDrained);
         Ok(())
     }

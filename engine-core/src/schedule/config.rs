@@ -1,9 +1,11 @@
 //! What a scheduler is built with, and what it refuses at the door.
 
-use radix_cache::Policy;
+use radix_cache::{CacheConfig, Policy, WritePolicy};
 
+use super::report::ScheduleError;
 use super::seeded::SeededBug;
 use super::sequence::{Arrival, SequenceId};
+use crate::kv::KvPool;
 
 /// What a scheduler is built with.
 #[derive(Clone, Debug)]
@@ -29,13 +31,36 @@ pub struct SchedulerConfig {
     pub cache_events: usize,
     /// Who goes first.
     pub queue_policy: QueuePolicy,
-    /// What is evicted first.
+    /// What is evicted first, on the device and on the host.
     pub eviction_policy: Policy,
+    /// A second tier in the memory of the host, for prefixes that have to leave the device. Needs
+    /// the cache.
+    pub host_tier: Option<HostTierConfig>,
     /// For tests: retract a sequence every so many steps. Without the cache, more than it takes to
     /// compute the longest sequence anew, else nobody gets further.
     pub retract_every: Option<u64>,
     /// For tests: plant a bug. Without the feature `seeded-bugs` it has no effect.
     pub seeded_bug: Option<SeededBug>,
+}
+
+/// KV in the memory of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HostTierConfig {
+    /// Pages that it holds.
+    pub pages: u32,
+    /// When pages are copied to it. Default: when their sequence ends.
+    pub write: WritePolicy,
+    /// Fewer tokens than this are computed again rather than loaded. A load costs a copy and, for
+    /// its sequence, the wait for the step that it is started with. Default 64.
+    pub min_load_tokens: usize,
+}
+
+impl HostTierConfig {
+    /// Room for so many pages, otherwise as the defaults are.
+    pub fn new(pages: u32) -> Self {
+        Self { pages, write: WritePolicy::default(), min_load_tokens: 64 }
+    }
 }
 
 /// Order of the waiting queue. Resumed sequences, then ones passed over 64 times, precede any.
@@ -64,6 +89,7 @@ impl SchedulerConfig {
             cache_events: 0,
             queue_policy: QueuePolicy::FirstCome,
             eviction_policy: Policy::default(),
+            host_tier: None,
             retract_every: None,
             seeded_bug: None,
         }
@@ -103,6 +129,18 @@ impl SchedulerConfig {
             return Err(Refusal::NeverFits { needed, capacity });
         }
         Ok(())
+    }
+
+    /// An empty pool with the tiers that it asks for.
+    pub(super) fn pool(&self, cache: CacheConfig) -> Result<KvPool, ScheduleError> {
+        let Some(HostTierConfig { pages, write, .. }) = self.host_tier else {
+            return Ok(KvPool::new(self.pages, cache)?);
+        };
+        if !self.cache {
+            let reason = "a host tier keeps what the cache does, and that is switched off";
+            return Err(ScheduleError::Config(reason.to_owned()));
+        }
+        Ok(KvPool::with_host(self.pages, cache, pages, self.eviction_policy, write)?)
     }
 
     pub(super) fn has_bug(&self, bug: SeededBug) -> bool {

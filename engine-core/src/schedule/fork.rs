@@ -1,7 +1,8 @@
 //! Continuing a running sequence along another branch.
 
 use super::config::Refusal;
-use super::scheduler::{GROUP, ScheduleError, Scheduler};
+use super::report::ScheduleError;
+use super::scheduler::{GROUP, Scheduler};
 use super::seeded::SeededBug;
 use super::sequence::{Arrival, Place, SequenceId, SequenceKey};
 use crate::backend::SlotEvent;

@@ -1,6 +1,7 @@
 //! What a sequence holds while it runs, and how it lets go: a slot, a lock in the tree, pages.
 
-use super::scheduler::{Event, GROUP, ScheduleError, Scheduler};
+use super::report::{Event, ScheduleError};
+use super::scheduler::{GROUP, Scheduler};
 use super::seeded::SeededBug;
 use super::sequence::{FinishReason, Place, SequenceKey};
 use crate::backend::{SlotEvent, Span};
@@ -15,6 +16,9 @@ impl Scheduler {
         if self.sequences[key].place.is_some() {
             if !matches!(reason, FinishReason::Error(_)) {
                 self.insert_computed(key)?;
+                if let Some(Place { lock, .. }) = self.sequences[key].place {
+                    self.save(lock)?;
+                }
             }
             let twice = reason == FinishReason::Abort && self.has_bug(SeededBug::AbortFreesTwice);
             if twice && let Some(place) = self.sequences[key].place {
@@ -25,6 +29,9 @@ impl Scheduler {
             self.running.retain(|&other| other != key);
         } else {
             self.waiting.retain(|&other| other != key);
+            if self.has_bug(SeededBug::AbortForgetsLoad) {
+                self.tier.forget_load(key);
+            }
         }
         if let Some(sequence) = self.sequences.remove(key) {
             self.by_id.remove(&sequence.id);
@@ -45,13 +52,17 @@ impl Scheduler {
             sequence.pending = 0;
         }
         let table = self.slots.pages_mut(slot, GROUP);
-        self.pool.give(table.get(own..).unwrap_or_default())?;
+        let own = table.get(own..).unwrap_or_default();
+        // What was to be announced of its table is gone with it, and what was to be copied into its
+        // pages must not reach whoever has them next.
+        self.slot_events.retain(|event| match event {
+            SlotEvent::Pages { slot: other, .. } => *other != slot,
+            SlotEvent::CopyPage { to, .. } => !own.contains(to),
+            _ => true,
+        });
+        self.pool.give(own)?;
         table.clear();
         self.pool.release(lock, self.config.cache)?;
-        // What was to be announced of its table is gone with it.
-        self.slot_events.retain(
-            |event| !matches!(event, SlotEvent::Pages { slot: other, .. } if *other == slot),
-        );
         if !self.has_bug(SeededBug::SlotNotClosed) {
             self.slot_events.push(SlotEvent::Close { slot });
         }
@@ -97,53 +108,6 @@ impl Scheduler {
         } else if inserted.present_pages > 0 {
             let entries = Span { start: from as u32, len: inserted.present_pages as u32 };
             self.slot_events.push(SlotEvent::Pages { slot, group: GROUP, entries });
-        }
-        Ok(())
-    }
-
-    /// Checks that every page and slot has exactly one owner. Looks at everything: for tests
-    /// and debug builds.
-    ///
-    /// # Errors
-    ///
-    /// The first violation.
-    pub fn check(&self) -> Result<(), ScheduleError> {
-        let broken = |what: String| Err(ScheduleError::Ownership(what));
-        if let Err(violation) = self.pool.cache().check_invariants() {
-            return broken(format!("prefix tree: {violation}"));
-        }
-        let counts = self.pool.counts();
-        let mut is_owned = vec![false; counts.capacity];
-        let mut owned = 0;
-        for &key in &self.running {
-            let sequence = &self.sequences[key];
-            let Some(place) = sequence.place else {
-                return broken(format!("{:?} runs without a slot", sequence.id));
-            };
-            let table = self.slots.pages(place.slot, GROUP);
-            let Some(own) = table.get(sequence.protected / self.pool.page_size()..) else {
-                return broken(format!("{:?} protects more than its table", sequence.id));
-            };
-            for page in own {
-                match is_owned.get_mut(page.0 as usize) {
-                    Some(mark) if !*mark && !self.pool.is_free(*page) => *mark = true,
-                    _ => return broken(format!("page {} of {:?}", page.0, sequence.id)),
-                }
-            }
-            owned += own.len();
-            if self.pool.cache().locked_tokens(place.lock).ok() != Some(sequence.protected) {
-                return broken(format!("the lock of {:?} is elsewhere", sequence.id));
-            }
-        }
-        let accounted = counts.free + counts.cached_evictable + counts.cached_locked + owned;
-        if accounted != counts.capacity {
-            return broken(format!("{owned} pages are owned by sequences in {counts:?}"));
-        }
-        if self.running.is_empty() && counts.cached_locked != 0 {
-            return broken(format!("nothing runs, yet pages are locked: {counts:?}"));
-        }
-        if self.free_slots.len() + self.running.len() != self.slots.len() {
-            return broken(format!("{} slots are free", self.free_slots.len()));
         }
         Ok(())
     }

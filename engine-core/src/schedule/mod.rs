@@ -3,7 +3,7 @@
 //! The [`Scheduler`] has no clock, no thread, no channel, no device and no randomness. It is told
 //! what happens ([`arrive`](Scheduler::arrive), [`abort`](Scheduler::abort),
 //! [`fork`](Scheduler::fork), [`commit`](Scheduler::commit)) and says what to launch
-//! ([`plan`](Scheduler::plan)). The same calls in the same order give the same answers, so a log
+//! ([`plan`](Scheduler::plan)) and to copy between the tiers ([`copies`](Scheduler::copies)). The same calls in the same order give the same answers, so a log
 //! of them replays every decision.
 //!
 //! # A sequence's numbers
@@ -25,20 +25,24 @@
 //! 3. New sequences, while slots, the chunk budget and the page budget last.
 
 mod admit;
+mod check;
 mod commit;
 mod config;
 mod fork;
 mod holdings;
 mod plan;
 mod queue;
+mod report;
 mod reserve;
 mod retract;
 mod scheduler;
 mod seeded;
 mod sequence;
+mod tier;
 
-pub use config::{QueuePolicy, Refusal, SchedulerConfig};
+pub use config::{HostTierConfig, QueuePolicy, Refusal, SchedulerConfig};
 pub use fork::ForkError;
-pub use scheduler::{Event, Plan, ScheduleError, Scheduler, SchedulerStats};
+pub use report::{Event, Plan, ScheduleError, SchedulerStats};
+pub use scheduler::Scheduler;
 pub use seeded::SeededBug;
 pub use sequence::{Arrival, FinishReason, RequestId, SequenceId};

@@ -1,6 +1,7 @@
 //! Rows of sequences that run already.
 
-use super::scheduler::{GROUP, LaunchedRow, ScheduleError, Scheduler};
+use super::report::ScheduleError;
+use super::scheduler::{GROUP, LaunchedRow, Scheduler};
 use super::seeded::SeededBug;
 use super::sequence::{Place, SequenceKey};
 use crate::backend::{InputToken, OutputRequest, Row, SlotEvent, SlotId, Span, Want};

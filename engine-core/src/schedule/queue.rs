@@ -12,8 +12,8 @@ const MOST_ORDERED: usize = 128;
 /// A sequence that later ones were admitted before so often goes first.
 const MOST_PASSED_OVER: u32 = 64;
 
-/// Rounds that a sequence waits for another one to compute their common prefix.
-const MOST_HELD: u32 = 64;
+/// Rounds that a sequence waits for another one to compute or load their common prefix.
+pub(super) const MOST_HELD: u32 = 64;
 
 impl Scheduler {
     /// Puts the queue into the policy's order.
@@ -33,7 +33,10 @@ impl Scheduler {
                 _ => 2,
             };
             let cached = match class {
-                2 if by_prefix => pool.probe(sequence.namespace, matchable(sequence)),
+                2 if by_prefix => {
+                    let found = pool.probe(sequence.namespace, matchable(sequence));
+                    found.tokens + found.host_tokens
+                }
                 _ => 0,
             };
             (class, Reverse(cached), sequence.arrival)
@@ -50,24 +53,28 @@ impl Scheduler {
         }
     }
 
-    /// Whether a running sequence is computing a longer prefix of this one than is cached, so
-    /// that waiting for it computes less. `matched` tokens are cached.
+    /// Whether another sequence is computing a longer prefix of this one than is cached, or having
+    /// it loaded, so that waiting for it computes less. `matched` tokens are cached.
     pub(super) fn is_worth_holding(&self, key: SequenceKey, matched: usize) -> bool {
         let sequence = &self.sequences[key];
         if sequence.held >= MOST_HELD {
             return false;
         }
-        self.running.iter().any(|&other| {
-            let leader = &self.sequences[other];
+        let leads = |leader: &Sequence, end: usize| {
             leader.namespace == sequence.namespace
-                && leader.is_prefilling()
-                && self.common_pages(matchable(sequence), leader) > matched
-        })
+                && self.common_pages(matchable(sequence), &leader.tokens[..end]) > matched
+        };
+        let mut running = self.running.iter().map(|&other| &self.sequences[other]);
+        let mut loading = self.tier.loading();
+        running.any(|leader| leader.is_prefilling() && leads(leader, leader.known()))
+            || loading.any(|(other, end)| {
+                self.sequences.get(other).is_some_and(|leader| leads(leader, end))
+            })
     }
 
-    /// Tokens in whole pages that both begin with and that the leader will have computed.
-    fn common_pages(&self, tokens: &[u32], leader: &Sequence) -> usize {
-        let same = tokens.iter().zip(&leader.tokens).take_while(|(a, b)| a == b).count();
+    /// Tokens in whole pages that both begin with.
+    fn common_pages(&self, tokens: &[u32], others: &[u32]) -> usize {
+        let same = tokens.iter().zip(others).take_while(|(a, b)| a == b).count();
         self.pool.floor_page(same)
     }
 }

@@ -2,7 +2,8 @@
 
 use std::cmp::Reverse;
 
-use super::scheduler::{ScheduleError, Scheduler};
+use super::report::ScheduleError;
+use super::scheduler::Scheduler;
 use super::seeded::SeededBug;
 use super::sequence::SequenceKey;
 
@@ -61,7 +62,9 @@ impl Scheduler {
 
     /// Puts a sequence that has left its slot at the front of the queue.
     pub(super) fn requeue(&mut self, key: SequenceKey) {
-        self.sequences[key].resumed = true;
+        let sequence = &mut self.sequences[key];
+        sequence.resumed = true;
+        (sequence.may_load, sequence.loaded) = (true, 0..0);
         self.waiting.push_front(key);
     }
 

@@ -7,19 +7,21 @@ use radix_cache::{CacheConfig, Namespace};
 use slotmap::SlotMap;
 
 use super::config::{Refusal, SchedulerConfig};
+use super::report::{Event, Plan, ScheduleError, SchedulerStats};
 use super::reserve::ReserveRatio;
 use super::seeded::SeededBug;
 use super::sequence::{Arrival, FinishReason, RequestId, Sequence, SequenceId, SequenceKey};
+use super::tier::Tier;
 use crate::backend::{
     Batch, GroupId, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span,
 };
-use crate::kv::{KvPool, PageCounts, PoolError};
+use crate::kv::{KvPool, PageCounts};
 
 /// The one page group of today's programs.
 pub(super) const GROUP: GroupId = GroupId(0);
 
 /// Most steps that are launched and not committed.
-const MAX_IN_FLIGHT: usize = 2;
+pub(super) const MAX_IN_FLIGHT: usize = 2;
 
 /// Decides what runs next. See the [module](super).
 #[derive(Debug)]
@@ -32,6 +34,7 @@ pub struct Scheduler {
     /// In the order of admission.
     pub(super) running: Vec<SequenceKey>,
     pub(super) pool: KvPool,
+    pub(super) tier: Tier,
     pub(super) slots: Slots,
     pub(super) free_slots: Vec<SlotId>,
     /// Launched steps, oldest first.
@@ -49,100 +52,6 @@ pub struct Scheduler {
     pub(super) last_forced_retraction: u64,
     step: u64,
     arrivals: u64,
-}
-
-/// What the engine should do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// Launch [`Scheduler::batch`].
-    Launch,
-    /// Wait for the oldest step in flight, commit it, and plan again.
-    Sync,
-    /// Nothing can run until something arrives.
-    Idle,
-}
-
-/// What happened to a sequence.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Event {
-    /// It runs, for the first time.
-    Admitted {
-        /// Who.
-        id: SequenceId,
-        /// Prompt tokens whose KV was in the cache.
-        cached_tokens: u32,
-    },
-    /// It has a new token.
-    Token {
-        /// Who.
-        id: SequenceId,
-        /// Index into [`StepResult::sampled`](crate::backend::StepResult::sampled) of the result that was committed.
-        sampled: u32,
-    },
-    /// It ended and holds nothing any more.
-    Finished {
-        /// Who.
-        id: SequenceId,
-        /// Why.
-        reason: FinishReason,
-    },
-}
-
-/// Counts since the start, and what is so now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SchedulerStats {
-    /// Sequences that run.
-    pub running: usize,
-    /// Sequences that wait.
-    pub waiting: usize,
-    /// Steps launched.
-    pub steps: u64,
-    /// Prompt tokens of admitted sequences.
-    pub prompt_tokens: u64,
-    /// Of those, tokens whose KV was in the cache.
-    pub cached_tokens: u64,
-    /// Positions that launched prefill rows compute, those after a retraction included.
-    pub prefill_tokens: u64,
-    /// Tokens generated.
-    pub generated_tokens: u64,
-    /// Sequences put back because pages ran out.
-    pub retractions: u64,
-    /// Pages evicted from the tree.
-    pub evicted_pages: u64,
-}
-
-/// The scheduler can't go on: its own accounting is broken, or the backend broke its contract.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ScheduleError {
-    /// The limits or the page size make no sense.
-    #[error("invalid scheduler configuration: {0}")]
-    Config(String),
-    /// See [`PoolError`].
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-    /// A commit without a launch.
-    #[error("a step was committed, but none is in flight")]
-    NothingInFlight,
-    /// A result lacks a token that was asked for.
-    #[error("step {step} returned no token for output {output}")]
-    MissingOutput {
-        /// The step.
-        step: u64,
-        /// Index of the output.
-        output: u32,
-    },
-    /// Sequences wait and nothing runs, yet none can be admitted.
-    #[error("{waiting} sequences wait and none can ever run")]
-    Stuck {
-        /// How many wait.
-        waiting: usize,
-    },
-    /// A page or slot has no owner, or more than one.
-    #[error("ownership is broken: {0}")]
-    Ownership(String),
 }
 
 /// A launched step, as far as its commit needs it.
@@ -193,7 +102,7 @@ impl Scheduler {
             .page_size(config.page_size)
             .policy(config.eviction_policy)
             .events(config.cache_events);
-        let pool = KvPool::new(config.pages, cache)?;
+        let pool = config.pool(cache)?;
         // A page for every slot in one step is common: they grow in step. The two lists change
         // places at each launch.
         let events = 2 * config.max_running as usize;
@@ -203,6 +112,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::with_capacity(config.max_running as usize),
             pool,
+            tier: Tier::new(&config),
             slots: Slots::new(config.max_running, 1),
             free_slots: (0..config.max_running).rev().map(SlotId).collect(),
             in_flight: VecDeque::with_capacity(MAX_IN_FLIGHT),
@@ -293,12 +203,21 @@ impl Scheduler {
     }
 
     /// Decides the next step. On [`Plan::Launch`] the batch is counted as launched: launch it.
+    /// Then, whatever the plan is, start its [`copies`](Self::copies) if there are any: they
+    /// are counted as started.
     ///
     /// # Errors
     ///
     /// Broken accounting.
     pub fn plan(&mut self) -> Result<Plan, ScheduleError> {
-        if self.in_flight.len() >= MAX_IN_FLIGHT || (self.draining && !self.in_flight.is_empty()) {
+        let plan = self.plan_step()?;
+        self.start_copies();
+        Ok(plan)
+    }
+
+    fn plan_step(&mut self) -> Result<Plan, ScheduleError> {
+        if self.in_flight.len() >= MAX_IN_FLIGHT || (self.draining && self.is_anything_in_flight())
+        {
             return Ok(Plan::Sync);
         }
         self.draining = false;
@@ -347,9 +266,9 @@ impl Scheduler {
         self.in_flight.len()
     }
 
-    /// Whether nothing runs, waits or is in flight.
+    /// Whether nothing runs, waits or is in flight, copies included.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && self.in_flight.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && !self.is_anything_in_flight()
     }
 
     /// Counts.
@@ -402,12 +321,17 @@ impl Scheduler {
         self.config.has_bug(bug)
     }
 
+    /// Whether a step or copies are launched or about to be, and not committed.
+    pub(super) fn is_anything_in_flight(&self) -> bool {
+        !self.in_flight.is_empty() || self.tier.is_busy()
+    }
+
     /// One attempt to plan. `None` if half-computed prompts held all the pages: one of them went
     /// back, so that the others can go on.
     fn try_plan(&mut self) -> Result<Option<Plan>, ScheduleError> {
         if self.must_retract() {
-            let in_flight = !self.in_flight.is_empty();
-            if in_flight && !self.has_bug(SeededBug::RetractionUnderPendingStep) {
+            if self.is_anything_in_flight() && !self.has_bug(SeededBug::RetractionUnderPendingStep)
+            {
                 return Ok(Some(Plan::Sync));
             }
             self.retract_until_decode_fits()?;
@@ -417,12 +341,14 @@ impl Scheduler {
         let mut budget = self.plan_prefill()?;
         self.admit(&mut budget)?;
         if !self.next.rows.is_empty() {
+            self.demote_ahead()?;
             self.end_batch();
             return Ok(Some(Plan::Launch));
         }
         let unused = std::mem::take(&mut self.next.launched);
         self.spare.push(unused);
-        if !self.in_flight.is_empty() {
+        // What copies hold comes back, so nobody is put back for it.
+        if self.is_anything_in_flight() {
             return Ok(Some(Plan::Sync));
         }
         if !self.running.is_empty() {

@@ -58,6 +58,16 @@ pub enum SeededBug {
     LossNotDrained,
     /// A chunk ends in the middle of a page.
     ChunkNotWholePages,
+    /// Pages are free as soon as their copy to the host is ordered.
+    DemotedPagesFreedTooEarly,
+    /// What is to be loaded from the host counts as cached before it was copied.
+    LoadConfirmedTooEarly,
+    /// A copy that failed counts as executed.
+    FailedCopyTrusted,
+    /// A sequence waits on for what was being loaded when the KV memory was lost.
+    LoadOutlivesKvLoss,
+    /// A sequence that is being loaded for is forgotten when it is given up, its load with it.
+    AbortForgetsLoad,
 }
 
 impl SeededBug {
@@ -89,5 +99,10 @@ impl SeededBug {
         Self::LossKeepsPending,
         Self::LossNotDrained,
         Self::ChunkNotWholePages,
+        Self::DemotedPagesFreedTooEarly,
+        Self::LoadConfirmedTooEarly,
+        Self::FailedCopyTrusted,
+        Self::LoadOutlivesKvLoss,
+        Self::AbortForgetsLoad,
     ];
 }

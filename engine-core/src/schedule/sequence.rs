@@ -1,8 +1,9 @@
 //! One stream of tokens being generated.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use radix_cache::{LockId, Namespace, Retention, Token};
+use radix_cache::{LockId, Namespace, Retention, Token, TransferId};
 use slotmap::new_key_type;
 
 use crate::backend::{SlotId, SlotSampling};
@@ -91,8 +92,14 @@ pub(super) struct Sequence {
     pub(super) resumed: bool,
     /// How often a later one was admitted before it.
     pub(super) passed_over: u32,
-    /// How often it waited for another one to compute their common prefix.
+    /// How often it waited for another one to compute their common prefix, or for room to load.
     pub(super) held: u32,
+    /// What it waits for, if a part of its prefix is on its way from the host.
+    pub(super) loading: Option<TransferId>,
+    /// Positions that were loaded for it since it began to wait.
+    pub(super) loaded: Range<usize>,
+    /// Nothing has been loaded for it, or tried to be, since it began to wait.
+    pub(super) may_load: bool,
 }
 
 /// What a running sequence holds.
@@ -126,6 +133,9 @@ impl Sequence {
             resumed: false,
             passed_over: 0,
             held: 0,
+            loading: None,
+            loaded: 0..0,
+            may_load: true,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine_core::backend::{GroupId, OutputRequest, SlotSampling};
+use engine_core::backend::{GroupId, OutputRequest, PageCopy, SlotSampling};
 use engine_core::{PageId, Token};
 
 use super::kv::Sequence;
@@ -20,6 +20,18 @@ pub(super) enum Command {
     Free { group: GroupId, pages: Vec<PageId> },
     /// Run a step.
     Step(Step),
+    /// Copy pages between the tiers.
+    Transfer { ticket: u64, copies: Vec<PageCopy>, lost: bool },
+}
+
+impl Command {
+    /// The ticket that stands for it, if somebody waits for it.
+    pub(super) fn ticket(&self) -> Option<u64> {
+        match self {
+            Self::Step(Step { ticket, .. }) | Self::Transfer { ticket, .. } => Some(*ticket),
+            _ => None,
+        }
+    }
 }
 
 /// A launched step, with copies of all that it borrowed.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use engine_core::backend::{
     BackendError, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask,
-    Masks, Progress, Sampled, SlotSampling, Span, StepError, StepResult, Ticket, Want,
+    Masks, PageCopy, Progress, Sampled, SlotSampling, Span, StepError, StepResult, Ticket, Want,
 };
 use engine_core::{PageId, Token};
 
@@ -15,6 +15,7 @@ use super::commands::{Command, Sampling, Step, StepRow};
 use super::kv::{Kv, Sequence};
 use super::model::{self, Chain, Seen};
 use super::resident::Resident;
+use super::transfers::Transfers;
 use super::violation::Violation;
 
 /// The executor of a [`ShadowBackend`](super::ShadowBackend). A [`Violation`] is recorded in the
@@ -29,6 +30,7 @@ pub struct ShadowExecutor {
     /// Pages to poison with the next launch.
     freed: Vec<Command>,
     kv: Kv,
+    transfers: Transfers,
     live: HashMap<u64, Live>,
     /// Seed and position of everything that was sampled for sequences with a seed of their own.
     sampled: HashSet<(u64, u32)>,
@@ -68,6 +70,7 @@ impl ShadowExecutor {
         Ok(Self {
             resident: Resident::new(&limits, page_size, ledger.clone()),
             kv: Kv::new(page_size, &limits.pages),
+            transfers: Transfers::new(page_size, &limits.pages, &options.host_pages),
             limits,
             vocab_size,
             ledger,
@@ -87,7 +90,10 @@ impl ShadowExecutor {
     /// events may still copy from them.
     pub fn poison(&mut self, group: GroupId, is_free: impl Fn(PageId) -> bool) {
         let pages = self.limits.pages.get(usize::from(group.0)).copied().unwrap_or(0);
-        let pages = (0..pages).map(PageId).filter(|&page| is_free(page)).collect();
+        let pages: Vec<_> = (0..pages).map(PageId).filter(|&page| is_free(page)).collect();
+        if let Err(violation) = self.transfers.check_free(group, &pages) {
+            self.ledger.record(violation);
+        }
         self.freed.push(Command::Free { group, pages });
     }
 
@@ -96,8 +102,10 @@ impl ShadowExecutor {
         self.kv.lose();
         self.sampled.clear();
         for command in &mut self.queue {
-            if let Command::Step(step) = command {
-                step.lost = true;
+            match command {
+                Command::Step(step) => step.lost = true,
+                Command::Transfer { lost, .. } => *lost = true,
+                _ => {}
             }
         }
     }
@@ -113,6 +121,14 @@ impl ShadowExecutor {
         StepError::Dead { reason }
     }
 
+    fn waited(&mut self, ticket: Ticket, result: &mut StepResult) -> Result<(), StepError> {
+        match self.try_wait(ticket.number(), result) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StepError::KvLost { reason: "it was lost before this ran".into() }),
+            Err(violation) => Err(self.report(violation)),
+        }
+    }
+
     fn try_launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, Violation> {
         check_batch(batch, &self.limits, self.vocab_size)?;
         if let Some(before) = self.last_step
@@ -121,11 +137,14 @@ impl ShadowExecutor {
             return Err(Violation::StepNumber { before, found: batch.step });
         }
         self.resident.apply(batch, &mut self.queue)?;
+        self.transfers.check_events(batch.events)?;
         self.queue.extend(self.freed.drain(..));
         check_shared(batch, self.resident.groups())?;
         let mut rows = Vec::with_capacity(batch.rows.len());
         for row in batch.rows {
             self.resident.check_row(batch, row, self.last_step)?;
+            let tables = self.resident.tables(row);
+            self.transfers.check_row(row, &tables)?;
             let tokens = &batch.tokens[row.tokens.range()];
             if tokens.contains(&InputToken::Produced(row.slot)) {
                 self.check_sampled()?;
@@ -148,7 +167,7 @@ impl ShadowExecutor {
                     .collect(),
                 first_token: row.tokens.start,
                 position: row.position,
-                tables: self.resident.tables(row),
+                tables,
                 outputs: row
                     .outputs
                     .range()
@@ -157,8 +176,7 @@ impl ShadowExecutor {
             });
         }
         let sampling = if batch.defer_sampling { Sampling::Deferred } else { Sampling::AtOnce };
-        let ticket = self.tickets;
-        self.tickets += 1;
+        let ticket = self.next_ticket();
         self.last_step = Some(batch.step);
         self.queue.push_back(Command::Step(Step {
             ticket,
@@ -168,6 +186,18 @@ impl ShadowExecutor {
             lost: false,
         }));
         Ok(Ticket::new(ticket))
+    }
+
+    fn try_transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, Violation> {
+        let ticket = self.next_ticket();
+        self.transfers.start(ticket, copies)?;
+        self.queue.push_back(Command::Transfer { ticket, copies: copies.to_vec(), lost: false });
+        Ok(Ticket::new(ticket))
+    }
+
+    fn next_ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets - 1
     }
 
     /// The step launched last must have been sampled before another step continues it.
@@ -212,12 +242,9 @@ impl ShadowExecutor {
         Ok(())
     }
 
-    /// Runs everything up to the step of a ticket, and that step.
+    /// Runs everything up to the step or transfer of a ticket, and that. False if it was lost.
     fn try_wait(&mut self, ticket: u64, result: &mut StepResult) -> Result<bool, Violation> {
-        let expected = self.queue.iter().find_map(|command| match command {
-            Command::Step(step) => Some(step.ticket),
-            _ => None,
-        });
+        let expected = self.queue.iter().find_map(Command::ticket);
         if expected != Some(ticket) {
             return Err(Violation::TicketOrder { expected, found: ticket });
         }
@@ -230,6 +257,13 @@ impl ShadowExecutor {
                 Command::Copy { group, from, to } => self.kv.copy(group, from, to),
                 Command::Free { group, pages } => {
                     pages.into_iter().for_each(|page| self.kv.free(group, page));
+                }
+                Command::Transfer { ticket, copies, lost } => {
+                    self.transfers.end(ticket);
+                    if !lost {
+                        self.transfers.run(&mut self.kv, &copies)?;
+                    }
+                    return Ok(!lost);
                 }
                 Command::Step(step) if step.lost => return Ok(false),
                 Command::Step(step) => {
@@ -367,16 +401,22 @@ impl Executor for ShadowExecutor {
         result: &mut StepResult,
     ) -> Result<(), StepError> {
         result.clear();
-        match self.try_wait(ticket.number(), result) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                Err(StepError::KvLost { reason: "it was lost before the step ran".into() })
-            }
-            Err(violation) => {
-                result.clear();
-                Err(self.report(violation))
-            }
+        let waited = self.waited(ticket, result);
+        if waited.is_err() {
+            result.clear();
         }
+        waited
+    }
+
+    fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
+        if !self.transfers.has_host() {
+            return Err(StepError::Unsupported { what: "transfers without a host tier" });
+        }
+        self.try_transfer(copies).map_err(|violation| self.report(violation))
+    }
+
+    fn wait_transfer(&mut self, ticket: Ticket, _deadline: Deadline) -> Result<(), StepError> {
+        self.waited(ticket, &mut StepResult::default())
     }
 }
 

@@ -102,6 +102,28 @@ impl Kv {
         self.groups[usize::from(group.0)].copy_within(from..from + self.page_size, to);
     }
 
+    /// Copies a whole page from another tier. Its number is where nobody wrote, if anywhere. Page
+    /// numbers were checked when the transfer was started.
+    pub(super) fn copy_from(
+        &mut self,
+        other: &Self,
+        group: GroupId,
+        (from, to): (PageId, PageId),
+    ) -> Result<(), usize> {
+        let page = |page: PageId| {
+            let start = page.0 as usize * self.page_size;
+            start..start + self.page_size
+        };
+        let group = usize::from(group.0);
+        let source = &other.groups[group][page(from)];
+        if let Some(place) = source.iter().position(|cell| !matches!(cell, Cell::Written(_))) {
+            return Err(place);
+        }
+        let target = page(to);
+        self.groups[group][target].copy_from_slice(source);
+        Ok(())
+    }
+
     /// Makes a free page unreadable.
     pub(super) fn free(&mut self, group: GroupId, page: PageId) {
         let start = page.0 as usize * self.page_size;

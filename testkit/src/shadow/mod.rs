@@ -12,6 +12,9 @@
 //!   effect before it waited for it reads something stale.
 //! - A test tells which pages are free ([`ShadowExecutor::poison`]); in the order of the
 //!   launches they become unreadable.
+//! - Transfers between the tiers run late as well, in order with the steps. Until they have been
+//!   waited for, what they read may not be written or become free, and what they fill may not
+//!   be used at all.
 //! - A test may say what it knows of a sequence ([`Ledger::expect`]): its namespace and its longest
 //!   length. Sequences are told apart by their sampling seed.
 
@@ -21,6 +24,7 @@ mod executor;
 mod kv;
 pub mod model;
 mod resident;
+mod transfers;
 mod violation;
 
 use std::collections::HashMap;
@@ -56,6 +60,7 @@ impl ShadowBackend {
 impl Backend for ShadowBackend {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new("shadow", 1 << 30);
+        capabilities.host_memory_bytes = 1 << 30;
         capabilities.batch_invariant = true;
         capabilities
     }

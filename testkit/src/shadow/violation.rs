@@ -1,6 +1,6 @@
 //! What an engine can get wrong, as a backend sees it.
 
-use engine_core::backend::{GroupId, SlotId};
+use engine_core::backend::{GroupId, SlotId, Tier};
 use engine_core::{PageId, Token};
 
 /// A breach of the backend contract. Each is a bug in the engine, never in a request.
@@ -257,6 +257,32 @@ pub enum Violation {
     NotDeferred {
         /// The step.
         step: u64,
+    },
+    /// A page was used while a transfer that has not been waited for reads or fills it.
+    #[error("{page} of the {tier} is used by {what} while a transfer reads or fills it")]
+    UnderWay {
+        /// Where it is.
+        tier: Tier,
+        /// The page.
+        page: PageId,
+        /// What uses it.
+        what: &'static str,
+    },
+    /// A page became free while a transfer that has not been waited for reads or fills it.
+    #[error("{page} became free while a transfer reads or fills it")]
+    FreedUnderWay {
+        /// The page.
+        page: PageId,
+    },
+    /// A transfer copies a page that nobody has written to its end.
+    #[error("a transfer copies {page} of the {tier}, whose position {position} nobody wrote")]
+    NothingToCopy {
+        /// Where it is.
+        tier: Tier,
+        /// The page.
+        page: PageId,
+        /// Place in the page.
+        position: usize,
     },
     /// A deferred step was waited for, or continued, before it was sampled.
     #[error("step {step} was deferred and never sampled")]

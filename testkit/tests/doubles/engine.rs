@@ -33,7 +33,8 @@ impl Engine {
     pub(crate) fn new() -> Self {
         let limits = Limits { rows: 3, tokens: 12, outputs: 4, slots: 3, pages: vec![8] };
         let ledger = Arc::new(Ledger::default());
-        let options = CompileOptions::new(limits, PAGE_SIZE, 64);
+        let mut options = CompileOptions::new(limits, PAGE_SIZE, 64);
+        options.host_pages = vec![4];
         let executor = ShadowExecutor::new(&options, VOCABULARY, ledger.clone()).unwrap();
         Self {
             executor,

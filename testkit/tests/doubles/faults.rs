@@ -10,7 +10,7 @@ use engine_core::weights::MapWeights;
 use testkit::faults::{Fault, Faults, FaultyBackend};
 use testkit::null::{NullBackend, NullExecutor};
 
-fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits { rows: 2, tokens: 2, outputs: 2, slots: 2, pages: vec![4] }
 }
 

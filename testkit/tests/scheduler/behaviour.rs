@@ -66,6 +66,7 @@ impl Script {
             vocab_size: VOCABULARY,
             actions: self.actions,
             faults: Vec::new(),
+            transfer_faults: Vec::new(),
             cache_bug: None,
         };
         driver::run(&case).unwrap_or_else(|failure| panic!("{failure}\n{case:#?}"))
@@ -79,7 +80,7 @@ fn roomy(max_running: u32) -> SchedulerConfig {
 
 fn batches(report: &Report) -> impl Iterator<Item = &Snapshot> {
     report.log.iter().filter_map(|entry| match entry {
-        Entry::Plan(_, batch) => batch.as_ref(),
+        Entry::Plan(_, batch, _) => batch.as_ref(),
         _ => None,
     })
 }

@@ -55,9 +55,13 @@ pub(crate) struct Driver {
     pub(crate) log: Vec<Entry>,
 }
 
-/// A step that was launched, or tried to be.
+/// What one plan launched and started, or tried to.
+#[derive(Debug)]
 pub(crate) struct Launched {
-    pub(crate) ticket: Result<Ticket, StepError>,
+    /// None where only copies were started.
+    pub(crate) ticket: Option<Result<Ticket, StepError>>,
+    /// Copies that were started after it.
+    pub(crate) copies: Option<Result<Ticket, StepError>>,
     /// Seeds of its rows' sequences.
     pub(crate) seeds: Vec<u64>,
     /// The memory was lost after its launch: whatever comes of it concerns nobody any more.
@@ -84,11 +88,12 @@ impl Driver {
     fn new(case: &Case) -> Result<Self, Failure> {
         let config = case.config.clone();
         let ledger = Arc::new(Ledger::default());
-        let options = CompileOptions::new(
+        let mut options = CompileOptions::new(
             limits(&config),
             config.page_size as u32,
             config.context_length as u32,
         );
+        options.host_pages = config.host_tier.iter().map(|tier| tier.pages).collect();
         let shadow = ShadowExecutor::new(&options, case.vocab_size, ledger.clone())
             .map_err(|error| Failure::Rule(error.to_string()))?;
         let mut scheduler = Scheduler::new(config).map_err(broken)?;
@@ -98,6 +103,7 @@ impl Driver {
         Ok(Self {
             scheduler,
             executor: Faults::new(shadow, case.faults.iter().cloned())
+                .with_transfer_faults(case.transfer_faults.iter().copied())
                 .on_kv_lost(ShadowExecutor::lose_kv),
             ledger,
             tracked: HashMap::new(),
@@ -125,6 +131,7 @@ impl Driver {
             match self.plan()? {
                 Plan::Launch => {
                     let is_launched = self.launch();
+                    self.start_copies(true)?;
                     while self.launched.len() > 1 {
                         self.commit()?;
                     }
@@ -134,10 +141,13 @@ impl Driver {
                         self.commit()?;
                     }
                 }
-                Plan::Sync if self.launched.is_empty() => {
-                    return Err(Failure::Rule("sync, but nothing is in flight".into()));
+                Plan::Sync => {
+                    self.start_copies(false)?;
+                    if self.launched.is_empty() {
+                        return Err(Failure::Rule("sync, but nothing is in flight".into()));
+                    }
+                    self.commit()?;
                 }
-                Plan::Sync => self.commit()?,
                 Plan::Idle => match actions.peek() {
                     None => return Ok(()),
                     Some(&&(due, _)) => time = due,
@@ -269,7 +279,8 @@ impl Driver {
     }
 
     fn plan(&mut self) -> Result<Plan, Failure> {
-        let (in_flight, before) = (self.scheduler.in_flight(), self.scheduler.stats());
+        let in_flight = self.scheduler.in_flight() + self.scheduler.copies_in_flight();
+        let before = self.scheduler.stats();
         let now = before.steps;
         self.scheduler.advance(now);
         self.log.push(Entry::Advance(now));
@@ -283,7 +294,7 @@ impl Driver {
         if let Some(batch) = &batch {
             self.check_prefill(batch)?;
         }
-        self.log.push(Entry::Plan(plan, batch));
+        self.log.push(Entry::Plan(plan, batch, self.scheduler.copies().to_vec()));
         self.after_change()?;
         Ok(plan)
     }
@@ -295,7 +306,8 @@ impl Driver {
         let seeds = Snapshot::of(&batch).seeds;
         let ticket = self.executor.launch(&batch);
         let is_launched = ticket.is_ok();
-        self.launched.push_back(Launched { ticket, seeds, is_lost: false });
+        let (ticket, copies) = (Some(ticket), None);
+        self.launched.push_back(Launched { ticket, copies, seeds, is_lost: false });
         is_launched
     }
 
@@ -303,7 +315,7 @@ impl Driver {
     /// of all steps before it.
     fn sample_deferred(&mut self, vocab_size: u32) -> Result<(), Failure> {
         let constrained = self.scheduler.constrained_outputs();
-        let Some(Launched { ticket: Ok(ticket), .. }) = self.launched.back() else {
+        let Some(Launched { ticket: Some(Ok(ticket)), .. }) = self.launched.back() else {
             return Ok(());
         };
         if constrained.is_empty() {
@@ -323,17 +335,31 @@ impl Driver {
         sampled.map_err(|_| self.first_violation())
     }
 
-    fn first_violation(&self) -> Failure {
+    pub(crate) fn first_violation(&self) -> Failure {
         match self.ledger.violations().into_iter().next() {
             Some(violation) => Failure::Violation(violation),
             None => Failure::Rule("the executor failed without a reason".into()),
         }
     }
 
-    /// Waits for the oldest step and commits it.
+    /// Waits for what is oldest and commits it.
     fn commit(&mut self) -> Result<(), Failure> {
-        let Some(launched) = self.launched.pop_front() else { return Ok(()) };
-        let outcome = match launched.ticket {
+        let Some(mut launched) = self.launched.pop_front() else { return Ok(()) };
+        if let Some(ticket) = launched.ticket.take() {
+            self.commit_step(ticket, &launched)?;
+        }
+        match launched.copies.take() {
+            Some(copies) => self.commit_copies(copies),
+            None => Ok(()),
+        }
+    }
+
+    fn commit_step(
+        &mut self,
+        ticket: Result<Ticket, StepError>,
+        launched: &Launched,
+    ) -> Result<(), Failure> {
+        let outcome = match ticket {
             Ok(ticket) => self.executor.wait(ticket, Deadline::NEVER, &mut self.result),
             Err(error) => {
                 self.result.clear();

@@ -2,7 +2,8 @@
 
 use engine_core::PageId;
 use engine_core::backend::{
-    Batch, GroupId, InputToken, OutputRequest, Row, SharedPrefix, SlotEvent, StepError, StepResult,
+    Batch, GroupId, InputToken, OutputRequest, PageCopy, Row, SharedPrefix, SlotEvent, StepError,
+    StepResult,
 };
 use engine_core::schedule::{
     Arrival, FinishReason, Plan, RequestId, Scheduler, SchedulerConfig, SequenceId,
@@ -16,8 +17,9 @@ pub(crate) enum Entry {
     End(SequenceId, FinishReason),
     Fork(SequenceId, Arrival),
     Advance(u64),
-    Plan(Plan, Option<Snapshot>),
+    Plan(Plan, Option<Snapshot>, Vec<PageCopy>),
     Commit(StepResult, Option<StepError>),
+    CommitCopies(Option<StepError>),
 }
 
 /// A copy of all that a batch says.
@@ -72,11 +74,12 @@ pub(crate) fn replay(config: SchedulerConfig, log: &[Entry]) -> Option<usize> {
             scheduler.advance(now);
             false
         }
-        Entry::Plan(plan, batch) => {
+        Entry::Plan(plan, batch, copies) => {
             let same = scheduler.plan().ok() == Some(plan);
             let again = (plan == Plan::Launch).then(|| Snapshot::of(&scheduler.batch()));
-            !same || again != batch
+            !same || again != batch || scheduler.copies() != copies
         }
         Entry::Commit(result, error) => scheduler.commit(&result, error.as_ref()).is_err(),
+        Entry::CommitCopies(error) => scheduler.commit_copies(error.as_ref()).is_err(),
     })
 }

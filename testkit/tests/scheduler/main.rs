@@ -5,6 +5,7 @@
 //! as wanted in the place of each test's own number.
 
 mod behaviour;
+mod copies;
 mod driver;
 mod log;
 mod rules;
@@ -37,6 +38,9 @@ fn check(flavour: Flavour, usually: u64) -> Sum {
                 sum.evicted += stats.evicted_pages;
                 sum.retractions += stats.retractions;
                 sum.strikes += strikes;
+                sum.host_hits += stats.host_hits;
+                sum.to_host += stats.pages_to_host;
+                sum.failed_transfers += stats.failed_transfers;
             }
         }
     }
@@ -52,6 +56,9 @@ struct Sum {
     evicted: u64,
     retractions: u64,
     strikes: u64,
+    host_hits: u64,
+    to_host: u64,
+    failed_transfers: u64,
 }
 
 #[test]
@@ -77,9 +84,26 @@ fn faults_end_the_struck_and_spare_the_others() {
 }
 
 #[test]
+fn a_host_tier_changes_no_token() {
+    let sum = check(Flavour { host: true, ..Flavour::default() }, 2000);
+    if sum.cases >= 100 {
+        assert!(sum.host_hits > sum.cases / 4 && sum.to_host > sum.cases, "{sum:?}");
+    }
+}
+
+#[test]
+fn copies_that_fail_change_no_token() {
+    let sum = check(Flavour { host: true, faults: true, ..Flavour::default() }, 1500);
+    if sum.cases >= 100 {
+        assert!(sum.failed_transfers > sum.cases / 2 && sum.host_hits > sum.cases / 8, "{sum:?}");
+    }
+}
+
+#[test]
 fn a_log_of_inputs_replays_every_decision() {
     for seed in seeds(200) {
-        let case = Case::new(seed, Flavour { faults: seed % 3 == 0, wide: false });
+        let flavour = Flavour { faults: seed % 3 == 0, host: seed % 2 == 0, wide: false };
+        let case = Case::new(seed, flavour);
         let report = driver::run(&case).unwrap_or_else(|failure| panic!("{seed}: {failure}"));
         let differs = log::replay(case.config.clone(), &report.log);
         assert_eq!(differs, None, "UNDERSTORY_SEED={seed}: the replay decides otherwise there");
@@ -87,12 +111,13 @@ fn a_log_of_inputs_replays_every_decision() {
 }
 
 /// Cases that a planted bug has to be caught in. Without a bug they pass: see the tests above.
-const CASES_A_BUG: u64 = 400;
+const CASES_A_BUG: u64 = 800;
 
 /// Plants a bug in one case after the other. Returns what the first one that fails finds.
 fn catch(plant: impl Fn(&mut Case)) -> Option<(u64, Failure)> {
     (0..CASES_A_BUG).find_map(|number| {
-        let mut case = Case::new(number / 2, Flavour { faults: number % 2 == 1, wide: false });
+        let flavour = Flavour { faults: number % 2 == 1, host: number % 4 >= 2, wide: false };
+        let mut case = Case::new(number / 4, flavour);
         plant(&mut case);
         // A broken cache may well overflow a count, which in this build is a panic.
         let found = std::panic::catch_unwind(|| driver::run(&case).err());

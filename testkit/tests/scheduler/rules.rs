@@ -39,7 +39,7 @@ pub(crate) struct Report {
 
 impl Driver {
     /// Whoever was admitted beside others finds pages for its whole answer, even once its
-    /// prompt has its own.
+    /// prompt has its own. What copies between the tiers hold comes back to it.
     pub(crate) fn check_admission(&self) -> Result<(), Failure> {
         let newest = self.scheduler.events().iter().rev().find_map(|event| match event {
             Event::Admitted { id, .. } => self.tracked.get(id),
@@ -48,7 +48,7 @@ impl Driver {
         let Some(newest) = newest else { return Ok(()) };
         let available = self.scheduler.pool().available() * self.scheduler.config().page_size;
         let is_alone = self.scheduler.stats().running == 1;
-        if is_alone || available >= newest.max_tokens {
+        if is_alone || self.scheduler.copies_in_flight() > 0 || available >= newest.max_tokens {
             return Ok(());
         }
         Err(Failure::Rule(format!(

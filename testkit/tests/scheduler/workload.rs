@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use engine_core::backend::SlotSampling;
-use engine_core::schedule::{QueuePolicy, SchedulerConfig};
-use engine_core::{Namespace, Policy, Retention, Token};
-use testkit::faults::Fault;
+use engine_core::schedule::{HostTierConfig, QueuePolicy, SchedulerConfig};
+use engine_core::{Namespace, Policy, Retention, Token, WritePolicy};
+use testkit::faults::{Fault, TransferFault};
 use testkit::random::Random;
 
 /// A workload that one seed stands for.
@@ -18,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) actions: Vec<(u64, Action)>,
     /// By step.
     pub(crate) faults: Vec<(u64, Fault)>,
+    /// By transfer.
+    pub(crate) transfer_faults: Vec<(u64, TransferFault)>,
     /// Planted in the prefix cache.
     pub(crate) cache_bug: Option<radix_cache::SeededBug>,
 }
@@ -53,6 +55,8 @@ pub(crate) struct Flavour {
     pub(crate) faults: bool,
     /// Fewer and larger: a batch of 64.
     pub(crate) wide: bool,
+    /// A second tier, and too little room without it.
+    pub(crate) host: bool,
 }
 
 impl Case {
@@ -97,14 +101,20 @@ impl Draw {
             128 => random.between(100, 300),
             _ => random.between(1, 100),
         };
-        for _ in 0..random.between(1, 3) {
+        // What is to come back from the host has to come again, after others.
+        let stems = if flavour.host { random.between(2, 5) } else { random.between(1, 3) };
+        for _ in 0..stems {
             let len = random.between(1, longest_prompt);
             self.stems.push((0..len).map(|_| random.below(vocab_size as usize) as Token).collect());
         }
-        let requests = if flavour.wide { 64 } else { random.between(1, 10) };
+        let requests = match flavour {
+            Flavour { wide: true, .. } => 64,
+            Flavour { host: true, .. } => random.between(6, 24),
+            _ => random.between(1, 10),
+        };
         let namespaces = *random.pick(&[1, 1, 2, 3]).unwrap_or(&1);
         let most_tokens = random.between(1, 24);
-        let spread = random.between(0, 6) as u64;
+        let spread = random.between(0, if flavour.host { 16 } else { 6 }) as u64;
 
         let mut actions = Vec::new();
         let mut time = 0;
@@ -133,7 +143,8 @@ impl Draw {
         }
         actions.sort_by_key(|&(time, _)| time);
 
-        let config = self.config(page_size, longest_prompt + most_tokens, flavour);
+        let longest = longest_prompt + most_tokens;
+        let mut config = self.config(page_size, longest, flavour);
         let random = &mut self.random;
         let overlapped = random.chance(65);
         let mut faults = Vec::new();
@@ -145,7 +156,45 @@ impl Draw {
                 }
             }
         }
-        Case { config, overlapped, vocab_size, actions, faults, cache_bug: None }
+        let mut transfer_faults = Vec::new();
+        if flavour.host {
+            self.add_host_tier(&mut config, longest.div_ceil(page_size));
+            if flavour.faults {
+                transfer_faults = self.transfer_faults();
+            }
+        }
+        let cache_bug = None;
+        Case { config, overlapped, vocab_size, actions, faults, transfer_faults, cache_bug }
+    }
+
+    /// A tier on the host, from one page to more than the device has, and a device that holds
+    /// little more than the longest sequence.
+    fn add_host_tier(&mut self, config: &mut SchedulerConfig, smallest: usize) {
+        let random = &mut self.random;
+        config.cache = true;
+        config.pages = (smallest + random.below(smallest * 2)) as u32;
+        let policies = [WritePolicy::Through, WritePolicy::ThroughAfterHits(1), WritePolicy::Back];
+        let mut tier = HostTierConfig::new(random.between(1, smallest * 6) as u32);
+        tier.write = *random.pick(&policies).unwrap_or(&WritePolicy::Back);
+        tier.min_load_tokens = *random.pick(&[1, 1, 20]).unwrap_or(&1);
+        config.host_tier = Some(tier);
+    }
+
+    fn transfer_faults(&mut self) -> Vec<(u64, TransferFault)> {
+        let random = &mut self.random;
+        let mut faults = Vec::new();
+        for _ in 0..random.between(1, 6) {
+            let kinds = [
+                TransferFault::Refused,
+                TransferFault::Fails,
+                TransferFault::Fails,
+                TransferFault::KvLost,
+            ];
+            if let Some(&fault) = random.pick(&kinds) {
+                faults.push((random.below(12) as u64, fault));
+            }
+        }
+        faults
     }
 
     /// A pool that holds the longest sequence, and often little more.
