@@ -20,12 +20,20 @@ pub enum SeededBug {
     TrustHash,
     /// A transfer that failed counts as done.
     TrustFailedTransfer,
+    /// A match needs no windowed pages.
+    MatchIgnoresWindow,
+    /// `insert` lets go of as many windowed pages as it should, at the wrong end.
+    InsertUnlocksWrongWindow,
+    /// `evict_windowed` takes pages that a lock's window covers.
+    EvictWindowInUse,
+    /// `put_windowed` puts the caller's page where another one was already present.
+    PutReplacesWindowed,
 }
 
 #[cfg(feature = "seeded-bugs")]
 impl SeededBug {
     /// Every bug there is.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::IgnoreNamespace,
         Self::ReplaceOnInsert,
         Self::UnlockBeforeLock,
@@ -33,6 +41,10 @@ impl SeededBug {
         Self::EvictLocked,
         Self::TrustHash,
         Self::TrustFailedTransfer,
+        Self::MatchIgnoresWindow,
+        Self::InsertUnlocksWrongWindow,
+        Self::EvictWindowInUse,
+        Self::PutReplacesWindowed,
     ];
 }
 

@@ -16,6 +16,7 @@ use crate::store::NO_PAGE;
 use crate::tiers::HostState;
 use crate::tree::{Descent, Node, NodeIndex, Tree};
 use crate::types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Token};
+use crate::windowed::{Found, WindowedGroup};
 
 /// A tree of cached token prefixes and the pages that hold their KV.
 ///
@@ -33,6 +34,8 @@ pub struct RadixCache {
     counts_age: bool,
     /// The second tier, if there is one.
     pub(crate) host: Option<HostState>,
+    /// The second page group, if there is one.
+    pub(crate) windowed: Option<WindowedGroup>,
     pub(crate) counts: Counts,
     /// Counts uses; stands in for time.
     pub(crate) clock: u64,
@@ -47,7 +50,8 @@ impl RadixCache {
     ///
     /// # Errors
     ///
-    /// [`CacheError::PageSize`] if the page size is not a power of two between 1 and 512.
+    /// [`CacheError::PageSize`] if the page size is not a power of two between 1 and 512;
+    /// [`CacheError::EmptyWindow`] and [`CacheError::WindowWithHostTier`].
     pub fn new(config: CacheConfig) -> Result<Self, CacheError> {
         config.check()?;
         Ok(Self {
@@ -59,6 +63,9 @@ impl RadixCache {
             counts_hits: config.counts_hits(),
             counts_age: config.counts_age(),
             host: config.host.map(HostState::new),
+            windowed: config
+                .window
+                .map(|window| WindowedGroup::new(window, config.page_size, config.policy)),
             counts: Counts::default(),
             clock: 0,
             now: 0,
@@ -76,23 +83,27 @@ impl RadixCache {
     /// Pages in the cache, by state. Costs nothing.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        self.counts
+        let windowed = self.windowed.as_ref().map(WindowedGroup::counts).unwrap_or_default();
+        Counts { windowed, ..self.counts }
     }
 
-    /// How much of `tokens` is cached. Changes nothing, not even what counts as recently
+    /// How much of `tokens` is cached and, with a windowed group, can be used. Changes nothing, not even what counts as recently
     /// used, and allocates nothing: a scheduler may ask for every waiting request.
     #[must_use]
     pub fn probe(&self, namespace: Namespace, tokens: &[Token]) -> Match {
         let Some(&root) = self.roots.get(&self.effective(namespace)) else {
             return Match::default();
         };
-        let descent = self.tree.descend(root, tokens, Node::is_on_device, |_, _| {});
+        let descent = self.find(root, tokens, |_, _| {}).descent;
         let matched = descent.pages * self.page_size();
         Match { tokens: matched, host_tokens: self.loadable(&descent, &tokens[matched..]) }
     }
 
     /// Locks what is cached of `tokens` and appends its pages to `pages`, in order. What one
     /// call matched can't be evicted before the lock is released.
+    ///
+    /// With a windowed group, `pages` are those of the full group;
+    /// [`windowed_pages`](Self::windowed_pages) names the others.
     ///
     /// Without any match the lock holds no page, yet it can be [inserted](Self::insert) behind.
     ///
@@ -105,13 +116,14 @@ impl RadixCache {
         tokens: &[Token],
         pages: &mut Vec<PageId>,
     ) -> Result<Acquired, CacheError> {
-        self.tree.reserve(0)?;
+        self.reserve(0)?;
         self.locks.check_room()?;
         let root = self.root(self.effective(namespace))?;
-        let tree = &self.tree;
-        let descent = tree.descend(root, tokens, Node::is_on_device, |node, matched| {
+        let (tree, before) = (&self.tree, pages.len());
+        let Found { descent, full_pages } = self.find(root, tokens, |node, matched| {
             tree.store.copy_pages(tree.node(node).run, matched, pages);
         });
+        pages.truncate(before + descent.pages);
         let end = self.split_at(&descent)?;
         let lock = self.locks.create(end, Retention::default())?;
         self.touch(end);
@@ -119,11 +131,15 @@ impl RadixCache {
         if self.counts_hits {
             self.count_hit(end);
         }
+        self.open_window(end);
+        self.hit_window(end);
         let matched = descent.pages * self.page_size();
         self.statistics.requests += 1;
         self.statistics.requests_hit += u64::from(matched > 0);
         self.statistics.tokens += tokens.len() as u64;
         self.statistics.tokens_hit += matched as u64;
+        self.statistics.tokens_out_of_window +=
+            ((full_pages - descent.pages) * self.page_size()) as u64;
         Ok(Acquired { lock, tokens: matched })
     }
 
@@ -134,6 +150,9 @@ impl RadixCache {
     /// [`present_pages`](Inserted::present_pages) of the run the cache has pages already: those
     /// are appended to `canonical`, and the caller **frees its own copies of them and points its
     /// page table at the canonical ones**.
+    ///
+    /// With a windowed group, these are pages of the full group, and
+    /// [`put_windowed`](Self::put_windowed) follows with the others.
     ///
     /// # Errors
     ///
@@ -149,6 +168,7 @@ impl RadixCache {
         canonical: &mut Vec<PageId>,
     ) -> Result<Inserted, CacheError> {
         let old_end = self.locks.end(lock)?;
+        let old_position = self.tree.node(old_end).end;
         let retention = *self.locks.retention(lock);
         let page_size = self.page_size();
         if tokens.len() != pages.len() * page_size {
@@ -161,7 +181,7 @@ impl RadixCache {
         if pages.contains(&NO_PAGE) {
             return Err(CacheError::ReservedPage);
         }
-        self.tree.reserve(pages.len())?;
+        self.reserve(pages.len())?;
 
         let present_from = canonical.len();
         let tree = &self.tree;
@@ -200,6 +220,7 @@ impl RadixCache {
         }
         self.locks.set_end(lock, end);
         self.raise(attach, retention);
+        self.move_window(old_position, end);
         self.statistics.pages_inserted += inserted.new_pages as u64;
         self.statistics.pages_duplicate += present_pages as u64;
         Ok(inserted)
@@ -215,6 +236,7 @@ impl RadixCache {
         let retention = *self.locks.retention(lock);
         let fork = self.locks.create(end, retention)?;
         self.pin(end);
+        self.open_window(end);
         Ok(fork)
     }
 
@@ -234,7 +256,9 @@ impl RadixCache {
     ///
     /// [`CacheError::UnknownLock`], also when the lock is released a second time.
     pub fn release(&mut self, lock: LockId) -> Result<(), CacheError> {
+        let retention = self.locks.retention_of(lock)?;
         let end = self.locks.remove(lock)?;
+        self.close_window(end, Some(retention));
         self.touch(end);
         self.unpin(end);
         Ok(())

@@ -20,12 +20,20 @@ pub struct CacheConfig {
     pub(crate) hash_seed: u64,
     pub(crate) events: usize,
     pub(crate) host: Option<HostTier>,
+    pub(crate) window: Option<usize>,
 }
 
 impl Default for CacheConfig {
     /// Pages of 16 tokens, least recently used first.
     fn default() -> Self {
-        Self { page_size: 16, policy: Policy::default(), hash_seed: 0, events: 0, host: None }
+        Self {
+            page_size: 16,
+            policy: Policy::default(),
+            hash_seed: 0,
+            events: 0,
+            host: None,
+            window: None,
+        }
     }
 }
 
@@ -58,9 +66,38 @@ impl CacheConfig {
         self
     }
 
-    /// Adds a second tier in the memory of the host. None by default.
+    /// Adds a second tier in the memory of the host. None by default. Not together with a
+    /// [windowed group](Self::windowed_group).
     pub fn host_tier(mut self, tier: HostTier) -> Self {
         self.host = Some(tier);
+        self
+    }
+
+    /// Adds a second page group, of layers whose tokens attend to the last `window` positions,
+    /// their own included. None by default. Not together with a
+    /// [host tier](Self::host_tier).
+    ///
+    /// ```
+    /// use radix_cache::{CacheConfig, Namespace, PageId, RadixCache};
+    ///
+    /// let config = CacheConfig::default().page_size(4).windowed_group(8);
+    /// let mut cache = RadixCache::new(config)?;
+    /// let prompt: Vec<u32> = (0..16).collect();
+    /// let lock = cache.acquire(Namespace(0), &prompt, &mut Vec::new())?.lock;
+    ///
+    /// // All full pages, and windowed ones as far back as the engine still has them.
+    /// cache.insert(lock, &prompt, &[0, 1, 2, 3].map(PageId), &mut Vec::new())?;
+    /// cache.put_windowed(lock, &[72, 73].map(PageId), &mut Vec::new())?;
+    /// cache.release(lock)?;
+    ///
+    /// // The next token attends to seven positions before it: two pages.
+    /// assert_eq!(cache.probe(Namespace(0), &prompt).tokens, 16);
+    /// // Nothing shorter can be used, for its window is not there.
+    /// assert_eq!(cache.probe(Namespace(0), &prompt[..12]).tokens, 0);
+    /// # Ok::<(), radix_cache::CacheError>(())
+    /// ```
+    pub fn windowed_group(mut self, window: usize) -> Self {
+        self.window = Some(window);
         self
     }
 
@@ -81,6 +118,12 @@ impl CacheConfig {
     pub(crate) fn check(&self) -> Result<(), CacheError> {
         if !self.page_size.is_power_of_two() || self.page_size > 512 {
             return Err(CacheError::PageSize { page_size: self.page_size });
+        }
+        if self.window == Some(0) {
+            return Err(CacheError::EmptyWindow);
+        }
+        if self.window.is_some() && self.host.is_some() {
+            return Err(CacheError::WindowWithHostTier);
         }
         Ok(())
     }

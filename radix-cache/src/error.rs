@@ -13,6 +13,23 @@ pub enum CacheError {
         /// The size that was asked for, in tokens.
         page_size: usize,
     },
+    /// A window of no positions was asked for. The smallest is 1: a token attends to itself.
+    #[error("a window of 0 tokens leaves a token nothing to attend to")]
+    EmptyWindow,
+    /// A windowed group and a host tier were asked for together, which is not supported.
+    #[error("a cache has a windowed group or a host tier, not both")]
+    WindowWithHostTier,
+    /// The cache was built without a windowed group.
+    #[error("the cache has no windowed group")]
+    NoWindowedGroup,
+    /// More windowed pages were presented than there are pages before the lock's end.
+    #[error("{pages} windowed pages reach beyond the start of a lock of {held} pages")]
+    WindowedBeyondStart {
+        /// Pages presented.
+        pages: usize,
+        /// Pages that the lock holds.
+        held: usize,
+    },
     /// The lock was released before, or died with the tree it belonged to.
     #[error("{lock} is not held: it was released, or the cache was reset")]
     UnknownLock {

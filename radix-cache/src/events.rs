@@ -11,13 +11,15 @@
 //! algorithm is part of the interface and will not change within a major version. The cache itself
 //! never relies on it.
 
+use core::ops::Range;
 use std::collections::VecDeque;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::cache::RadixCache;
 use crate::tree::NodeIndex;
-use crate::types::{Namespace, Tier, Token};
+use crate::types::{Namespace, PageGroup, Tier, Token};
+use crate::windowed::stretches;
 
 /// One change, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub enum Change {
         namespace: Namespace,
         /// Where they were.
         tier: Tier,
+        /// Of which group they were.
+        group: PageGroup,
         /// Their hashes, in the order of the prompt.
         hashes: Vec<u64>,
     },
@@ -60,6 +64,10 @@ pub struct Stored {
     pub namespace: Namespace,
     /// Where they are.
     pub tier: Tier,
+    /// Of which group they are. Those of the [windowed](PageGroup::Windowed) group stand for
+    /// prefixes that are stored in the full group, and leave no later than these: a prompt can
+    /// be continued where both have what it needs.
+    pub group: PageGroup,
     /// The hash of the page before them; none at the start of a prompt.
     pub parent: Option<u64>,
     /// The position of their first token in the prompt.
@@ -147,7 +155,12 @@ impl RadixCache {
             let (device, host) = (self.tree.node(node).device, self.tree.node(node).host);
             let tiers = [(Tier::Device, device), (Tier::Host, host)];
             let on = tiers.into_iter().filter(|(_, is_there)| *is_there);
-            on.map(move |(tier, _)| self.stored(node, 0, tier))
+            let full = on.map(move |(tier, _)| self.stored(node, self.all_of(node), tier));
+            let windowed = stretches(self.windowed_in(node).map(|(place, _)| place).collect());
+            full.chain(windowed.into_iter().map(move |pages| Stored {
+                group: PageGroup::Windowed,
+                ..self.stored(node, pages, Tier::Device)
+            }))
         });
         stored
             .map(|stored| Event { sequence: self.events.next, change: Change::Stored(stored) })
@@ -162,14 +175,14 @@ impl RadixCache {
         let seed = self.seed(node, from).unwrap_or(self.tree.namespace_of(node).0);
         let run = self.tree.node(node).run;
         self.tree.store.chain(run, from, seed);
-        let stored = self.stored(node, from, Tier::Device);
+        let stored = self.stored(node, from..run.pages, Tier::Device);
         self.events.push(Change::Stored(stored));
     }
 
     /// Tells of a node's pages that are on a tier anew.
     pub(crate) fn note_stored_on(&mut self, node: NodeIndex, tier: Tier) {
         if self.events.is_on() {
-            let stored = self.stored(node, 0, tier);
+            let stored = self.stored(node, self.all_of(node), tier);
             self.events.push(Change::Stored(stored));
         }
     }
@@ -189,9 +202,31 @@ impl RadixCache {
         if !self.events.is_on() {
             return;
         }
-        let hashes = self.tree.store.hashes(self.tree.node(node).run, from);
+        let run = self.tree.node(node).run;
+        let hashes = self.tree.store.hashes(run, from..run.pages);
         let namespace = self.tree.namespace_of(node);
-        self.events.push(Change::Removed { namespace, tier, hashes });
+        let group = PageGroup::Full;
+        self.events.push(Change::Removed { namespace, tier, group, hashes });
+    }
+
+    /// Tells of pages of a node that have windowed pages anew.
+    pub(crate) fn note_windowed_stored(&mut self, node: NodeIndex, pages: Range<u32>) {
+        let stored = self.stored(node, pages, Tier::Device);
+        self.events.push(Change::Stored(Stored { group: PageGroup::Windowed, ..stored }));
+    }
+
+    /// Tells of windowed pages of a namespace that are about to be removed, or just were.
+    pub(crate) fn note_windowed_removed(
+        &mut self,
+        root: NodeIndex,
+        slots: impl Iterator<Item = usize>,
+    ) {
+        let namespace = self.tree.namespace_of(root);
+        let hashes: Vec<u64> = slots.filter_map(|slot| self.tree.store.hash_at(slot)).collect();
+        let (tier, group) = (Tier::Device, PageGroup::Windowed);
+        if !hashes.is_empty() {
+            self.events.push(Change::Removed { namespace, tier, group, hashes });
+        }
     }
 
     pub(crate) fn note_cleared(&mut self) {
@@ -200,19 +235,28 @@ impl RadixCache {
         }
     }
 
-    fn stored(&self, node: NodeIndex, from: u32, tier: Tier) -> Stored {
+    fn all_of(&self, node: NodeIndex) -> Range<u32> {
+        0..self.tree.node(node).run.pages
+    }
+
+    fn stored(&self, node: NodeIndex, pages: Range<u32>, tier: Tier) -> Stored {
         let page_size = self.page_size();
         let run = self.tree.node(node).run;
-        let start = (self.tree.node(node).end - run.pages + from) as usize * page_size;
+        let start = (self.tree.node(node).start() + pages.start) as usize * page_size;
         let all = self.tree.store.extents_of(run).flat_map(|(tokens, _)| tokens);
         Stored {
             namespace: self.tree.namespace_of(node),
             tier,
-            parent: self.seed(node, from),
+            group: PageGroup::Full,
+            parent: self.seed(node, pages.start),
             start,
             page_size,
-            hashes: self.tree.store.hashes(run, from),
-            tokens: all.skip(from as usize * page_size).copied().collect(),
+            hashes: self.tree.store.hashes(run, pages.clone()),
+            tokens: all
+                .skip(pages.start as usize * page_size)
+                .take(pages.len() * page_size)
+                .copied()
+                .collect(),
         }
     }
 

@@ -36,6 +36,14 @@ impl RadixCache {
     pub fn clear(&mut self, freed: &mut Vec<PageId>) {
         self.evict_host(usize::MAX, freed);
         self.evict(self.counts.evictable, freed);
+        // What is left of the windowed group belongs to prefixes that are locked.
+        let mut left = self.windowed.as_mut().map(|group| core::mem::take(&mut group.left));
+        if let Some(left) = &mut left {
+            self.evict_windowed(usize::MAX, left);
+        }
+        if let (Some(group), Some(left)) = (&mut self.windowed, left) {
+            group.left = left;
+        }
     }
 
     /// Drops everything, locked or not: the device lost its KV. Every lock and every transfer
@@ -48,6 +56,10 @@ impl RadixCache {
         self.leaves.clear();
         if let Some(host) = &mut self.host {
             host.reset();
+        }
+        if let Some(group) = &mut self.windowed {
+            self.statistics.windowed_removed += group.counts().total as u64;
+            group.reset();
         }
         self.statistics.pages_removed += self.counts.total as u64;
         self.counts = Default::default();
@@ -67,6 +79,7 @@ impl RadixCache {
     ) -> Result<usize, CacheError> {
         let before = freed.len();
         let mut node = self.locks.remove(lock)?;
+        self.close_window(node, None);
         self.unpin(node);
         while let Some(leaf) = self.tree.get(node) {
             if leaf.children > 0 || leaf.pins > 0 || self.tree.is_root(node) {
@@ -119,6 +132,7 @@ impl RadixCache {
     pub(crate) fn remove_leaf(&mut self, leaf: NodeIndex, freed: &mut Vec<PageId>) -> NodeIndex {
         let (device, host) = self.tree.node(leaf).pages_by_tier();
         self.leaves.remove(leaf);
+        self.drop_windowed(leaf, 0);
         self.note_removed(leaf);
         let parent = match &mut self.host {
             None => self.tree.remove(leaf, freed, &mut Vec::new()),
@@ -176,6 +190,7 @@ impl RadixCache {
     /// alone.
     fn trim_leaf(&mut self, leaf: NodeIndex, pages: usize, freed: &mut Vec<PageId>) {
         let keep = self.tree.node(leaf).run.pages - pages as u32;
+        self.drop_windowed(leaf, keep);
         self.note_removed_from(leaf, keep, Tier::Device);
         self.tree.trim(leaf, pages, freed);
         self.counts.evictable -= pages;

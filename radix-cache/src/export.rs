@@ -25,7 +25,11 @@ impl RadixCache {
                 format!("namespace {}", self.tree.namespace_of(index).0)
             } else {
                 let pages = node.run.pages;
-                format!("{}\\n{pages} pages, {} pins", self.collapsed(node), node.pins)
+                let windowed = match &self.windowed {
+                    Some(_) => format!(", {} windowed", self.windowed_in(index).count()),
+                    None => String::new(),
+                };
+                format!("{}\\n{pages} pages{windowed}, {} pins", self.collapsed(node), node.pins)
             };
             // Writing to a string can't fail.
             let _ = writeln!(dot, "  n{name} [label=\"{label}\"{bold}];");
@@ -39,8 +43,8 @@ impl RadixCache {
 
     /// The tree as JSON: a list of nodes, parents first, each with its `id`, its `parent`'s id
     /// (`null` below a namespace's root), `namespace`, `tokens` (`start`, `length`, and `shown`,
-    /// a text with the middle left out), `pages`, `pins`, `children`, and when it was last
-    /// `used`.
+    /// a text with the middle left out), `pages`, how many of them have `windowed` pages, `pins`,
+    /// `children`, and when it was last `used`.
     #[must_use]
     pub fn to_json(&self) -> String {
         let nodes: Vec<String> =
@@ -59,12 +63,13 @@ impl RadixCache {
         format!(
             "{{\"id\":{},\"parent\":{parent},\"namespace\":{},\
              \"tokens\":{{\"start\":{},\"length\":{},\"shown\":\"{}\"}},\
-             \"pages\":{pages},\"pins\":{},\"children\":{},\"used\":{}}}",
+             \"pages\":{pages},\"windowed\":{},\"pins\":{},\"children\":{},\"used\":{}}}",
             index.index(),
             self.tree.namespace_of(index).0,
             (node.end as usize - pages) * page_size,
             pages * page_size,
             self.collapsed(node),
+            self.windowed_in(index).count(),
             node.pins,
             node.children,
             node.used,

@@ -18,6 +18,7 @@ struct Children {
     host: u32,
 }
 
+/// Returns an [`InvariantViolation`] unless something holds.
 macro_rules! ensure {
     ($holds:expr, $($what:tt)+) => {
         if !$holds {
@@ -25,6 +26,8 @@ macro_rules! ensure {
         }
     };
 }
+
+pub(crate) use ensure;
 
 impl RadixCache {
     /// Checks the whole tree against its counters, locks and order of eviction. Costs time and
@@ -110,6 +113,7 @@ impl RadixCache {
         }
         ensure!(counts == self.counts, "the counts are {:?}, not {counts:?}", self.counts);
         self.check_host(host_idle, idle_host_leaves)?;
+        self.check_windowed()?;
         ensure!(
             self.tree.store.used() == slots,
             "{} slots are used, not {slots}",

@@ -91,6 +91,7 @@ mod store;
 mod tiers;
 mod tree;
 mod types;
+mod windowed;
 
 #[cfg(feature = "seeded-bugs")]
 pub use bugs::SeededBug;
@@ -99,7 +100,10 @@ pub use config::{CacheConfig, Policy};
 pub use error::{CacheError, InvariantViolation};
 pub use events::{Change, Event, Stored, page_hash};
 pub use retention::Retention;
-pub use snapshot::{Snapshot, SnapshotNode};
+pub use snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use statistics::{Memory, Shape, Statistics};
 pub use tiers::{Direction, HostTier, Transfer, TransferId, WritePolicy};
-pub use types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Tier, Token};
+pub use types::{
+    Acquired, Counts, Inserted, LockId, Match, Namespace, PageGroup, PageId, Tier, Token,
+    WindowedCounts,
+};

@@ -59,6 +59,11 @@ impl Locks {
         &mut self.slots[lock.index as usize].retention
     }
 
+    pub(crate) fn retention_of(&self, lock: LockId) -> Result<Retention, CacheError> {
+        self.end(lock)?;
+        Ok(self.slots[lock.index as usize].retention)
+    }
+
     /// Moves a lock that [`end`](Self::end) has just vouched for.
     pub(crate) fn set_end(&mut self, lock: LockId, end: NodeIndex) {
         self.slots[lock.index as usize].end = Some(end);

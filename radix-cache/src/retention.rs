@@ -31,7 +31,7 @@ impl Retention {
     }
 
     /// The larger wish in each respect.
-    fn max(self, other: Self) -> Self {
+    pub(crate) fn max(self, other: Self) -> Self {
         Self { priority: self.priority.max(other.priority), until: self.until.max(other.until) }
     }
 }
@@ -48,6 +48,7 @@ impl RadixCache {
         let end = self.locks.end(lock)?;
         *self.locks.retention(lock) = retention;
         self.raise(end, retention);
+        self.raise_window(end, retention);
         Ok(())
     }
 
@@ -58,6 +59,9 @@ impl RadixCache {
         while let Some(leaf) = self.leaves.first_retained().filter(|&leaf| self.is_over(leaf)) {
             self.leaves.remove(leaf);
             self.file(leaf);
+        }
+        if let Some(group) = &mut self.windowed {
+            group.advance(self.now);
         }
         let first_on_host = |cache: &Self| cache.host.as_ref()?.order.first_retained();
         while let Some(leaf) = first_on_host(self).filter(|&leaf| self.is_over(leaf)) {

@@ -20,6 +20,9 @@ pub struct Snapshot {
     pub page_size: usize,
     /// The cache's own clock: the number of uses so far.
     pub clock: u64,
+    /// The windowed group's own clock; 0 without one.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub windowed_clock: u64,
     /// The caller's clock, in ticks.
     pub now: u64,
     /// Nodes, parents first.
@@ -44,6 +47,30 @@ pub struct SnapshotNode {
     /// When it was inserted, by the cache's own clock.
     pub created: u64,
     /// How often it was matched, if the policy asks for it.
+    pub hits: u32,
+    /// How it is retained.
+    pub retention: Retention,
+    /// Those of its pages that have a windowed page too.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub windowed: Vec<SnapshotWindowedPage>,
+}
+
+/// One page of the windowed group, in a [`SnapshotNode`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct SnapshotWindowedPage {
+    /// Which of the node's pages it belongs to, counted from 0.
+    pub place: u32,
+    /// The page.
+    pub page: PageId,
+    /// Whether a sequence or a match ended so that it was in its window.
+    pub near_end: bool,
+    /// When a window last left it, by the group's own clock.
+    pub used: u64,
+    /// When it was put, by the group's own clock.
+    pub created: u64,
+    /// How often a match ended with it in its window.
     pub hits: u32,
     /// How it is retained.
     pub retention: Retention,
@@ -75,9 +102,16 @@ impl RadixCache {
                 created: node.created,
                 hits: node.hits,
                 retention: node.retention,
+                windowed: self.windowed_snapshot(index),
             });
         }
-        Snapshot { page_size: self.page_size(), clock: self.clock, now: self.now, nodes }
+        Snapshot {
+            page_size: self.page_size(),
+            clock: self.clock,
+            windowed_clock: self.windowed.as_ref().map_or(0, |group| group.clock),
+            now: self.now,
+            nodes,
+        }
     }
 
     /// Builds a cache that holds, matches and evicts what the one of the snapshot would.
@@ -94,8 +128,11 @@ impl RadixCache {
             return Err(broken(0, "is of another page size"));
         }
         cache.clock = snapshot.clock;
-        cache.now = snapshot.now;
-        let mut seen = HashSet::new();
+        cache.advance(snapshot.now);
+        if let Some(group) = &mut cache.windowed {
+            group.clock = snapshot.windowed_clock;
+        }
+        let (mut seen, mut seen_windowed) = (HashSet::new(), HashSet::new());
         let mut places: Vec<NodeIndex> = Vec::with_capacity(snapshot.nodes.len());
         for (place, node) in snapshot.nodes.iter().enumerate() {
             if node.pages.is_empty() || node.tokens.len() != node.pages.len() * page_size {
@@ -120,7 +157,7 @@ impl RadixCache {
             if cache.tree.child(parent, &node.tokens[..page_size]).is_some() {
                 return Err(broken(place, "begins like one of its siblings"));
             }
-            cache.tree.reserve(node.pages.len())?;
+            cache.reserve(node.pages.len())?;
             let leaf = cache.tree.add_leaf(
                 parent,
                 &node.tokens,
@@ -134,6 +171,9 @@ impl RadixCache {
             cache.counts.total += node.pages.len();
             cache.counts.evictable += node.pages.len();
             cache.note_stored(leaf, 0);
+            cache
+                .restore_windowed(leaf, node, &mut seen_windowed)
+                .map_err(|what| broken(place, what))?;
             places.push(leaf);
         }
         // What was locked had yet to tell its ancestors when it was used.

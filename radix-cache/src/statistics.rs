@@ -2,6 +2,7 @@
 
 use crate::cache::RadixCache;
 use crate::types::Counts;
+use crate::windowed::WindowedGroup;
 
 /// What a cache has done since it was built. All counters only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,12 +16,20 @@ pub struct Statistics {
     pub tokens: u64,
     /// Tokens that matched.
     pub tokens_hit: u64,
+    /// Tokens that would have matched too, had the windowed pages been there that they need.
+    pub tokens_out_of_window: u64,
     /// Pages that [`insert`](RadixCache::insert) took over.
     pub pages_inserted: u64,
     /// Pages that it found present, computed twice by its callers.
     pub pages_duplicate: u64,
     /// Pages that were evicted or dropped.
     pub pages_removed: u64,
+    /// Windowed pages that [`put_windowed`](RadixCache::put_windowed) took over.
+    pub windowed_inserted: u64,
+    /// Windowed pages that it found present.
+    pub windowed_duplicate: u64,
+    /// Windowed pages that were evicted or dropped, alone or with their full pages.
+    pub windowed_removed: u64,
 }
 
 impl Statistics {
@@ -61,7 +70,8 @@ pub struct Shape {
 pub struct Memory {
     /// Tokens and page numbers.
     pub contents: usize,
-    /// Nodes, the table of children, extents and the order of eviction: what the tree itself costs.
+    /// Nodes, the table of children, extents and the order of eviction: what the tree itself costs,
+    /// and all that the windowed group adds.
     pub structure: usize,
 }
 
@@ -76,7 +86,7 @@ impl RadixCache {
     #[must_use]
     pub fn shape(&self) -> Shape {
         let mut shape =
-            Shape { namespaces: self.roots.len(), pages: self.counts, ..Shape::default() };
+            Shape { namespaces: self.roots.len(), pages: self.counts(), ..Shape::default() };
         for (index, node) in self.tree.iter() {
             if self.tree.is_root(index) {
                 continue;
@@ -95,7 +105,8 @@ impl RadixCache {
     #[must_use]
     pub fn memory(&self) -> Memory {
         let contents = self.tree.store.content_bytes();
-        let structure = self.tree.structure_bytes() + self.leaves.bytes();
+        let windowed = self.windowed.as_ref().map_or(0, WindowedGroup::bytes);
+        let structure = self.tree.structure_bytes() + self.leaves.bytes() + windowed;
         Memory { contents, structure }
     }
 }

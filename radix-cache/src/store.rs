@@ -86,6 +86,16 @@ impl Store {
         self.page_size
     }
 
+    /// The slots of a run's pages, in order. A page keeps its slot until it is freed.
+    pub(crate) fn slots(&self, run: Run) -> impl Iterator<Item = usize> + '_ {
+        slots_of(&self.extents, run).flatten()
+    }
+
+    /// Slots there are, used or not.
+    pub(crate) fn slots_in_all(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Slots in use.
     pub(crate) fn used(&self) -> usize {
         self.pages.len() - self.free_slots
@@ -300,10 +310,15 @@ impl Store {
         }
     }
 
-    /// The hashes of the run's pages from `from` on.
-    pub(crate) fn hashes(&self, run: Run, from: u32) -> Vec<u64> {
-        let slots = slots_of(&self.extents, run).flatten().skip(from as usize);
+    /// The hashes of a stretch of the run's pages.
+    pub(crate) fn hashes(&self, run: Run, pages: core::ops::Range<u32>) -> Vec<u64> {
+        let slots = self.slots(run).skip(pages.start as usize).take(pages.len());
         slots.map(|slot| self.hashes[slot]).collect()
+    }
+
+    /// The hash of the page in a slot.
+    pub(crate) fn hash_at(&self, slot: usize) -> Option<u64> {
+        self.hashes.get(slot).copied()
     }
 
     /// The hash of the page before position `at`; none at the start of the run.

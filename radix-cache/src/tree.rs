@@ -159,8 +159,12 @@ impl Tree {
 
     /// The namespace a node belongs to.
     pub(crate) fn namespace_of(&self, node: NodeIndex) -> Namespace {
-        let top = self.path(node).last().map_or(node, |top| self.node(top).parent);
-        self.namespaces.get(&top).copied().unwrap_or_default()
+        self.namespaces.get(&self.root_of(node)).copied().unwrap_or_default()
+    }
+
+    /// The root above a node, or itself if it is one.
+    pub(crate) fn root_of(&self, node: NodeIndex) -> NodeIndex {
+        self.path(node).last().map_or(node, |top| self.node(top).parent)
     }
 
     /// Every node with pages, none before its parent.

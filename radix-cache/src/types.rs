@@ -17,6 +17,18 @@ pub enum Tier {
     Host,
 }
 
+/// A page group: layers that share a page table and a lifetime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum PageGroup {
+    /// Layers that attend to everything before them. Every cached position has its page.
+    #[default]
+    Full,
+    /// Layers that attend to a [window](crate::CacheConfig::windowed_group).
+    Windowed,
+}
+
 /// The number of a KV page in the pool of whoever owns the memory. The cache never looks inside.
 /// [`u32::MAX`] stands for no page.
 #[repr(transparent)]
@@ -57,7 +69,8 @@ impl fmt::Display for LockId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Match {
-    /// How many leading tokens are cached: a multiple of the page size.
+    /// How many leading tokens are cached, with the windowed pages that the next token needs: a
+    /// multiple of the page size.
     pub tokens: usize,
     /// How many tokens more are on the host alone and could be
     /// [loaded](crate::RadixCache::load): a multiple of the page size.
@@ -100,4 +113,18 @@ pub struct Counts {
     pub total: usize,
     /// Pages with a copy on the host.
     pub host: usize,
+    /// Pages of the windowed group; the others are of the full group.
+    pub windowed: WindowedCounts,
+}
+
+/// Pages of the windowed group in the cache, by state. Exact after every call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WindowedCounts {
+    /// Pages that [`evict_windowed`](crate::RadixCache::evict_windowed) could free right now.
+    pub evictable: usize,
+    /// Pages in the window of some lock.
+    pub locked: usize,
+    /// All pages of the group that the cache owns.
+    pub total: usize,
 }

@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use radix_cache::{CacheConfig, Namespace, PageId, Policy, RadixCache, Token};
+use radix_cache::{CacheConfig, LockId, Namespace, PageId, Policy, RadixCache, Token};
 
 struct Counting;
 
@@ -53,8 +53,10 @@ fn serve(cache: &mut RadixCache, branch: u32, buffers: &mut Buffers) {
     buffers.matched.clear();
     let inserted =
         cache.insert(acquired.lock, tokens, &buffers.free[own..], &mut buffers.matched).unwrap();
-    assert_eq!(inserted.new_pages, missing);
-    buffers.free.truncate(own);
+    buffers.free.truncate(own + inserted.present_pages);
+    if buffers.has_window {
+        keep_window(cache, acquired.lock, buffers);
+    }
     let fork = cache.fork(acquired.lock).unwrap();
     cache.release(acquired.lock).unwrap();
     cache.release(fork).unwrap();
@@ -64,16 +66,50 @@ struct Buffers {
     prompt: Vec<Token>,
     matched: Vec<PageId>,
     free: Vec<PageId>,
+    has_window: bool,
+    windowed: Vec<PageId>,
+}
+
+/// Gives the cache the windowed pages of what was inserted, all but the oldest.
+fn keep_window(cache: &mut RadixCache, lock: LockId, buffers: &mut Buffers) {
+    const KEPT: usize = 6;
+    buffers.windowed.extend(cache.take_freed_windowed());
+    if buffers.windowed.len() < KEPT {
+        cache.evict_windowed(KEPT - buffers.windowed.len(), &mut buffers.windowed);
+    }
+    let own = buffers.windowed.len() - KEPT;
+    buffers.matched.clear();
+    cache.put_windowed(lock, &buffers.windowed[own..], &mut buffers.matched).unwrap();
+    let mut kept = own;
+    for (number, there) in buffers.matched.iter().enumerate() {
+        if buffers.windowed[own + number] != *there {
+            buffers.windowed.swap(kept, own + number);
+            kept += 1;
+        }
+    }
+    buffers.windowed.truncate(kept);
+    buffers.matched.clear();
+    cache.windowed_pages(lock, &mut buffers.matched).unwrap();
+    assert_eq!(buffers.matched.len(), 4);
 }
 
 #[test]
 fn steady_state_allocates_nothing() {
-    for policy in Policy::ALL {
-        let mut cache = RadixCache::new(CacheConfig::default().policy(policy)).unwrap();
+    let has_window = [false, true];
+    for (policy, has_window) in
+        Policy::ALL.into_iter().flat_map(|policy| has_window.map(|has_window| (policy, has_window)))
+    {
+        let mut config = CacheConfig::default().policy(policy);
+        if has_window {
+            config = config.windowed_group(64);
+        }
+        let mut cache = RadixCache::new(config).unwrap();
         let mut buffers = Buffers {
             prompt: vec![0; 256],
             matched: Vec::with_capacity(64),
             free: (0..512).map(PageId).collect(),
+            has_window,
+            windowed: (0..128).map(PageId).collect(),
         };
         for branch in 0..2_000 {
             serve(&mut cache, branch, &mut buffers);
@@ -83,8 +119,9 @@ fn steady_state_allocates_nothing() {
             serve(&mut cache, branch, &mut buffers);
         }
         let allocations = ALLOCATIONS.with(Cell::get) - before;
-        assert_eq!(allocations, 0, "under {policy:?}");
+        assert_eq!(allocations, 0, "under {policy:?}, with a window: {has_window}");
         assert!(cache.statistics().pages_removed > 10_000);
+        assert_eq!(cache.statistics().windowed_removed > 1_000, has_window);
         cache.check_invariants().unwrap();
     }
 }

@@ -16,6 +16,8 @@ mod follower;
 mod model;
 #[path = "../../tests/oracle/transfers.rs"]
 mod transfers;
+#[path = "../../tests/oracle/windows.rs"]
+mod windows;
 
 use libfuzzer_sys::fuzz_target;
 use radix_cache::{Policy, WritePolicy};
@@ -44,15 +46,19 @@ fuzz_target!(|data: &[u8]| {
     let mut choices = Bytes(data);
     let policy = |choices: &mut Bytes<'_>| Policy::ALL[choices.below(Policy::ALL.len())];
     let writes = [WritePolicy::Through, WritePolicy::ThroughAfterHits(1), WritePolicy::Back];
-    let setup = Setup {
-        page_size: [1, 4, 16][choices.below(3)],
+    let page_size = [1, 4, 16][choices.below(3)];
+    let mut setup = Setup {
+        page_size,
         policy: policy(&mut choices),
         events: choices.one_in(2),
-        host: match choices.below(4) {
-            0 => None,
-            write => Some((policy(&mut choices), writes[write - 1])),
-        },
+        host: None,
+        window: None,
     };
+    match choices.below(6) {
+        0 => {}
+        1..3 => setup.window = Some(1 + choices.below(5 * page_size)),
+        write => setup.host = Some((policy(&mut choices), writes[write - 3])),
+    }
     if let Err(difference) = Driver::new(setup).run(&mut choices, usize::MAX) {
         panic!("{setup:?}: {difference}");
     }

@@ -10,6 +10,7 @@ use crate::choices::Choices;
 use crate::follower::Follower;
 use crate::model::{Hold, Model};
 use crate::transfers::Transfers;
+use crate::windows::WindowMemory;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug)]
@@ -20,12 +21,18 @@ pub(crate) struct Setup {
     pub(crate) events: bool,
     /// The policies of the host, if there is a second tier.
     pub(crate) host: Option<(Policy, WritePolicy)>,
+    /// The window of the second page group, in tokens, if there is one.
+    pub(crate) window: Option<usize>,
 }
 
 impl Setup {
     fn config(self) -> CacheConfig {
         let config = CacheConfig::default().page_size(self.page_size).policy(self.policy);
         let config = if self.events { config.events(1_000) } else { config };
+        let config = match self.window {
+            Some(window) => config.windowed_group(window),
+            None => config,
+        };
         match self.host {
             Some((policy, write)) => {
                 config.host_tier(HostTier::new(HOST_POOL as u32).policy(policy).write(write))
@@ -51,6 +58,7 @@ pub(crate) struct Driver {
     pub(crate) free: Vec<PageId>,
     follower: Follower,
     pub(crate) transfers: Transfers,
+    pub(crate) windowed: WindowMemory,
     /// What the page of the device holds: the prefix that its KV was computed for.
     pub(crate) memory: HashMap<PageId, (Namespace, Vec<Token>)>,
 }
@@ -72,16 +80,19 @@ pub(crate) use same;
 impl Driver {
     pub(crate) fn new(setup: Setup) -> Self {
         let host_policy = setup.host.map_or(Policy::Lru, |(policy, _)| policy);
+        let mut model = Model::new(setup.page_size, setup.policy, host_policy);
+        model.windows.window = setup.window;
         Self {
             cache: RadixCache::new(setup.config()).expect("the page size is valid"),
             setup,
-            model: Model::new(setup.page_size, setup.policy, host_policy),
+            model,
             locks: Vec::new(),
             holds: Vec::new(),
             dead: Vec::new(),
             free: (0..POOL).map(PageId).collect(),
             follower: Follower::default(),
             transfers: Transfers::default(),
+            windowed: WindowMemory::new(),
             memory: HashMap::new(),
         }
     }
@@ -102,6 +113,9 @@ impl Driver {
     fn step(&mut self, choices: &mut dyn Choices) -> Outcome {
         if self.setup.host.is_some() && choices.one_in(3) {
             return self.step_transfers(choices);
+        }
+        if self.setup.window.is_some() && choices.one_in(4) {
+            return self.step_windows(choices);
         }
         match choices.below(32) {
             0..3 => self.probe(choices),
@@ -135,6 +149,9 @@ impl Driver {
         for (lock, hold) in self.locks.iter().zip(&self.holds) {
             same!(self.cache.locked_tokens(*lock), Ok(hold.prefix.len()), "length of a lock");
         }
+        if self.setup.window.is_some() {
+            self.compare_windows()?;
+        }
         if self.setup.events {
             for event in self.cache.drain_events() {
                 self.follower.apply(event)?;
@@ -143,6 +160,8 @@ impl Driver {
                 let known = self.follower.prefixes(tier);
                 same!(known, self.model.prefixes(tier), format!("what is known of the {tier:?}"));
             }
+            let known = self.follower.windowed_prefixes();
+            same!(known, self.model.windowed_prefixes(), "what is known of the windowed group");
         }
         self.cache.check_invariants().map_err(|violation| violation.to_string())
     }
@@ -154,6 +173,11 @@ impl Driver {
         restored.check_invariants().map_err(|violation| violation.to_string())?;
         let mut model = self.model.restarted();
         same!(restored.counts().evictable, model.entries.len(), "restored pages");
+        while restored.counts().windowed.total > 0 {
+            let mut freed = Vec::new();
+            restored.evict_windowed(1, &mut freed);
+            same!(freed, model.evict_windowed(1, &[]), "windowed eviction after a restart");
+        }
         while restored.counts().total > 0 {
             let mut freed = Vec::new();
             restored.evict(1, &mut freed);
@@ -166,6 +190,8 @@ impl Driver {
                 let known = follower.prefixes(tier);
                 same!(known, self.model.prefixes(tier), format!("a dump of the {tier:?}"));
             }
+            let known = follower.windowed_prefixes();
+            same!(known, self.model.windowed_prefixes(), "a dump of the windowed group");
         }
         Ok(())
     }
@@ -197,8 +223,11 @@ impl Driver {
         }
         self.model.touch(namespace, &prefix);
         self.model.hit(namespace, &prefix);
+        let hold = Hold::new(namespace, &prefix);
+        self.model.hit_window(&hold);
+        self.read_match(acquired.lock, &hold)?;
         self.locks.push(acquired.lock);
-        self.holds.push(Hold::new(namespace, &prefix));
+        self.holds.push(hold);
         Ok(())
     }
 
@@ -216,11 +245,13 @@ impl Driver {
             self.follow(choices, index, &mut tokens);
         }
         let own: Vec<PageId> = self.free.split_off(self.free.len() - length);
-        let before = self.holds[index].prefix.len();
+        let before_insert = self.holds[index].clone();
+        let before = before_insert.prefix.len();
         let present = self.model.insert(&mut self.holds[index], &tokens, &own);
         let mut canonical = vec![PageId(u32::MAX)];
         let lock = self.locks[index];
         let inserted = self.cache.insert(lock, &tokens, &own, &mut canonical).map_err(text)?;
+        self.model.move_window(&before_insert, &self.holds[index]);
         same!(&canonical[1..], &present[..], "canonical pages");
         same!(inserted.present_pages, present.len(), "present pages");
         same!(inserted.new_pages, length - present.len(), "new pages");
@@ -235,6 +266,9 @@ impl Driver {
         let expected = self.model.matching(hold.namespace, &hold.prefix).len();
         let found = self.cache.probe(hold.namespace, &hold.prefix).tokens;
         same!(found, expected * self.setup.page_size, "probe of what was inserted");
+        if self.setup.window.is_some() && !choices.one_in(4) {
+            self.put(choices, index)?;
+        }
         Ok(())
     }
 
@@ -255,6 +289,7 @@ impl Driver {
         let (lock, hold) = self.forget(index);
         self.cache.release(lock).map_err(text)?;
         self.model.touch(hold.namespace, &hold.prefix);
+        self.model.close_window(&hold, true);
         Ok(())
     }
 
@@ -266,6 +301,7 @@ impl Driver {
         let mut freed = Vec::new();
         let count = self.cache.release_and_drop(lock, &mut freed).map_err(text)?;
         same!(count, freed.len(), "dropped pages");
+        self.model.close_window(&hold, false);
         let expected = self.model.drop_path(&hold, &self.all_holds());
         self.take_back(freed, expected, "dropped")
     }
@@ -289,6 +325,8 @@ impl Driver {
         let holds = self.all_holds();
         self.model.evict_host(usize::MAX, &holds);
         let expected = self.model.evict(usize::MAX, &holds);
+        let lost = self.model.evict_windowed(usize::MAX, &holds);
+        self.model.lose(lost);
         self.take_back(freed, expected, "cleared")
     }
 
@@ -312,6 +350,7 @@ impl Driver {
         hold.until = self.model.now + choices.below(4) as u64;
         let retention = Retention::default().priority(hold.priority).until(hold.until);
         self.model.raise(&self.holds[index]);
+        self.model.raise_window(&self.holds[index]);
         self.cache.retain(self.locks[index], retention).map_err(text)
     }
 
@@ -367,7 +406,7 @@ impl Driver {
         };
         same!(sorted(&freed), sorted(&expected), what);
         self.free.extend(freed);
-        Ok(())
+        self.take_back_windowed()
     }
 
     fn forget(&mut self, index: usize) -> (LockId, Hold) {

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use radix_cache::{Change, Event, Namespace, Tier, Token, page_hash};
+use radix_cache::{Change, Event, Namespace, PageGroup, Tier, Token, page_hash};
 
-/// Prefixes by the tier they are on and the hash of their last page.
+/// Where a page is known to be, and its hash.
+type Key = (Tier, PageGroup, u64);
+
+/// Prefixes by the tier and group they are in and the hash of their last page.
 #[derive(Debug, Default)]
 pub(crate) struct Follower {
-    stored: HashMap<(Tier, u64), (Namespace, Vec<Token>)>,
+    stored: HashMap<Key, (Namespace, Vec<Token>)>,
     next: u64,
 }
 
@@ -37,7 +40,7 @@ impl Follower {
                 if let Some(parent) = stored.parent {
                     let known = self
                         .stored
-                        .get(&(stored.tier, parent))
+                        .get(&(stored.tier, PageGroup::Full, parent))
                         .filter(|(owner, _)| *owner == stored.namespace);
                     prefix.clone_from(&known.ok_or("stored behind an unknown page")?.1);
                 }
@@ -52,16 +55,22 @@ impl Follower {
                 for (page, hash) in pages.zip(stored.hashes) {
                     seed = page_hash(seed, page);
                     prefix.extend_from_slice(page);
-                    let known =
-                        self.stored.insert((stored.tier, hash), (stored.namespace, prefix.clone()));
+                    let key = (stored.tier, stored.group, hash);
+                    let known = self.stored.insert(key, (stored.namespace, prefix.clone()));
                     if hash != seed || known.is_some() {
                         return Err(format!("stored {prefix:?} as {hash} instead of {seed}"));
                     }
+                    if !self.stored.contains_key(&(stored.tier, PageGroup::Full, hash)) {
+                        return Err(format!("stored {prefix:?} in the windowed group alone"));
+                    }
                 }
             }
-            Change::Removed { namespace, tier, hashes, .. } => {
+            Change::Removed { namespace, tier, group, hashes } => {
                 for hash in hashes {
-                    let gone = self.stored.remove(&(tier, hash));
+                    let gone = self.stored.remove(&(tier, group, hash));
+                    if self.stored.contains_key(&(tier, PageGroup::Windowed, hash)) {
+                        return Err(format!("removed {hash} before its windowed page"));
+                    }
                     if gone.is_none_or(|(owner, _)| owner != namespace) {
                         return Err(format!("removed {hash}, which was not there"));
                     }
@@ -75,7 +84,16 @@ impl Follower {
 
     /// All prefixes it knows of on a tier.
     pub(crate) fn prefixes(&self, tier: Tier) -> BTreeSet<(Namespace, Vec<Token>)> {
-        let there = self.stored.iter().filter(|((on, _), _)| *on == tier);
+        self.prefixes_of(tier, PageGroup::Full)
+    }
+
+    /// All prefixes whose last page it knows to be in the windowed group.
+    pub(crate) fn windowed_prefixes(&self) -> BTreeSet<(Namespace, Vec<Token>)> {
+        self.prefixes_of(Tier::Device, PageGroup::Windowed)
+    }
+
+    fn prefixes_of(&self, tier: Tier, group: PageGroup) -> BTreeSet<(Namespace, Vec<Token>)> {
+        let there = self.stored.iter().filter(|((on, of, _), _)| (*on, *of) == (tier, group));
         there.map(|(_, prefix)| prefix.clone()).collect()
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 
 use radix_cache::{Namespace, PageId, Policy, Tier, Token};
 
+use crate::windows::{Windowed, Windows};
+
 /// One cached page, known by everything that leads up to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
@@ -18,11 +20,13 @@ pub(crate) struct Entry {
     pub(crate) host: bool,
     /// Whether a transfer copies it at the moment.
     pub(crate) moving: bool,
+    /// Its page of the windowed group, if it has one.
+    pub(crate) windowed: Option<Windowed>,
     pub(crate) hits: u32,
-    used: u64,
-    created: u64,
-    priority: i32,
-    until: u64,
+    pub(crate) used: u64,
+    pub(crate) created: u64,
+    pub(crate) priority: i32,
+    pub(crate) until: u64,
 }
 
 /// One held prefix.
@@ -47,17 +51,25 @@ pub(crate) struct Model {
     pub(crate) policy: Policy,
     pub(crate) host_policy: Policy,
     pub(crate) now: u64,
+    pub(crate) windows: Windows,
     clock: u64,
 }
 
 impl Model {
     pub(crate) fn new(page_size: usize, policy: Policy, host_policy: Policy) -> Self {
-        Self { entries: Vec::new(), page_size, policy, host_policy, now: 0, clock: 0 }
+        let (entries, windows) = (Vec::new(), Windows::default());
+        Self { entries, page_size, policy, host_policy, now: 0, windows, clock: 0 }
     }
 
-    /// The pages of the longest prefix on the device.
+    /// The pages of the longest prefix on the device that can be used.
     pub(crate) fn matching(&self, namespace: Namespace, tokens: &[Token]) -> Vec<PageId> {
-        self.prefixes_of(tokens).map_while(|prefix| self.find(namespace, prefix)?.page).collect()
+        let path = self.prefixes_of(tokens);
+        let mut pages: Vec<PageId> =
+            path.map_while(|prefix| self.find(namespace, prefix)?.page).collect();
+        while !self.is_window_there(namespace, &tokens[..pages.len() * self.page_size]) {
+            pages.pop();
+        }
+        pages
     }
 
     /// How many pages behind those could be loaded from the host.
@@ -109,6 +121,7 @@ impl Model {
                 page: Some(page),
                 host: false,
                 moving: false,
+                windowed: None,
                 hits: 0,
                 used: 0,
                 created: self.clock,
@@ -138,7 +151,7 @@ impl Model {
             };
             freed.extend(self.entries[first].page.take());
             if !self.entries[first].host {
-                self.entries.swap_remove(first);
+                self.remove(first);
             }
         }
         freed
@@ -154,7 +167,7 @@ impl Model {
             };
             self.entries[first].host = false;
             if self.entries[first].page.is_none() {
-                self.entries.swap_remove(first);
+                self.remove(first);
             }
         }
     }
@@ -165,7 +178,7 @@ impl Model {
         for end in (self.page_size..=gone.prefix.len()).rev().step_by(self.page_size) {
             let index = self.position(gone.namespace, &gone.prefix[..end]);
             match index.filter(|&index| self.is_idle_leaf(index, holds, |_| true)) {
-                Some(index) => freed.extend(self.entries.swap_remove(index).page),
+                Some(index) => freed.extend(self.remove(index).page),
                 None => break,
             }
         }
@@ -226,6 +239,12 @@ impl Model {
         restarted
     }
 
+    fn remove(&mut self, index: usize) -> Entry {
+        let gone = self.entries.swap_remove(index);
+        self.windowed_left(&gone);
+        gone
+    }
+
     fn rank(&self, policy: Policy, entry: &Entry) -> (bool, i128, u64) {
         if entry.until > self.now {
             return (true, i128::from(entry.until), entry.used);
@@ -263,7 +282,7 @@ impl Model {
         ends.map(|end| &tokens[..end])
     }
 
-    fn find(&self, namespace: Namespace, prefix: &[Token]) -> Option<&Entry> {
+    pub(crate) fn find(&self, namespace: Namespace, prefix: &[Token]) -> Option<&Entry> {
         self.position(namespace, prefix).map(|index| &self.entries[index])
     }
 
@@ -284,7 +303,7 @@ impl Model {
     }
 }
 
-fn first(policy: Policy, entry: &Entry) -> i128 {
+pub(crate) fn first(policy: Policy, entry: &Entry) -> i128 {
     match policy {
         Policy::Lru => 0,
         Policy::Lfu => i128::from(entry.hits),

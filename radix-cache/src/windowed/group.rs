@@ -1,0 +1,302 @@
+//! What the cache remembers of the windowed group: its pages, who holds them, and who goes first.
+
+use crate::bugs::{Planted, SeededBug};
+use crate::config::Policy;
+use crate::order::{Order, Place, Rank, Record};
+use crate::rank_heap::Numbered;
+use crate::retention::Retention;
+use crate::tree::NodeIndex;
+use crate::types::{PageId, WindowedCounts};
+
+/// The place of a windowed page in the group's list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EntryIndex(u32);
+
+impl EntryIndex {
+    const NONE: Self = Self(u32::MAX);
+
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl Numbered for EntryIndex {
+    fn number(self) -> usize {
+        self.index()
+    }
+}
+
+/// One page of the windowed group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WindowedPage {
+    pub(crate) page: PageId,
+    /// Where the store keeps the tokens and the full page of the same position.
+    pub(super) slot: u32,
+    /// The root of its namespace.
+    pub(super) root: NodeIndex,
+    /// Pages between the start of the prompt and this one.
+    pub(super) position: u32,
+    /// Whether it was in the window of a place where a sequence or a match ended. The others were
+    /// only passed by, and nobody has ever asked for them.
+    pub(crate) near_end: bool,
+    pub(crate) record: Record,
+}
+
+/// Smaller goes first: those that were only passed by; then the policy's word; then the turn among
+/// those that one window left together.
+pub(super) type WindowedRank = (bool, Rank, u32);
+
+/// The state of the windowed group.
+///
+/// The order of eviction is lazy. A lock touches each page of its window, often hundreds, so
+/// holding a page does not take it out of the order and letting it go does not move it. Ranks only
+/// grow (one that shrinks is moved at once), so whoever comes first in the order, and is neither held
+/// nor misplaced, is first in truth; whoever is one of the two is put right when found.
+#[derive(Debug)]
+pub(crate) struct WindowedGroup {
+    policy: Policy,
+    /// How many pages the window in front of a position covers at most.
+    pub(super) reach: u32,
+    pages: Vec<WindowedPage>,
+    free: Vec<EntryIndex>,
+    /// The windowed page of each slot of the store.
+    of_slot: Vec<EntryIndex>,
+    /// How many locks' windows cover each slot, whether a page is there or not.
+    holds: Vec<u32>,
+    order: Order<EntryIndex, WindowedRank>,
+    pub(super) counts: WindowedCounts,
+    /// Counts what changes the order; stands in for time.
+    pub(crate) clock: u64,
+    /// The caller's clock, in ticks.
+    now: u64,
+    /// Pages that left the cache with their full pages and that nobody has taken yet.
+    pub(crate) left: Vec<PageId>,
+}
+
+impl WindowedGroup {
+    /// An empty group whose window covers `tokens` positions, at least 1.
+    pub(crate) fn new(tokens: usize, page_size: usize, policy: Policy) -> Self {
+        // Its own position is in a token's window, and is not cached before it is computed.
+        let reach = tokens.saturating_sub(1).div_ceil(page_size);
+        Self {
+            policy,
+            reach: u32::try_from(reach).unwrap_or(u32::MAX),
+            pages: Vec::new(),
+            free: Vec::new(),
+            of_slot: Vec::new(),
+            holds: Vec::new(),
+            order: Order::default(),
+            counts: WindowedCounts::default(),
+            clock: 0,
+            now: 0,
+            left: Vec::new(),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> WindowedCounts {
+        self.counts
+    }
+
+    /// The positions that the window in front of `end` covers, in pages.
+    pub(super) fn window(&self, end: u32) -> core::ops::Range<u32> {
+        end.saturating_sub(self.reach)..end
+    }
+
+    /// Makes room for so many slots.
+    pub(super) fn grow(&mut self, slots: usize) {
+        if self.holds.len() < slots {
+            self.of_slot.resize(slots, EntryIndex::NONE);
+            self.holds.resize(slots, 0);
+        }
+    }
+
+    pub(super) fn at(&self, slot: usize) -> Option<&WindowedPage> {
+        self.pages.get(self.of_slot[slot].index())
+    }
+
+    pub(super) fn at_mut(&mut self, slot: usize) -> Option<&mut WindowedPage> {
+        self.pages.get_mut(self.of_slot[slot].index())
+    }
+
+    /// How many locks' windows cover a slot.
+    pub(super) fn holds(&self, slot: usize) -> u32 {
+        self.holds[slot]
+    }
+
+    /// One more window covers a slot.
+    pub(super) fn hold(&mut self, slot: usize) {
+        self.holds[slot] += 1;
+        if self.holds[slot] == 1 && self.at(slot).is_some() {
+            self.counts.evictable -= 1;
+            self.counts.locked += 1;
+        }
+    }
+
+    /// A window leaves a slot.
+    pub(super) fn let_go(&mut self, slot: usize) {
+        let used = self.clock;
+        self.holds[slot] -= 1;
+        if let Some(left) = self.at_mut(slot) {
+            left.record.used = used;
+            if self.holds[slot] == 0 {
+                self.counts.locked -= 1;
+                self.counts.evictable += 1;
+                self.file(self.of_slot[slot]);
+            }
+        }
+    }
+
+    /// Adds a page at a slot that has none.
+    pub(super) fn add(&mut self, added: WindowedPage) {
+        let slot = added.slot as usize;
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.pages[index.index()] = added;
+                index
+            }
+            None => {
+                // There is at most one a slot, and slots are numbered in 32 bits.
+                self.pages.push(added);
+                EntryIndex((self.pages.len() - 1) as u32)
+            }
+        };
+        self.of_slot[slot] = index;
+        self.counts.total += 1;
+        if self.holds[slot] > 0 {
+            self.counts.locked += 1;
+        } else {
+            self.counts.evictable += 1;
+            self.file(index);
+        }
+    }
+
+    /// Takes an unheld page away from a slot, if one is there.
+    pub(super) fn remove(&mut self, slot: usize) -> Option<WindowedPage> {
+        let removed = self.at(slot).copied()?;
+        let index = core::mem::replace(&mut self.of_slot[slot], EntryIndex::NONE);
+        self.order.remove(index);
+        self.free.push(index);
+        self.counts.evictable -= 1;
+        self.counts.total -= 1;
+        Some(removed)
+    }
+
+    /// Puts another page in the place of one.
+    #[cfg(feature = "seeded-bugs")]
+    pub(super) fn replace(&mut self, slot: usize, page: PageId) {
+        if let Some(there) = self.at_mut(slot) {
+            there.page = page;
+        }
+    }
+
+    /// Forgets everything; its pages are those that left.
+    pub(crate) fn reset(&mut self) {
+        let of_slot = self.of_slot.iter();
+        let present = of_slot.filter_map(|index| self.pages.get(index.index()));
+        self.left.extend(present.map(|there| there.page));
+        self.pages.clear();
+        self.free.clear();
+        self.of_slot.fill(EntryIndex::NONE);
+        self.holds.fill(0);
+        self.order.clear();
+        self.counts = WindowedCounts::default();
+    }
+
+    /// The slot whose page goes next.
+    pub(super) fn first_to_go(&mut self, planted: Planted) -> Option<usize> {
+        loop {
+            let first = self.order.first()?;
+            let page = &self.pages[first.index()];
+            let slot = page.slot as usize;
+            let is_held = self.holds[slot] > 0 && !planted.is(SeededBug::EvictWindowInUse);
+            let place = self.expected_place(page);
+            if !is_held && self.order.place_of(first) == Some(place) {
+                return Some(slot);
+            }
+            self.order.remove(first);
+            if !is_held {
+                self.order.insert(first, place);
+            }
+        }
+    }
+
+    /// Tells the time. Those whose retention is over queue with the others again.
+    pub(crate) fn advance(&mut self, now: u64) {
+        self.now = now;
+        while let Some(first) = self.order.first_retained() {
+            let is_over = |(_, (_, (until, _), _)): &Place<WindowedRank>| *until <= now;
+            if !self.order.place_of(first).is_some_and(|place| is_over(&place)) {
+                break;
+            }
+            self.order.remove(first);
+            let page = &self.pages[first.index()];
+            if self.holds[page.slot as usize] == 0 {
+                self.order.insert(first, self.expected_place(page));
+            }
+        }
+    }
+
+    /// Where an unheld page belongs.
+    pub(super) fn expected_place(&self, page: &WindowedPage) -> Place<WindowedRank> {
+        let (is_retained, rank) = page.record.place(self.policy, self.now);
+        (is_retained, (is_retained || page.near_end, rank, self.turn(page.position)))
+    }
+
+    /// Where the page of a slot is filed, which may be too early, but never too late.
+    pub(super) fn filed_place(&self, slot: usize) -> Option<Place<WindowedRank>> {
+        self.order.place_of(self.of_slot[slot])
+    }
+
+    /// Pages there should be one slot for each, for those who check.
+    pub(super) fn listed(&self) -> usize {
+        self.pages.len() - self.free.len()
+    }
+
+    /// Slots that have a page, and slots that a window covers, for those who check.
+    pub(super) fn occupied(&self) -> (usize, usize) {
+        let present = self.of_slot.iter().filter(|&&index| index != EntryIndex::NONE);
+        (present.count(), self.holds.iter().filter(|&&holds| holds > 0).count())
+    }
+
+    /// Bytes reserved.
+    pub(crate) fn bytes(&self) -> usize {
+        self.pages.capacity() * size_of::<WindowedPage>()
+            + (self.free.capacity() + self.of_slot.capacity()) * size_of::<EntryIndex>()
+            + self.holds.capacity() * size_of::<u32>()
+            + self.left.capacity() * size_of::<PageId>()
+            + self.order.bytes()
+    }
+
+    fn file(&mut self, index: EntryIndex) {
+        let place = self.expected_place(&self.pages[index.index()]);
+        // When a retention is over, a rank may shrink: what is retained is never left among others.
+        let in_time = |filed: Place<WindowedRank>| filed.0 == place.0 && filed <= place;
+        if self.order.place_of(index).is_some_and(in_time) {
+            return;
+        }
+        self.order.remove(index);
+        self.order.insert(index, place);
+    }
+
+    /// Whose turn it is among pages that one window left together. First from the front, for what
+    /// is further back keeps the end matchable. The first window of a prompt goes last and from
+    /// its back, for there every shorter prefix can be matched by itself.
+    fn turn(&self, position: u32) -> u32 {
+        if position < self.reach { u32::MAX - position } else { position }
+    }
+}
+
+impl WindowedPage {
+    /// A page that comes to a slot now.
+    pub(super) fn new(
+        page: PageId,
+        slot: usize,
+        root: NodeIndex,
+        position: u32,
+        clock: u64,
+    ) -> Self {
+        let record =
+            Record { used: clock, created: clock, hits: 0, retention: Retention::default() };
+        Self { page, slot: slot as u32, root, position, near_end: false, record }
+    }
+}
