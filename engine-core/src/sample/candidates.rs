@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 
 use radix_cache::Token;
 
+use super::weight::{weight, weights};
+
 /// A token and its logit, or its scaled distance to the largest logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
@@ -20,9 +22,13 @@ pub(super) fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
 /// Candidates are gathered up to a multiple of what is wanted before the worst are dropped.
 const SLACK: usize = 4;
 
-/// How many candidates top-p sorts at first, and how much further it then goes each time.
-const FIRST_SORTED: usize = 64;
-const SORTED_GROWTH: usize = 4;
+/// Fewer candidates than this aren't worth a selection.
+const FEW: usize = 64;
+
+/// Top-p counts weights in drawers: so many to a unit of distance, and so many in all. What is
+/// further away than they reach lies in the last.
+const DRAWERS_A_UNIT: f32 = 16.0;
+const DRAWERS: usize = 512;
 
 /// Fills `out` with the `count` largest of `values`, sorted, likeliest first. Values of minus
 /// infinity don't take part.
@@ -35,7 +41,7 @@ pub(super) fn select_largest(values: &[f32], count: usize, out: &mut Vec<Candida
     if count == 0 {
         return;
     }
-    let full = (count * SLACK).max(FIRST_SORTED);
+    let full = (count * SLACK).max(FEW);
     let mut bar = f32::NEG_INFINITY;
     for (token, &value) in values.iter().enumerate() {
         // A later token that equals the bar has a higher id than all that reached it.
@@ -55,32 +61,64 @@ pub(super) fn select_largest(values: &[f32], count: usize, out: &mut Vec<Candida
     out.sort_unstable_by(likelier);
 }
 
-/// Keeps the fewest of the likeliest candidates whose weights `exp(value)` reach `fraction` of
-/// `total`. At least one stays. What stays is sorted, likeliest first.
+/// The last of the fewest likeliest candidates whose [weights](weight) reach `fraction` of the
+/// total, among `candidates` that are sorted, likeliest first.
+pub(super) fn last_of_fraction(candidates: &[Candidate], fraction: f64) -> Option<Candidate> {
+    let total: f64 = candidates.iter().map(|it| f64::from(weight(it.value))).sum();
+    let last = first_to_reach(candidates, 0.0, fraction * total);
+    // Rounding may leave a bit of the whole out of reach.
+    last.or(candidates.last()).copied()
+}
+
+/// The same among all `distances` to the largest, which aren't sorted.
 ///
-/// Sorts only as far as it has to.
-pub(super) fn keep_fraction(candidates: &mut Vec<Candidate>, fraction: f64, total: f64) {
-    let enough = fraction * total;
-    let mut reached = 0.0;
-    let mut sorted = 0;
-    let mut batch = FIRST_SORTED;
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        let len = batch.min(rest.len());
-        if len < rest.len() {
-            rest.select_nth_unstable_by(len - 1, likelier);
+/// Weights are summed by drawers of near values, and only the drawer in which the sum is reached
+/// is gathered, in `drawer`, and sorted. So it takes linear time, however flat the distribution.
+pub(super) fn last_of_fraction_of_row(
+    distances: &[f32],
+    fraction: f64,
+    drawer: &mut Vec<Candidate>,
+) -> Option<Candidate> {
+    let mut sums = [0.0_f64; DRAWERS];
+    let (groups, rest) = distances.as_chunks();
+    for group in groups {
+        for (&distance, weight) in group.iter().zip(weights(group)) {
+            sums[drawer_of(distance)] += f64::from(weight);
         }
-        rest[..len].sort_unstable_by(likelier);
-        for (index, candidate) in rest[..len].iter().enumerate() {
-            reached += f64::from(candidate.value).exp();
-            if reached >= enough {
-                candidates.truncate(sorted + index + 1);
-                return;
-            }
-        }
-        sorted += len;
-        batch *= SORTED_GROWTH;
     }
+    for &distance in rest {
+        sums[drawer_of(distance)] += f64::from(weight(distance));
+    }
+    let enough = fraction * sums.iter().sum::<f64>();
+    let mut reached = 0.0;
+    let within = sums.iter().position(|sum| {
+        reached += sum;
+        reached >= enough
+    });
+    let within = within.unwrap_or(DRAWERS - 1);
+    drawer.clear();
+    for (token, &value) in distances.iter().enumerate() {
+        if drawer_of(value) == within {
+            drawer.push(Candidate { token: token as Token, value });
+        }
+    }
+    drawer.sort_unstable_by(likelier);
+    let before = sums[..within].iter().sum();
+    first_to_reach(drawer, before, enough).or(drawer.last()).copied()
+}
+
+/// The first candidate with which the sum of weights, `before` at first, is `enough`.
+fn first_to_reach(candidates: &[Candidate], before: f64, enough: f64) -> Option<&Candidate> {
+    let mut reached = before;
+    candidates.iter().find(|candidate| {
+        reached += f64::from(weight(candidate.value));
+        reached >= enough
+    })
+}
+
+/// Where a weight is counted; likelier ones never later.
+fn drawer_of(distance: f32) -> usize {
+    ((-distance * DRAWERS_A_UNIT) as usize).min(DRAWERS - 1)
 }
 
 #[cfg(test)]
@@ -111,20 +149,23 @@ mod tests {
 
         #[test]
         fn the_kept_fraction_is_the_shortest_sorted_prefix_that_reaches_it(
-            values in prop::collection::vec((-40i8..=0).prop_map(|v| f32::from(v) / 4.0), 1..2000),
+            // Some beyond the last drawer's start.
+            values in prop::collection::vec((-160i16..=0).prop_map(|v| f32::from(v) / 4.0), 0..2000),
             fraction in 0.01f64..1.0,
         ) {
+            // The largest is always there.
+            let values: Vec<f32> = values.into_iter().chain([0.0]).collect();
             let all = sorted(&values);
-            let total: f64 = all.iter().map(|c| f64::from(c.value).exp()).sum();
-            let mut kept = all.clone();
-            kept.sort_by_key(|c| c.token);
-            keep_fraction(&mut kept, fraction, total);
+            let total: f64 = all.iter().map(|c| f64::from(weight(c.value))).sum();
             let mut reached = 0.0;
-            let expected = all.iter().position(|c| {
-                reached += f64::from(c.value).exp();
+            let expected = all.iter().find(|c| {
+                reached += f64::from(weight(c.value));
                 reached >= fraction * total
             });
-            prop_assert_eq!(&kept[..], &all[..expected.map_or(all.len(), |last| last + 1)]);
+            let expected = expected.or(all.last()).copied();
+            prop_assert_eq!(last_of_fraction(&all, fraction), expected);
+            let mut drawer = Vec::new();
+            prop_assert_eq!(last_of_fraction_of_row(&values, fraction, &mut drawer), expected);
         }
     }
 }

@@ -22,6 +22,7 @@ mod candidates;
 mod counts;
 mod noise;
 mod row;
+mod weight;
 
 pub use counts::TokenCounts;
 pub use noise::philox4x32;

@@ -8,16 +8,28 @@ const ROUNDS: usize = 10;
 
 /// Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four
 /// random words for each counter and key.
-pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    philox_side_by_side(counter.map(|word| [word]), key).map(|[word]| word)
+}
+
+/// The same for several counters, which is vector code: `counter[word][which]`.
+#[inline(always)]
+fn philox_side_by_side<const N: usize>(
+    mut counter: [[u32; N]; 4],
+    mut key: [u32; 2],
+) -> [[u32; N]; 4] {
     for _ in 0..ROUNDS {
-        let [a, b] =
-            [MULTIPLIERS[0] * u64::from(counter[0]), MULTIPLIERS[1] * u64::from(counter[2])];
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
+        let before = counter;
+        for which in 0..N {
+            let [a, b] = [
+                MULTIPLIERS[0] * u64::from(before[0][which]),
+                MULTIPLIERS[1] * u64::from(before[2][which]),
+            ];
+            counter[0][which] = (b >> 32) as u32 ^ before[1][which] ^ key[0];
+            counter[1][which] = b as u32;
+            counter[2][which] = (a >> 32) as u32 ^ before[3][which] ^ key[1];
+            counter[3][which] = a as u32;
+        }
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
@@ -32,7 +44,11 @@ pub(super) struct Noise {
 }
 
 /// Tokens that share a Philox block.
-pub(super) const BLOCK: usize = 4;
+const BLOCK: usize = 4;
+/// Blocks that are made side by side.
+const BLOCKS: usize = 8;
+/// Tokens whose words are made together.
+pub(super) const TOGETHER: usize = BLOCK * BLOCKS;
 
 /// No Gumbel noise from 32 bits exceeds this: `-ln(-ln(1 - 2^-33))`, rounded up.
 pub(super) const MOST_NOISE: f64 = 22.9;
@@ -42,14 +58,19 @@ impl Noise {
         Self { key: [seed as u32, (seed >> 32) as u32], sample_index, position }
     }
 
-    /// The words of tokens `4 * block ..`.
-    pub(super) fn block(&self, block: u32) -> [u32; BLOCK] {
-        philox4x32([block, self.position, self.sample_index, 0], self.key)
+    /// The words of [`TOGETHER`] tokens from `TOGETHER * group` on.
+    pub(super) fn words(&self, group: u32) -> [u32; TOGETHER] {
+        let first = group * BLOCKS as u32;
+        let blocks = core::array::from_fn(|block| first + block as u32);
+        let counter = [blocks, [self.position; BLOCKS], [self.sample_index; BLOCKS], [0; BLOCKS]];
+        let words = philox_side_by_side(counter, self.key);
+        core::array::from_fn(|token| words[token % BLOCK][token / BLOCK])
     }
 
     /// The word of one token.
     pub(super) fn word(&self, token: Token) -> u32 {
-        self.block(token / BLOCK as u32)[token as usize % BLOCK]
+        let counter = [token / BLOCK as u32, self.position, self.sample_index, 0];
+        philox4x32(counter, self.key)[token as usize % BLOCK]
     }
 }
 
@@ -89,6 +110,16 @@ mod tests {
             [0xa409_3822, 0x299f_31d0],
         );
         assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    #[test]
+    fn words_made_together_are_those_made_one_by_one() {
+        let noise = Noise::new(0x0123_4567_89ab_cdef, 3, 70);
+        for group in [0, 1, 4_747] {
+            let words = noise.words(group);
+            let first = group * TOGETHER as u32;
+            assert_eq!(words, core::array::from_fn(|token| noise.word(first + token as u32)));
+        }
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use radix_cache::Token;
 
-use super::candidates::{Candidate, keep_fraction, select_largest};
+use super::candidates::{Candidate, last_of_fraction, last_of_fraction_of_row, select_largest};
 use super::counts::TokenCounts;
-use super::noise::{BLOCK, MOST_NOISE, Noise, gumbel, may_reach};
+use super::noise::{MOST_NOISE, Noise, TOGETHER, gumbel, may_reach};
+use super::weight::sum_of_weights;
 use crate::backend::{Mask, RowFailure, Sampled, SlotSampling, Span};
 
 /// Samples rows, one after another. Holds only scratch memory: which rows it has seen before
@@ -164,81 +165,71 @@ impl RowSampler {
         for logit in logits.iter_mut() {
             *logit = (*logit - best.value) / sampling.temperature;
         }
+        let keep = self.filter(logits, sampling);
         let noise = Noise::new(sampling.seed, sampling.sample_index, position);
-        let floor = sampling.min_p.ln();
-        let has_top_k = sampling.top_k > 0 && (sampling.top_k as usize) < logits.len();
-        if !has_top_k && sampling.top_p >= 1.0 {
-            return Ok(noisiest_of_row(logits, best.token, floor, &noise));
-        }
-        if has_top_k {
-            select_largest(logits, sampling.top_k as usize, &mut self.candidates);
-            if sampling.top_p < 1.0 {
-                let total = self.candidates.iter().map(|c| f64::from(c.value).exp()).sum();
-                keep_fraction(&mut self.candidates, sampling.top_p.into(), total);
-            }
-        } else {
-            let total = self.gather_for_top_p(logits, sampling.top_p);
-            keep_fraction(&mut self.candidates, sampling.top_p.into(), total);
-        }
-        let kept = self.candidates.iter().take_while(|candidate| candidate.value >= floor);
-        Ok(noisiest(kept, best.token, &noise))
+        Ok(noisiest(logits, best.token, keep, &noise))
     }
 
-    /// Gathers the candidates that can be among the likeliest with a joint probability of
-    /// `top_p`, and returns the sum of all weights.
-    ///
-    /// Tokens below `(1 - top_p) / vocab_size` have less than `1 - top_p` together, so all
-    /// above it reach `top_p` without them. Half of that bound leaves room for rounding.
-    fn gather_for_top_p(&mut self, values: &[f32], top_p: f32) -> f64 {
-        let total: f64 = values.iter().map(|value| f64::from(value.exp())).sum();
-        let bound = 0.5 * (1.0 - f64::from(top_p)) / values.len() as f64 * total;
-        let bound = bound.ln() as f32;
-        self.candidates.clear();
-        let above = values.iter().enumerate().filter(|&(_, &value)| value >= bound);
-        self.candidates
-            .extend(above.map(|(token, &value)| Candidate { token: token as Token, value }));
-        total
+    /// What top-k, top-p and min-p leave of the distances to the largest logit.
+    fn filter(&mut self, distances: &[f32], sampling: &SlotSampling) -> Keep {
+        let floor = sampling.min_p.ln();
+        let has_top_k = sampling.top_k > 0 && (sampling.top_k as usize) < distances.len();
+        let top_p = (sampling.top_p < 1.0).then_some(f64::from(sampling.top_p));
+        let last = if has_top_k {
+            select_largest(distances, sampling.top_k as usize, &mut self.candidates);
+            match top_p {
+                Some(fraction) => last_of_fraction(&self.candidates, fraction),
+                None => self.candidates.last().copied(),
+            }
+        } else {
+            top_p.and_then(|fraction| {
+                last_of_fraction_of_row(distances, fraction, &mut self.candidates)
+            })
+        };
+        match last {
+            Some(last) if last.value >= floor => Keep { floor: last.value, last: last.token },
+            _ => Keep { floor, last: Token::MAX },
+        }
     }
 }
 
-/// The token with the best of distance plus noise, among those not below `floor`.
+/// The tokens that may be sampled.
+#[derive(Clone, Copy, Debug)]
+struct Keep {
+    /// The least distance.
+    floor: f32,
+    /// Of those that equal the floor, the last.
+    last: Token,
+}
+
+impl Keep {
+    fn keeps(self, token: Token, distance: f32) -> bool {
+        distance > self.floor || (distance == self.floor && token <= self.last)
+    }
+}
+
+/// The token with the best of distance plus noise, among those to keep.
 ///
 /// Noise is bounded, so most tokens are ruled out by their distance alone; most others by their
 /// random bits, without a logarithm. Neither changes the result.
-fn noisiest_of_row(distances: &[f32], likeliest: Token, floor: f32, noise: &Noise) -> Token {
+fn noisiest(distances: &[f32], likeliest: Token, keep: Keep, noise: &Noise) -> Token {
     // Starting with the likeliest raises the bar at once.
     let mut best = Contender::of(likeliest, 0.0, noise.word(likeliest));
-    for (block, distances) in distances.chunks(BLOCK).enumerate() {
-        let bar = (best.score - MOST_NOISE).max(f64::from(floor));
-        if distances.iter().all(|&distance| f64::from(distance) < bar) {
+    for (group, distances) in distances.chunks(TOGETHER).enumerate() {
+        let nearest = distances.iter().fold(f32::NEG_INFINITY, |nearest, &it| nearest.max(it));
+        if nearest < keep.floor || f64::from(nearest) < best.score - MOST_NOISE {
             continue;
         }
-        let words = noise.block(block as u32);
+        let words = noise.words(group as u32);
+        let loudest = words.iter().fold(0, |loudest, &word| loudest.max(word));
+        if !may_reach(loudest, best.score - f64::from(nearest)) {
+            continue;
+        }
         for (index, (&distance, word)) in distances.iter().zip(words).enumerate() {
-            if distance >= floor && may_reach(word, best.score - f64::from(distance)) {
-                let token = (block * BLOCK + index) as Token;
+            let token = (group * TOGETHER + index) as Token;
+            if keep.keeps(token, distance) && may_reach(word, best.score - f64::from(distance)) {
                 best = best.or(Contender::of(token, distance, word));
             }
-        }
-    }
-    best.token
-}
-
-/// The same among few candidates, of which `likeliest` is one.
-fn noisiest<'a>(
-    candidates: impl Iterator<Item = &'a Candidate>,
-    likeliest: Token,
-    noise: &Noise,
-) -> Token {
-    let mut best = Contender::of(likeliest, 0.0, noise.word(likeliest));
-    for candidate in candidates {
-        if f64::from(candidate.value) < best.score - MOST_NOISE {
-            // They come likeliest first: the others are too far behind as well.
-            break;
-        }
-        let word = noise.word(candidate.token);
-        if may_reach(word, best.score - f64::from(candidate.value)) {
-            best = best.or(Contender::of(candidate.token, candidate.value, word));
         }
     }
     best.token
@@ -318,6 +309,5 @@ fn argmax(logits: &[f32]) -> Option<Candidate> {
 /// `ln(sum(exp(logits)))`.
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let Some(Candidate { value: largest, .. }) = argmax(logits) else { return 0.0 };
-    let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
-    f64::from(largest) + sum.ln()
+    f64::from(largest) + sum_of_weights(logits, largest).ln()
 }
