@@ -35,6 +35,8 @@ enum Bug {
     /// Pages stay where they are.
     SkipsTransfers,
     CompilesInTraffic,
+    /// Takes refusals for answers.
+    HidesRefusals,
     /// Claims that page size 16 is all it has.
     FewPageSizes,
 }
@@ -126,7 +128,8 @@ impl Executor for BrokenExecutor {
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
         let none = Masks::default();
-        self.inner.sample(ticket, if self.bug == Bug::IgnoresMasks { &none } else { masks })
+        let masks = if self.bug == Bug::IgnoresMasks { &none } else { masks };
+        self.hide_refusal(|inner| inner.sample(ticket, masks))
     }
 
     fn wait(
@@ -135,7 +138,7 @@ impl Executor for BrokenExecutor {
         deadline: Deadline,
         result: &mut StepResult,
     ) -> Result<(), StepError> {
-        let outcome = self.inner.wait(ticket, deadline, result);
+        let outcome = self.hide_refusal(|inner| inner.wait(ticket, deadline, result));
         if self.bug == Bug::ReversesAnswers {
             result.sampled.reverse();
         }
@@ -157,6 +160,18 @@ impl Executor for BrokenExecutor {
 
     fn compiles_in_traffic(&self) -> u64 {
         u64::from(self.bug == Bug::CompilesInTraffic)
+    }
+}
+
+impl BrokenExecutor {
+    fn hide_refusal(
+        &mut self,
+        call: impl FnOnce(&mut dyn Executor) -> Result<(), StepError>,
+    ) -> Result<(), StepError> {
+        match call(&mut *self.inner) {
+            Err(StepError::Unsupported { .. }) if self.bug == Bug::HidesRefusals => Ok(()),
+            outcome => outcome,
+        }
     }
 }
 
@@ -195,6 +210,8 @@ fn answers_that_are_lost_swapped_or_unmasked_are_caught() {
     assert_catches!(Bug::IgnoresMasks, deferred_sampling_obeys_masks);
     assert_catches!(Bug::IgnoresMasks, a_mask_that_allows_nothing_fails_its_row_alone);
     assert_catches!(Bug::ReversesAnswers, rows_answer_several_outputs_in_order);
+    assert_catches!(Bug::HidesRefusals, a_deferred_step_that_is_never_sampled_is_given_up);
+    assert_catches!(Bug::HidesRefusals, only_deferred_steps_are_sampled_and_only_once);
     assert_catches!(Bug::HidesFailures, logits_that_are_not_numbers_fail_their_row_alone);
 }
 

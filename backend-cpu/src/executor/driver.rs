@@ -23,6 +23,7 @@ use crate::{kernels::kv::KvLayer, pool::TaskPanicked, shared::SharedMut};
 pub(crate) enum Command {
     Step(Box<Step>),
     Sample { number: u64, masks: Vec<OwnedMask> },
+    GiveUp { number: u64 },
     Transfer { number: u64, copies: Vec<PageCopy> },
 }
 
@@ -125,6 +126,7 @@ impl Driver {
             let finished = match command {
                 Command::Step(step) => self.step(step),
                 Command::Sample { number, masks } => self.deferred_sample(number, &masks),
+                Command::GiveUp { number } => self.give_up(number),
                 Command::Transfer { number, copies } => Some(self.transfer(number, &copies)),
             };
             if let Some(finished) = finished
@@ -156,6 +158,18 @@ impl Driver {
     fn deferred_sample(&mut self, number: u64, masks: &[OwnedMask]) -> Option<Done> {
         let deferred = self.deferred.remove(&number)?;
         Some(self.sample(deferred, masks))
+    }
+
+    /// Ends a step that nobody sampled. A step that failed was reported already.
+    fn give_up(&mut self, number: u64) -> Option<Done> {
+        let Deferred { step, .. } = self.deferred.remove(&number)?;
+        for output in step.outputs.iter().filter(|output| output.want == Want::Sample) {
+            let slot = step.rows[output.row as usize].slot;
+            self.slots[slot.index()].next = NextToken::None;
+        }
+        let outcome =
+            Err(StepError::Unsupported { what: "answers of a step that was not sampled" });
+        Some(Done::Step { step, result: StepResult::default(), outcome })
     }
 
     fn apply_changes(&mut self, step: &Step) {

@@ -40,6 +40,8 @@ pub(crate) struct CpuExecutor {
     driver: Option<JoinHandle<()>>,
     /// Finished, but not yet waited for.
     arrived: VecDeque<Done>,
+    /// Steps that wait for their masks.
+    deferred: Vec<u64>,
     /// Steps whose memory can be used again.
     #[expect(clippy::vec_box, reason = "they cross the channels as boxes")]
     spare: Vec<Box<Step>>,
@@ -74,6 +76,7 @@ impl CpuExecutor {
             done,
             driver: Some(driver),
             arrived: VecDeque::new(),
+            deferred: Vec::new(),
             spare: Vec::new(),
             next_number: 0,
             dead: None,
@@ -127,6 +130,12 @@ impl CpuExecutor {
         }
     }
 
+    /// Whether the step waited for its masks until now.
+    fn forget_deferred(&mut self, number: u64) -> bool {
+        let place = self.deferred.iter().position(|&deferred| deferred == number);
+        place.map(|place| self.deferred.swap_remove(place)).is_some()
+    }
+
     fn has_page(&self, copy: &PageCopy, tier: Tier, page: engine_core::PageId) -> bool {
         let pages = match tier {
             Tier::Device => &self.bounds.limits.pages,
@@ -161,11 +170,17 @@ impl Executor for CpuExecutor {
             });
         }
         self.send(Command::Step(step))?;
+        if batch.defer_sampling {
+            self.deferred.push(number);
+        }
         Ok(Ticket::new(number))
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
         self.check_alive()?;
+        if !self.forget_deferred(ticket.number()) {
+            return Err(StepError::Unsupported { what: "sampling a step that isn't deferred" });
+        }
         let masks = masks
             .entries
             .iter()
@@ -181,7 +196,12 @@ impl Executor for CpuExecutor {
         result: &mut StepResult,
     ) -> Result<(), StepError> {
         result.clear();
-        match self.wait_for(ticket.number(), deadline)? {
+        self.check_alive()?;
+        let number = ticket.number();
+        if self.forget_deferred(number) {
+            self.send(Command::GiveUp { number })?;
+        }
+        match self.wait_for(number, deadline)? {
             Done::Step { step, result: computed, outcome } => {
                 *result = computed;
                 self.spare.push(step);

@@ -81,8 +81,8 @@ struct InFlight {
 enum Stage {
     /// Runs, and wants no outputs.
     Silent(Completion),
-    /// Has logits, and waits for its masks.
-    Deferred { logits: Sharded, input: SamplerInput },
+    /// Runs, and waits for its masks. What is to be sampled, if anything.
+    Deferred { done: Completion, sampling: Option<(Sharded, SamplerInput)> },
     /// Is being sampled; the replies are on their way.
     Sampling { replies: Replies, input: SamplerInput },
 }
@@ -357,6 +357,24 @@ impl XlaExecutor {
         Ok((resident, Replies { tokens: copy(&tokens)?, likeliest }))
     }
 
+    /// Samples what is to be sampled, and puts the resident arrays back.
+    fn answer(
+        &mut self,
+        resident: Resident,
+        done: Completion,
+        sampling: Option<(Sharded, SamplerInput)>,
+        masks: &[Mask<'_>],
+    ) -> Result<Stage, StepError> {
+        let Some((logits, input)) = sampling else {
+            self.resident = Some(resident);
+            return Ok(Stage::Silent(done));
+        };
+        let sampled = self.start_sampler(resident, logits, &input, masks);
+        let (resident, replies) = sampled.map_err(|error| self.lose(&error))?;
+        self.resident = Some(resident);
+        Ok(Stage::Sampling { replies, input })
+    }
+
     /// A launch failed, and what it was given is gone.
     fn lose(&mut self, error: &LaunchError) -> StepError {
         self.resident = None;
@@ -406,20 +424,13 @@ impl Executor for XlaExecutor {
         let resident = self.take_resident(batch)?;
         let step = self.start_step(resident, batch, shape);
         let (resident, logits, done) = step.map_err(|error| self.lose(&error))?;
-        let stage = if batch.outputs.is_empty() {
+        let sampling = (!batch.outputs.is_empty())
+            .then(|| (logits, SamplerInput::new(batch, shape.outputs, self.programs.geometry())));
+        let stage = if batch.defer_sampling {
             self.resident = Some(resident);
-            Stage::Silent(done)
+            Stage::Deferred { done, sampling }
         } else {
-            let input = SamplerInput::new(batch, shape.outputs, self.programs.geometry());
-            if batch.defer_sampling {
-                self.resident = Some(resident);
-                Stage::Deferred { logits, input }
-            } else {
-                let sampled = self.start_sampler(resident, logits, &input, &[]);
-                let (resident, replies) = sampled.map_err(|error| self.lose(&error))?;
-                self.resident = Some(resident);
-                Stage::Sampling { replies, input }
-            }
+            self.answer(resident, done, sampling, &[])?
         };
         let ticket = self.next_ticket;
         self.next_ticket += 1;
@@ -431,26 +442,24 @@ impl Executor for XlaExecutor {
         self.check_alive()?;
         let number = ticket.number();
         let position = self.in_flight.iter().position(|launch| launch.ticket == number);
-        let not_in_flight =
-            StepError::Unsupported { what: "sampling a step that is not in flight" };
-        let Some(position) = position else { return Err(not_in_flight) };
-        let launch = self.in_flight.remove(position);
-        let InFlight { ticket, life, stage } = launch.ok_or(not_in_flight)?;
-        let (logits, input) = match stage {
-            Stage::Deferred { logits, input } => (logits, input),
-            // No outputs were wanted: there is nothing to sample.
-            stage => {
-                self.in_flight.insert(position, InFlight { ticket, life, stage });
-                return Ok(());
+        let launch = position.and_then(|position| self.in_flight.remove(position));
+        let not_deferred = StepError::Unsupported { what: "sampling a step that isn't deferred" };
+        let (Some(position), Some(InFlight { ticket, life, stage })) = (position, launch) else {
+            return Err(not_deferred);
+        };
+        let Stage::Deferred { done, sampling } = stage else {
+            self.in_flight.insert(position, InFlight { ticket, life, stage });
+            return Err(not_deferred);
+        };
+        let resident = match self.resident.take() {
+            Some(resident) if life == self.life => resident,
+            // Those of a later life are not this step's to lose.
+            resident => {
+                self.resident = resident;
+                return Err(StepError::KvLost { reason: "an earlier launch failed".to_owned() });
             }
         };
-        let Some(resident) = self.resident.take().filter(|_| life == self.life) else {
-            return Err(StepError::KvLost { reason: "an earlier launch failed".to_owned() });
-        };
-        let sampled = self.start_sampler(resident, logits, &input, masks.entries);
-        let (resident, replies) = sampled.map_err(|error| self.lose(&error))?;
-        self.resident = Some(resident);
-        let stage = Stage::Sampling { replies, input };
+        let stage = self.answer(resident, done, sampling, masks.entries)?;
         self.in_flight.insert(position, InFlight { ticket, life, stage });
         Ok(())
     }
@@ -472,8 +481,9 @@ impl Executor for XlaExecutor {
         let deadline = deadline.instant();
         match stage {
             Stage::Silent(done) => done.wait(deadline).map_err(|error| self.failed(error, life)),
-            Stage::Deferred { .. } => {
-                Err(StepError::Unsupported { what: "waiting for a step that was not sampled" })
+            Stage::Deferred { done, .. } => {
+                done.wait(deadline).map_err(|error| self.failed(error, life))?;
+                Err(StepError::Unsupported { what: "answers of a step that was not sampled" })
             }
             Stage::Sampling { replies, input } => {
                 let Replies { tokens, likeliest } = replies;

@@ -87,15 +87,24 @@ pub trait Executor: Send {
 
     /// Completes a step that was launched with `defer_sampling`: samples its outputs under
     /// `masks`. Outputs without a mask are sampled freely. Returns at once, as `launch` does.
+    ///
+    /// # Errors
+    ///
+    /// [`StepError::Unsupported`] for a step that isn't out, wasn't deferred or is sampled already;
+    /// nothing happened then. Otherwise as for [`wait`](Executor::wait), and the ticket must still
+    /// be waited for.
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError>;
 
     /// Blocks until the step has finished or the deadline has passed, and fills `result`
     /// (cleared first, its memory reused).
     ///
-    /// Tickets are awaited in the order of their launches.
+    /// Tickets are awaited in the order of their launches. A deferred step that nobody sampled is
+    /// given up: its tokens' KV is written, its outputs have no answers, and its slots no next
+    /// token. Nothing blocks for its masks, and later steps are unharmed.
     ///
     /// # Errors
     ///
+    /// [`StepError::Unsupported`] for a deferred step that was not sampled; `result` is empty.
     /// [`StepError::Rows`]: `result` holds the outputs of the other rows.
     /// [`StepError::KvLost`], [`StepError::Dead`]: `result` is empty. A passed deadline is
     /// `Dead`: the device can't be trusted any more.

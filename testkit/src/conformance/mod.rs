@@ -164,6 +164,8 @@ macro_rules! conformance_suite {
             suppressed_tokens_wait_for_their_position,
             deferred_sampling_obeys_masks,
             deferred_sampling_without_masks_is_free,
+            a_deferred_step_that_is_never_sampled_is_given_up,
+            only_deferred_steps_are_sampled_and_only_once,
             a_mask_that_allows_nothing_fails_its_row_alone,
             a_missing_tensor_is_named,
             a_tensor_of_another_shape_is_named,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use engine_core::Token;
-use engine_core::backend::{Mask, SlotSampling, StepError};
+use engine_core::backend::{Mask, Masks, SlotSampling, StepError};
 use engine_core::sample::{RowSampler, TokenCounts};
 
 use super::check::Check;
@@ -155,6 +155,41 @@ pub fn deferred_sampling_without_masks_is_free(check: &Check<'_>) -> Result<(), 
     })
 }
 
+/// A deferred step that is waited for without its masks has no answers and blocks nobody, and its
+/// KV is there.
+pub fn a_deferred_step_that_is_never_sampled_is_given_up(check: &Check<'_>) -> Result<(), Failure> {
+    check.agree("after the step", &Model::llama()?, &Setup::new(), |session| {
+        let tokens = prompt(30, 53);
+        (0..2).for_each(|slot| session.open(slot, with_logprobs()));
+        let given_up = session.launch_deferred(&[RowPlan::known(0, &tokens[..20]).sample()])?;
+        let next = session.launch(&[RowPlan::known(1, &prompt(9, 54)).sample()])?;
+        let (answers, outcome) = session.wait_any(given_up);
+        expect_equal("answers", &0, &answers.len())?;
+        expect_unsupported("the outcome", &outcome)?;
+        let mut answers = session.wait(next)?;
+        let rows = [RowPlan::produced(1), RowPlan::known(0, &tokens[20..]).score_all()];
+        answers.extend(session.run(&rows)?);
+        Ok(answers)
+    })
+}
+
+/// Sampling twice, or what was not deferred, is refused and changes nothing.
+pub fn only_deferred_steps_are_sampled_and_only_once(check: &Check<'_>) -> Result<(), Failure> {
+    check.agree("the answers", &Model::llama()?, &Setup::new(), |session| {
+        (0..2).for_each(|slot| session.open(slot, with_logprobs()));
+        let deferred = session.launch_deferred(&[RowPlan::known(0, &prompt(7, 55)).sample()])?;
+        let ordinary = session.launch(&[RowPlan::known(1, &prompt(9, 56)).sample()])?;
+        let none = Masks::default();
+        expect_unsupported("an ordinary step", &session.executor().sample(&ordinary, &none))?;
+        session.sample(&deferred, &[])?;
+        expect_unsupported("a second time", &session.executor().sample(&deferred, &none))?;
+        let mut answers = session.wait(deferred)?;
+        answers.extend(session.wait(ordinary)?);
+        answers.extend(session.run(&[RowPlan::produced(0), RowPlan::produced(1)])?);
+        Ok(answers)
+    })
+}
+
 /// A mask that leaves nothing to choose from fails its row, and no other.
 pub fn a_mask_that_allows_nothing_fails_its_row_alone(check: &Check<'_>) -> Result<(), Failure> {
     let (model, setup) = (Model::llama()?, Setup::new());
@@ -183,6 +218,13 @@ pub(super) fn expect_failed_rows(
             expect_equal("failed rows", &rows.to_vec(), &found)
         }
         other => Err(Failure::wrong("outcome of the step", format!("rows {rows:?} fail"), other)),
+    }
+}
+
+fn expect_unsupported(what: &str, outcome: &Result<(), StepError>) -> Result<(), Failure> {
+    match outcome {
+        Err(StepError::Unsupported { .. }) => Ok(()),
+        other => Err(Failure::wrong(what, "a refusal", other)),
     }
 }
 

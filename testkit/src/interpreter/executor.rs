@@ -102,7 +102,13 @@ impl Executor for Interpreting {
                 outcome
             }
             // Its sampling can't come any more, as the caller waits here.
-            Some(Started::Deferred(_)) => Err(dead("a deferred step was waited for, unsampled")),
+            Some(Started::Deferred(forward)) => {
+                for output in forward.outputs.iter().filter(|output| output.want == Want::Sample) {
+                    let slot = forward.rows[output.row as usize].slot;
+                    self.slots[slot.index()].next = NextToken::None;
+                }
+                Err(StepError::Unsupported { what: "answers of a step that was not sampled" })
+            }
             Some(Started::Transfer) => Err(dead("a transfer was waited for as a step")),
             None => Err(dead("a ticket was waited for that isn't out")),
         }
