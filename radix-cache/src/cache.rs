@@ -9,12 +9,13 @@ use crate::config::{CacheConfig, Policy};
 use crate::error::CacheError;
 use crate::events::EventLog;
 use crate::locks::Locks;
+use crate::node::{Node, NodeIndex};
 use crate::order::LeafOrder;
 use crate::retention::Retention;
 use crate::statistics::Statistics;
 use crate::store::NO_PAGE;
 use crate::tiers::HostState;
-use crate::tree::{Descent, Node, NodeIndex, Tree};
+use crate::tree::{Descent, Tree};
 use crate::types::{Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Token};
 use crate::windowed::{Found, WindowedGroup};
 

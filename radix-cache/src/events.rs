@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::cache::RadixCache;
-use crate::tree::NodeIndex;
+use crate::node::NodeIndex;
 use crate::types::{Namespace, PageGroup, Tier, Token};
 use crate::windowed::stretches;
 

@@ -2,7 +2,7 @@
 
 use crate::cache::RadixCache;
 use crate::error::CacheError;
-use crate::tree::NodeIndex;
+use crate::node::NodeIndex;
 use crate::types::{LockId, PageId, Tier};
 
 impl RadixCache {
@@ -31,23 +31,16 @@ impl RadixCache {
         freed.len() - before
     }
 
-    /// Drops everything that is not locked, on the device and on the host. Appends the device's
-    /// pages to `freed`.
+    /// Drops everything that is not locked, on the device, on the host and in the windowed group.
+    /// Appends the device's full pages to `freed`.
     pub fn clear(&mut self, freed: &mut Vec<PageId>) {
         self.evict_host(usize::MAX, freed);
         self.evict(self.counts.evictable, freed);
-        // What is left of the windowed group belongs to prefixes that are locked.
-        let mut left = self.windowed.as_mut().map(|group| core::mem::take(&mut group.left));
-        if let Some(left) = &mut left {
-            self.evict_windowed(usize::MAX, left);
-        }
-        if let (Some(group), Some(left)) = (&mut self.windowed, left) {
-            group.left = left;
-        }
+        self.clear_windowed();
     }
 
     /// Drops everything, locked or not: the device lost its KV. Every lock and every transfer
-    /// is dead from here on, and says so when it is presented. Appends all pages to `freed`.
+    /// is dead from here on, and says so when it is presented. Appends all full pages to `freed`.
     pub fn reset(&mut self, freed: &mut Vec<PageId>) {
         self.tree.remove_all(freed);
         self.roots.clear();

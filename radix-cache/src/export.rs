@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::cache::RadixCache;
-use crate::tree::{Node, NodeIndex};
+use crate::node::{Node, NodeIndex};
 
 /// Tokens shown at each end of a run; what is between them is counted.
 const SHOWN: usize = 4;

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::cache::RadixCache;
 use crate::error::InvariantViolation;
+use crate::node::{Node, NodeIndex};
 use crate::store::NO_PAGE;
-use crate::tree::{Node, NodeIndex};
 use crate::types::{Counts, Tier};
 
 /// What a node should know of its children.

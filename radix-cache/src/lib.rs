@@ -81,6 +81,7 @@ mod eviction;
 mod export;
 mod invariants;
 mod locks;
+mod node;
 mod order;
 mod pins;
 mod rank_heap;

@@ -1,8 +1,8 @@
 //! The table of locks: what a [`LockId`] stands for.
 
 use crate::error::CacheError;
+use crate::node::NodeIndex;
 use crate::retention::Retention;
-use crate::tree::NodeIndex;
 use crate::types::LockId;
 
 /// Who holds what. A lock remembers the node it ends at; the nodes themselves only count.

@@ -1,9 +1,9 @@
 //! Who is evicted first: how a policy ranks, and the order in which its candidates stand.
 
 use crate::config::Policy;
+use crate::node::{Node, NodeIndex};
 use crate::rank_heap::{Numbered, RankHeap};
 use crate::retention::Retention;
-use crate::tree::{Node, NodeIndex};
 
 /// What decides who goes first: the policy's word, then age. Smaller goes first.
 pub(crate) type Rank = (u64, u64);

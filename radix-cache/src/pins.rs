@@ -2,8 +2,8 @@
 
 use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
+use crate::node::NodeIndex;
 use crate::order::{Place, Record};
-use crate::tree::NodeIndex;
 
 impl RadixCache {
     /// Where an unpinned leaf of the device's part belongs.

@@ -2,7 +2,7 @@
 
 use crate::cache::RadixCache;
 use crate::error::CacheError;
-use crate::tree::NodeIndex;
+use crate::node::NodeIndex;
 use crate::types::LockId;
 
 /// What is asked for a prefix beyond the time that it is locked. Never more than a wish: when

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use crate::cache::RadixCache;
 use crate::config::CacheConfig;
 use crate::error::CacheError;
+use crate::node::NodeIndex;
 use crate::retention::Retention;
 use crate::store::NO_PAGE;
-use crate::tree::NodeIndex;
 use crate::types::{Namespace, PageId, Token};
 
 /// Everything a cache knows, except its locks, which belong to sequences, and its copies on the

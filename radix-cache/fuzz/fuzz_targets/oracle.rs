@@ -14,6 +14,8 @@ mod drive;
 mod follower;
 #[path = "../../tests/oracle/model.rs"]
 mod model;
+#[path = "../../tests/oracle/prompts.rs"]
+mod prompts;
 #[path = "../../tests/oracle/transfers.rs"]
 mod transfers;
 #[path = "../../tests/oracle/windows.rs"]

@@ -2,10 +2,10 @@
 
 use crate::bugs::{Planted, SeededBug};
 use crate::config::Policy;
+use crate::node::NodeIndex;
 use crate::order::{Order, Place, Rank, Record};
 use crate::rank_heap::Numbered;
 use crate::retention::Retention;
-use crate::tree::NodeIndex;
 use crate::types::{PageId, WindowedCounts};
 
 /// The place of a windowed page in the group's list.

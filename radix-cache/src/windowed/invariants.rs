@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::cache::RadixCache;
 use crate::error::InvariantViolation;
 use crate::invariants::ensure;
-use crate::tree::NodeIndex;
+use crate::node::NodeIndex;
 use crate::types::{PageId, WindowedCounts};
 use crate::windowed::group::{WindowedGroup, WindowedPage};
 

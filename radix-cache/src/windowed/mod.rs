@@ -42,8 +42,8 @@ pub(crate) use window::Found;
 use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::error::CacheError;
+use crate::node::NodeIndex;
 use crate::store::NO_PAGE;
-use crate::tree::NodeIndex;
 use crate::types::{LockId, PageId};
 
 impl RadixCache {
@@ -183,6 +183,15 @@ impl RadixCache {
             group.grow(self.tree.store.slots_in_all());
         }
         Ok(())
+    }
+
+    /// Drops all windowed pages that no window covers, of prefixes that stay.
+    pub(crate) fn clear_windowed(&mut self) {
+        let mut left = Vec::new();
+        self.evict_windowed(usize::MAX, &mut left);
+        if let Some(group) = &mut self.windowed {
+            group.left.append(&mut left);
+        }
     }
 
     /// Lets the windowed pages go that belong to an unpinned node's pages from `from` on, which

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use crate::cache::RadixCache;
+use crate::node::NodeIndex;
 use crate::order::Record;
 use crate::snapshot::{SnapshotNode, SnapshotWindowedPage};
 use crate::store::NO_PAGE;
-use crate::tree::NodeIndex;
 use crate::types::PageId;
 use crate::windowed::WindowedPage;
 

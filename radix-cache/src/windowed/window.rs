@@ -2,8 +2,9 @@
 
 use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
+use crate::node::{Node, NodeIndex};
 use crate::retention::Retention;
-use crate::tree::{Descent, Node, NodeIndex, Tree};
+use crate::tree::{Descent, Tree};
 use crate::types::Token;
 use crate::windowed::group::WindowedGroup;
 

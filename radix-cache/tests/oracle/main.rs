@@ -8,6 +8,7 @@ mod choices;
 mod drive;
 mod follower;
 mod model;
+mod prompts;
 mod transfers;
 mod windows;
 

@@ -1,156 +1,13 @@
-//! The second tier: copies of pages in the memory of the host.
-//!
-//! The cache only decides. It returns [`Transfer`]s, copies between numbered pages, which the
-//! engine executes and then [confirms](RadixCache::confirm) or [fails](RadixCache::fail). What a
-//! transfer reads and writes is locked until then, so neither end of it can be evicted under way.
-//! The pages of the host are numbered by the cache itself.
-//!
-//! Two rules keep every node reachable: a node on the device has its parent on the device, and a
-//! node on the host has its parent on the host. Copies to the host therefore start at the first
-//! ancestor that is not there yet.
-
-use core::fmt;
-
-use hashbrown::HashMap;
+//! Copies between the tiers: ordered, then confirmed or failed.
 
 use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
-use crate::config::Policy;
 use crate::error::CacheError;
-use crate::order::LeafOrder;
+use crate::node::{Node, NodeIndex};
 use crate::retention::Retention;
 use crate::store::NO_PAGE;
-use crate::tree::{Descent, Node, NodeIndex};
-use crate::types::{LockId, Namespace, PageId, Tier, Token};
-
-/// The host's part of a cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct HostTier {
-    pub(crate) pages: u32,
-    pub(crate) policy: Policy,
-    pub(crate) write: WritePolicy,
-}
-
-impl HostTier {
-    /// Room for so many pages, least recently used first, written through.
-    pub fn new(pages: u32) -> Self {
-        Self { pages, policy: Policy::default(), write: WritePolicy::default() }
-    }
-
-    /// Which pages the host loses first. [Retained](Retention::until) ones go last there too.
-    pub fn policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// Which pages are copied to it, and when.
-    pub fn write(mut self, write: WritePolicy) -> Self {
-        self.write = write;
-        self
-    }
-}
-
-/// When pages are copied to the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WritePolicy {
-    /// As soon as they are [saved](RadixCache::save). Evicting them then costs nothing.
-    #[default]
-    Through,
-    /// When they are [saved](RadixCache::save) after so many hits, which spares the copies of
-    /// prompts that never come back.
-    ThroughAfterHits(u32),
-    /// When they are [demoted](RadixCache::demote), which spares all copies but those of pages
-    /// that have to go.
-    Back,
-}
-
-/// A transfer that was ordered. Ids are never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TransferId(u64);
-
-impl fmt::Display for TransferId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "transfer {}", self.0)
-    }
-}
-
-/// Which way a transfer goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Direction {
-    /// From the device to the host.
-    ToHost,
-    /// From the host to the device.
-    ToDevice,
-}
-
-/// Pages to be copied: each of `device` to or from the one at the same place in `host`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "its pages stay locked until it is confirmed or failed"]
-#[non_exhaustive]
-pub struct Transfer {
-    /// To be confirmed or failed.
-    pub id: TransferId,
-    /// Which way.
-    pub direction: Direction,
-    /// Pages on the device.
-    pub device: Vec<PageId>,
-    /// Pages on the host, as many.
-    pub host: Vec<PageId>,
-}
-
-/// What the cache remembers of the host.
-#[derive(Debug)]
-pub(crate) struct HostState {
-    pub(crate) tier: HostTier,
-    pub(crate) free: Vec<PageId>,
-    /// Every unpinned leaf of the host's part, first to go first.
-    pub(crate) order: LeafOrder,
-    /// Pages on the host in nodes that are not pinned.
-    pub(crate) idle: usize,
-    under_way: HashMap<TransferId, UnderWay>,
-    next: u64,
-}
-
-/// What ends with a transfer.
-#[derive(Debug)]
-pub(crate) struct UnderWay {
-    /// Holds the last node of the range.
-    lock: LockId,
-    /// Where the range starts: pages from the root.
-    from: u32,
-    direction: Direction,
-    /// The pages that change hands: the host's on the way there, the device's on the way back.
-    pages: Vec<PageId>,
-    /// Where the part starts that is to leave the device: pages from the root.
-    leaves_from: Option<u32>,
-}
-
-impl HostState {
-    pub(crate) fn new(tier: HostTier) -> Self {
-        Self {
-            tier,
-            free: (0..tier.pages).rev().map(PageId).collect(),
-            order: LeafOrder::default(),
-            idle: 0,
-            under_way: HashMap::new(),
-            next: 0,
-        }
-    }
-
-    /// Pages of the host that transfers to it will fill.
-    pub(crate) fn on_their_way(&self) -> usize {
-        let to_host = self.under_way.values().filter(|it| it.direction == Direction::ToHost);
-        to_host.map(|it| it.pages.len()).sum()
-    }
-
-    /// Empties the host. Ids of transfers go on.
-    pub(crate) fn reset(&mut self) {
-        *self = Self { next: self.next, ..Self::new(self.tier) };
-    }
-}
+use crate::tiers::{Direction, Transfer, TransferId, UnderWay, WritePolicy};
+use crate::types::{LockId, Namespace, PageId, Token};
 
 impl RadixCache {
     /// Orders a copy to the host of what a lock holds and the host doesn't have yet, as far as the
@@ -332,60 +189,6 @@ impl RadixCache {
 }
 
 impl RadixCache {
-    /// How many tokens behind a descent on the device are on the host and not on their way.
-    pub(crate) fn loadable(&self, on_device: &Descent, rest: &[Token]) -> usize {
-        if self.host.is_none() || on_device.part.is_some() {
-            return 0;
-        }
-        let on_host = |node: &Node| !node.device && !node.moving;
-        let descent = self.tree.descend(on_device.node, rest, on_host, |_, _| {});
-        descent.pages * self.page_size()
-    }
-
-    /// The end of what matches `tokens` behind `start` on the host alone, made by a split if need
-    /// be; `start` itself without a match.
-    pub(crate) fn host_part(
-        &mut self,
-        start: NodeIndex,
-        tokens: &[Token],
-    ) -> Result<NodeIndex, CacheError> {
-        if self.host.is_none() {
-            return Ok(start);
-        }
-        let descent = self.tree.descend(start, tokens, |node| !node.device, |_, _| {});
-        self.split_at(&descent)
-    }
-
-    /// Puts freshly computed pages in the place of those that are on the host alone, from the end
-    /// of `above` to the end of `end`, which is pinned. Returns how many were put.
-    pub(crate) fn adopt_path(
-        &mut self,
-        above: NodeIndex,
-        end: NodeIndex,
-        pages: &[PageId],
-    ) -> usize {
-        if above == end {
-            return 0;
-        }
-        let mut rest = pages;
-        for node in self.tree.range(self.tree.node(above).end, end) {
-            let (these, others) = rest.split_at(self.tree.node(node).run.pages as usize);
-            self.put_on_device(node, these);
-            rest = others;
-        }
-        pages.len() - rest.len()
-    }
-
-    /// Files an unpinned leaf of the host's part, unless it is filed there.
-    pub(crate) fn file_on_host(&mut self, leaf: NodeIndex) {
-        let place = self.expected_host_place(leaf);
-        if let (Some(host), Some(place)) = (&mut self.host, place)
-            && host.order.place_of(leaf).is_none()
-        {
-            host.order.insert(leaf, place);
-        }
-    }
-
     fn order_copy_to_host(
         &mut self,
         end: NodeIndex,
@@ -422,20 +225,6 @@ impl RadixCache {
         Ok(id.map(|id| Transfer { id, direction, device, host }))
     }
 
-    /// Free pages of the host, made by eviction if need be. None if that can't be enough.
-    fn take_host_pages(&mut self, count: usize) -> Option<Vec<PageId>> {
-        let host = self.host.as_ref()?;
-        if host.free.len() + host.idle < count {
-            return None;
-        }
-        // Only copies without a page on the device are forgotten here: no page of the device is
-        // freed.
-        self.evict_host(count.saturating_sub(host.free.len()), &mut Vec::new());
-        let host = self.host.as_mut()?;
-        let kept = host.free.len().checked_sub(count)?;
-        Some(host.free.split_off(kept))
-    }
-
     fn set_out(&mut self, under_way: UnderWay) -> Option<TransferId> {
         let host = self.host.as_mut()?;
         let id = TransferId(host.next);
@@ -453,28 +242,5 @@ impl RadixCache {
             self.tree.node_mut(node).moving = false;
         }
         Ok((under_way, end))
-    }
-
-    /// A pinned node has a copy on the host from here on.
-    fn put_on_host(&mut self, node: NodeIndex, pages: &[PageId]) {
-        let there = self.tree.node_mut(node);
-        there.host = true;
-        let (run, parent) = (there.run, there.parent);
-        self.tree.store.put_host_pages(run, pages);
-        self.tree.node_mut(parent).host_children += 1;
-        self.counts.host += pages.len();
-        self.note_stored_on(node, Tier::Host);
-    }
-
-    /// A pinned node is on the device from here on.
-    fn put_on_device(&mut self, node: NodeIndex, pages: &[PageId]) {
-        let there = self.tree.node_mut(node);
-        there.device = true;
-        let (run, parent) = (there.run, there.parent);
-        self.tree.store.put_pages(run, pages);
-        self.tree.node_mut(parent).device_children += 1;
-        self.counts.locked += pages.len();
-        self.counts.total += pages.len();
-        self.note_stored_on(node, Tier::Device);
     }
 }

@@ -1,0 +1,156 @@
+//! What a run holds: its tokens, and the numbers and hashes of its pages.
+
+use crate::events::page_hash;
+use crate::store::{Run, Store, slots_of, take_present};
+use crate::types::{PageId, Token};
+
+/// Tokens compared by one call of `memcmp` before a mismatch is looked for one by one.
+const STRIDE: usize = 512;
+
+impl Store {
+    /// The slots of a run's pages, in order. A page keeps its slot until it is freed.
+    pub(crate) fn slots(&self, run: Run) -> impl Iterator<Item = usize> + '_ {
+        slots_of(&self.extents, run).flatten()
+    }
+
+    /// How many whole pages at the start of `tokens` equal the start of the run.
+    pub(crate) fn common_pages(&self, run: Run, tokens: &[Token]) -> u32 {
+        let mut matched = 0;
+        let mut rest = tokens;
+        for (cached, _) in self.extents_of(run) {
+            let length = cached.len().min(rest.len());
+            let common = common_prefix(&cached[..length], &rest[..length]);
+            matched += common;
+            if common < cached.len() {
+                break;
+            }
+            rest = &rest[common..];
+        }
+        (matched / self.page_size) as u32
+    }
+
+    /// The tokens of the run's first page. Empty for an empty run.
+    pub(crate) fn first_page(&self, run: Run) -> &[Token] {
+        let Some(extent) = self.extents.get(run.head as usize) else {
+            return &[];
+        };
+        let first = extent.start as usize * self.page_size;
+        &self.tokens[first..first + self.page_size]
+    }
+
+    /// The run's stretches, in order: their tokens and their page numbers.
+    pub(crate) fn extents_of(&self, run: Run) -> impl Iterator<Item = (&[Token], &[PageId])> {
+        slots_of(&self.extents, run).map(|slots| {
+            let tokens = slots.start * self.page_size..slots.end * self.page_size;
+            (&self.tokens[tokens], &self.pages[slots])
+        })
+    }
+
+    /// Appends the numbers of the run's first `count` pages.
+    pub(crate) fn copy_pages(&self, run: Run, count: u32, pages: &mut Vec<PageId>) {
+        let mut left = count as usize;
+        for (_, stretch) in self.extents_of(run) {
+            let stretch = &stretch[..stretch.len().min(left)];
+            pages.extend_from_slice(stretch);
+            left -= stretch.len();
+            if left == 0 {
+                break;
+            }
+        }
+    }
+
+    /// Takes the numbers of the run's pages on the device away, and lists them.
+    pub(crate) fn take_pages(&mut self, run: Run, taken: &mut Vec<PageId>) {
+        for slots in slots_of(&self.extents, run) {
+            take_present(&mut self.pages[slots], taken);
+        }
+    }
+
+    /// Takes the numbers of the run's pages on the host away, and lists them.
+    pub(crate) fn take_host_pages(&mut self, run: Run, taken: &mut Vec<PageId>) {
+        for slots in slots_of(&self.extents, run) {
+            take_present(&mut self.host_pages[slots], taken);
+        }
+    }
+
+    /// Numbers all of the run's pages on the device.
+    pub(crate) fn put_pages(&mut self, run: Run, mut pages: &[PageId]) {
+        for slots in slots_of(&self.extents, run) {
+            let (these, others) = pages.split_at(slots.len());
+            self.pages[slots].copy_from_slice(these);
+            pages = others;
+        }
+    }
+
+    /// Numbers all of the run's pages on the host.
+    pub(crate) fn put_host_pages(&mut self, run: Run, mut pages: &[PageId]) {
+        for slots in slots_of(&self.extents, run) {
+            let (these, others) = pages.split_at(slots.len());
+            self.host_pages[slots].copy_from_slice(these);
+            pages = others;
+        }
+    }
+
+    /// Appends the numbers of the run's pages on the host.
+    pub(crate) fn copy_host_pages(&self, run: Run, pages: &mut Vec<PageId>) {
+        for slots in slots_of(&self.extents, run) {
+            pages.extend_from_slice(&self.host_pages[slots]);
+        }
+    }
+
+    /// Hashes the run's pages from `from` on, each with the hash of the page before it; the first
+    /// of them with `seed`.
+    pub(crate) fn chain(&mut self, run: Run, from: u32, seed: u64) {
+        let mut parent = seed;
+        for slot in slots_of(&self.extents, run).flatten().skip(from as usize) {
+            let first = slot * self.page_size;
+            parent = page_hash(parent, &self.tokens[first..first + self.page_size]);
+            self.hashes[slot] = parent;
+        }
+    }
+
+    /// The hashes of a stretch of the run's pages.
+    pub(crate) fn hashes(&self, run: Run, pages: core::ops::Range<u32>) -> Vec<u64> {
+        let slots = self.slots(run).skip(pages.start as usize).take(pages.len());
+        slots.map(|slot| self.hashes[slot]).collect()
+    }
+
+    /// The hash of the page in a slot.
+    pub(crate) fn hash_at(&self, slot: usize) -> Option<u64> {
+        self.hashes.get(slot).copied()
+    }
+
+    /// The hash of the page before position `at`; none at the start of the run.
+    pub(crate) fn hash_before(&self, run: Run, at: u32) -> Option<u64> {
+        if at == 0 {
+            return None;
+        }
+        let (index, inside) = self.locate(run, at);
+        let extent = self.extents.get(index as usize)?;
+        self.hashes.get((extent.start + inside - 1) as usize).copied()
+    }
+
+    /// Overwrites the numbers of the run's first pages.
+    #[cfg(feature = "seeded-bugs")]
+    pub(crate) fn replace_pages(&mut self, run: Run, mut pages: &[PageId]) {
+        for slots in slots_of(&self.extents, run) {
+            let count = slots.len().min(pages.len());
+            self.pages[slots.start..slots.start + count].copy_from_slice(&pages[..count]);
+            pages = &pages[count..];
+        }
+    }
+}
+
+/// The length of the longest common prefix of two slices of equal length.
+fn common_prefix(left: &[Token], right: &[Token]) -> usize {
+    let strides = left.chunks(STRIDE).zip(right.chunks(STRIDE));
+    let mut common = 0;
+    for (left, right) in strides {
+        if left != right {
+            let different = left.iter().zip(right).position(|(left, right)| left != right);
+            return common + different.unwrap_or(left.len());
+        }
+        common += left.len();
+    }
+    common
+}
