@@ -95,6 +95,11 @@ impl<K: Numbered, R: Copy + Ord> Order<K, R> {
         plain.or_else(|| self.retained.rank_of(member).map(|rank| (true, rank)))
     }
 
+    /// Whether a candidate is filed, among the retained ones or the others.
+    pub(crate) fn is_filed(&self, member: K, among_retained: bool) -> bool {
+        if among_retained { self.retained.contains(member) } else { self.plain.contains(member) }
+    }
+
     /// Files somebody who is not filed.
     pub(crate) fn insert(&mut self, member: K, place: Place<R>) {
         match place {

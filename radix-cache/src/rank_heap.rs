@@ -62,6 +62,11 @@ impl<K: Numbered, R: Copy + Ord> RankHeap<K, R> {
         self.entries.get(position as usize).map(|entry| entry.rank)
     }
 
+    /// Whether a member is in the heap.
+    pub(crate) fn contains(&self, member: K) -> bool {
+        self.positions.get(member.number()).is_some_and(|&position| position != ABSENT)
+    }
+
     /// Adds a member that is not in the heap.
     pub(crate) fn insert(&mut self, member: K, rank: R) {
         if self.positions.len() <= member.number() {

@@ -6,6 +6,8 @@
 
 #![no_main]
 
+// Its seeds are for the tests.
+#[allow(dead_code)]
 #[path = "../../tests/oracle/choices.rs"]
 mod choices;
 #[path = "../../tests/oracle/drive.rs"]

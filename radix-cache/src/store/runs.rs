@@ -1,5 +1,7 @@
 //! What a run holds: its tokens, and the numbers and hashes of its pages.
 
+use core::ops::Range;
+
 use crate::events::page_hash;
 use crate::store::{Run, Store, slots_of, take_present};
 use crate::types::{PageId, Token};
@@ -11,6 +13,24 @@ impl Store {
     /// The slots of a run's pages, in order. A page keeps its slot until it is freed.
     pub(crate) fn slots(&self, run: Run) -> impl Iterator<Item = usize> + '_ {
         slots_of(&self.extents, run).flatten()
+    }
+
+    /// The slots of some of a run's pages, a stretch at a time, each with the place of its first
+    /// page in the run.
+    pub(crate) fn stretches(
+        &self,
+        run: Run,
+        pages: Range<u32>,
+    ) -> impl Iterator<Item = (u32, Range<usize>)> + '_ {
+        let mut end = 0;
+        let stretches = slots_of(&self.extents, run).map(move |slots| {
+            let (first, start) = (end, slots.start);
+            end += slots.len() as u32;
+            let (from, to) = (first.max(pages.start), end.min(pages.end));
+            (from, start + (from - first) as usize..start + to.saturating_sub(first) as usize)
+        });
+        let before_end = stretches.take_while(move |(from, _)| *from < pages.end);
+        before_end.filter(|(_, slots)| !slots.is_empty())
     }
 
     /// How many whole pages at the start of `tokens` equal the start of the run.
@@ -110,7 +130,7 @@ impl Store {
     }
 
     /// The hashes of a stretch of the run's pages.
-    pub(crate) fn hashes(&self, run: Run, pages: core::ops::Range<u32>) -> Vec<u64> {
+    pub(crate) fn hashes(&self, run: Run, pages: Range<u32>) -> Vec<u64> {
         let slots = self.slots(run).skip(pages.start as usize).take(pages.len());
         slots.map(|slot| self.hashes[slot]).collect()
     }

@@ -1,5 +1,7 @@
 //! What the cache remembers of the windowed group: its pages, who holds them, and who goes first.
 
+use core::ops::Range;
+
 use crate::bugs::{Planted, SeededBug};
 use crate::config::Policy;
 use crate::node::NodeIndex;
@@ -98,7 +100,7 @@ impl WindowedGroup {
     }
 
     /// The positions that the window in front of `end` covers, in pages.
-    pub(super) fn window(&self, end: u32) -> core::ops::Range<u32> {
+    pub(super) fn window(&self, end: u32) -> Range<u32> {
         end.saturating_sub(self.reach)..end
     }
 
@@ -123,25 +125,44 @@ impl WindowedGroup {
         self.holds[slot]
     }
 
-    /// One more window covers a slot.
-    pub(super) fn hold(&mut self, slot: usize) {
-        self.holds[slot] += 1;
-        if self.holds[slot] == 1 && self.at(slot).is_some() {
-            self.counts.evictable -= 1;
-            self.counts.locked += 1;
+    /// For each of some slots, whether it has a page.
+    pub(super) fn present(&self, slots: Range<usize>) -> impl Iterator<Item = bool> {
+        self.of_slot[slots].iter().map(|&index| index != EntryIndex::NONE)
+    }
+
+    /// Changes the pages of some slots.
+    pub(super) fn change(&mut self, slots: Range<usize>, change: impl Fn(&mut WindowedPage)) {
+        for index in &self.of_slot[slots] {
+            if let Some(page) = self.pages.get_mut(index.index()) {
+                change(page);
+            }
         }
     }
 
-    /// A window leaves a slot.
-    pub(super) fn let_go(&mut self, slot: usize) {
+    /// One more window covers some slots.
+    pub(super) fn hold(&mut self, slots: Range<usize>) {
+        let mut locked = 0;
+        let there = self.of_slot[slots.clone()].iter().map(|&index| index != EntryIndex::NONE);
+        for (holds, is_there) in self.holds[slots].iter_mut().zip(there) {
+            *holds += 1;
+            locked += usize::from(*holds == 1 && is_there);
+        }
+        self.counts.evictable -= locked;
+        self.counts.locked += locked;
+    }
+
+    /// A window leaves some slots.
+    pub(super) fn let_go(&mut self, slots: Range<usize>) {
         let used = self.clock;
-        self.holds[slot] -= 1;
-        if let Some(left) = self.at_mut(slot) {
-            left.record.used = used;
-            if self.holds[slot] == 0 {
-                self.counts.locked -= 1;
-                self.counts.evictable += 1;
-                self.file(self.of_slot[slot]);
+        for slot in slots {
+            self.holds[slot] -= 1;
+            if let Some(left) = self.at_mut(slot) {
+                left.record.used = used;
+                if self.holds[slot] == 0 {
+                    self.counts.locked -= 1;
+                    self.counts.evictable += 1;
+                    self.file(self.of_slot[slot]);
+                }
             }
         }
     }
@@ -268,12 +289,13 @@ impl WindowedGroup {
     }
 
     fn file(&mut self, index: EntryIndex) {
-        let place = self.expected_place(&self.pages[index.index()]);
+        let page = &self.pages[index.index()];
         // When a retention is over, a rank may shrink: what is retained is never left among others.
-        let in_time = |filed: Place<WindowedRank>| filed.0 == place.0 && filed <= place;
-        if self.order.place_of(index).is_some_and(in_time) {
+        let is_retained = page.record.retention.until > self.now;
+        if self.policy != Policy::Mru && self.order.is_filed(index, is_retained) {
             return;
         }
+        let place = self.expected_place(page);
         self.order.remove(index);
         self.order.insert(index, place);
     }

@@ -1,5 +1,7 @@
 //! Windows: what a match needs, and what a lock holds of the windowed group.
 
+use core::ops::Range;
+
 use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::node::{Node, NodeIndex};
@@ -30,10 +32,10 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    fn visit(&mut self, slots: impl Iterator<Item = usize>) {
-        for slot in slots {
+    fn visit(&mut self, slots: Range<usize>) {
+        for is_there in self.group.present(slots) {
             self.position += 1;
-            self.present = if self.group.at(slot).is_some() { self.present + 1 } else { 0 };
+            self.present = if is_there { self.present + 1 } else { 0 };
             if self.present >= self.position.min(self.group.reach) {
                 self.valid = self.position;
             }
@@ -58,7 +60,9 @@ impl RadixCache {
         let mut scan = Scan { group, position: 0, present: 0, valid: 0 };
         let full = tree.descend(root, tokens, Node::is_on_device, |node, matched| {
             visit(node, matched);
-            scan.visit(tree.store.slots(tree.node(node).run).take(matched as usize));
+            for (_, slots) in tree.store.stretches(tree.node(node).run, 0..matched) {
+                scan.visit(slots);
+            }
         });
         let is_valid = tree.planted.is(SeededBug::MatchIgnoresWindow);
         let descent = if is_valid { full } else { tree.cut(&full, scan.valid) };
@@ -71,8 +75,8 @@ impl RadixCache {
             return;
         };
         let window = group.window(self.tree.node(end).end);
-        for (_, slot) in self.tree.slots_on_path(end, window) {
-            group.hold(slot);
+        for (_, slots) in self.tree.stretches_on_path(end, window) {
+            group.hold(slots);
         }
     }
 
@@ -82,11 +86,11 @@ impl RadixCache {
             return;
         };
         let window = group.window(self.tree.node(end).end);
-        for (_, slot) in self.tree.slots_on_path(end, window) {
-            if let Some(hit) = group.at_mut(slot) {
+        for (_, slots) in self.tree.stretches_on_path(end, window) {
+            group.change(slots, |hit| {
                 hit.near_end = true;
                 hit.record.hits = hit.record.hits.saturating_add(1);
-            }
+            });
         }
     }
 
@@ -97,15 +101,15 @@ impl RadixCache {
         };
         group.clock += 1;
         let (old, new) = (group.window(from), group.window(self.tree.node(end).end));
-        for (_, slot) in self.tree.slots_on_path(end, new.start.max(from)..new.end) {
-            group.hold(slot);
+        for (_, slots) in self.tree.stretches_on_path(end, new.start.max(from)..new.end) {
+            group.hold(slots);
         }
         let mut passed = old.start..new.start.min(from);
         if self.tree.planted.is(SeededBug::InsertUnlocksWrongWindow) {
             passed = new.start..new.start + (passed.end - passed.start).min(new.end - new.start);
         }
-        for (_, slot) in self.tree.slots_on_path(end, passed) {
-            group.let_go(slot);
+        for (_, slots) in self.tree.stretches_on_path(end, passed) {
+            group.let_go(slots);
         }
     }
 
@@ -117,12 +121,14 @@ impl RadixCache {
         };
         group.clock += 1;
         let window = group.window(self.tree.node(end).end);
-        for (_, slot) in self.tree.slots_on_path(end, window) {
-            if let (Some(retention), Some(kept)) = (retention, group.at_mut(slot)) {
-                kept.near_end = true;
-                kept.record.retention = kept.record.retention.max(retention);
+        for (_, slots) in self.tree.stretches_on_path(end, window) {
+            if let Some(retention) = retention {
+                group.change(slots.clone(), |kept| {
+                    kept.near_end = true;
+                    kept.record.retention = kept.record.retention.max(retention);
+                });
             }
-            group.let_go(slot);
+            group.let_go(slots);
         }
     }
 
@@ -132,10 +138,10 @@ impl RadixCache {
             return;
         };
         let window = group.window(self.tree.node(end).end);
-        for (_, slot) in self.tree.slots_on_path(end, window) {
-            if let Some(kept) = group.at_mut(slot) {
+        for (_, slots) in self.tree.stretches_on_path(end, window) {
+            group.change(slots, |kept| {
                 kept.record.retention = kept.record.retention.max(retention);
-            }
+            });
         }
     }
 }
@@ -153,19 +159,28 @@ impl Tree {
         Descent { node, part, pages: pages as usize }
     }
 
-    /// The positions (in pages) of a range of the path to `end` with their slots, a node at a time,
-    /// the last one first.
+    /// The slots of a range of the path to `end`, a stretch at a time with the position of its
+    /// first page; the nodes of the path from the last one upwards.
+    pub(super) fn stretches_on_path(
+        &self,
+        end: NodeIndex,
+        range: Range<u32>,
+    ) -> impl Iterator<Item = (u32, Range<usize>)> {
+        let nodes = self.path(end).take_while(move |&node| self.node(node).end > range.start);
+        nodes.flat_map(move |node| {
+            let (node, start) = (self.node(node), self.node(node).start());
+            let (from, to) = (range.start.saturating_sub(start), range.end.saturating_sub(start));
+            let stretches = self.store.stretches(node.run, from..to);
+            stretches.map(move |(place, slots)| (start + place, slots))
+        })
+    }
+
+    /// The positions of a range of the path to `end`, each with its slot.
     pub(super) fn slots_on_path(
         &self,
         end: NodeIndex,
-        range: core::ops::Range<u32>,
+        range: Range<u32>,
     ) -> impl Iterator<Item = (u32, usize)> {
-        let nodes = self.path(end).take_while(move |&node| self.node(node).end > range.start);
-        nodes.flat_map(move |node| {
-            let node = self.node(node);
-            let (from, to) = (node.start().max(range.start), node.end.min(range.end));
-            let skipped = (from - node.start()) as usize;
-            (from..to).zip(self.store.slots(node.run).skip(skipped))
-        })
+        self.stretches_on_path(end, range).flat_map(|(first, slots)| (first..).zip(slots))
     }
 }
