@@ -16,6 +16,8 @@ mod router_tree;
 mod table;
 #[path = "cache/trace.rs"]
 mod trace;
+#[path = "cache/windows.rs"]
+mod windows;
 
 use std::error::Error;
 use std::hint::black_box;
@@ -52,6 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     chunks(&mut criterion, &mut table);
     replays(&mut table)?;
     memory(&mut table);
+    windows::windows(&mut criterion, &mut table);
     criterion.final_summary();
     table.print();
     Ok(())

@@ -74,8 +74,27 @@ impl CacheConfig {
     }
 
     /// Adds a second page group, of layers whose tokens attend to the last `window` positions,
-    /// their own included. None by default. Not together with a
+    /// their own included: the *windowed group*. None by default. Not together with a
     /// [host tier](Self::host_tier).
+    ///
+    /// Each cached position (one page of tokens) has a page of the full group, and may have one of
+    /// the windowed group.
+    ///
+    /// - A match of `L` tokens is valid if every page that overlaps the positions from
+    ///   `L - (window - 1)` up to `L` is there, from 0 if that is earlier: what the next token
+    ///   attends to. [`probe`](crate::RadixCache::probe) and
+    ///   [`acquire`](crate::RadixCache::acquire) find the longest valid one, and
+    ///   [`windowed_pages`](crate::RadixCache::windowed_pages) names its windowed pages.
+    /// - A lock holds all full pages of its prefix, and the windowed pages of the window in front
+    ///   of its end. What falls out of it when [`insert`](crate::RadixCache::insert) moves the
+    ///   end can be evicted, but stays for now.
+    /// - [`put_windowed`](crate::RadixCache::put_windowed) hands over the windowed pages of what
+    ///   was inserted, as far back as the caller still has them.
+    /// - [`evict`](crate::RadixCache::evict) frees full pages, and the windowed pages of their
+    ///   positions [with them](crate::RadixCache::take_freed_windowed);
+    ///   [`evict_windowed`](crate::RadixCache::evict_windowed) frees windowed pages alone.
+    ///
+    /// Costs 8 bytes a full page and about 100 bytes a windowed page.
     ///
     /// ```
     /// use radix_cache::{CacheConfig, Namespace, PageId, RadixCache};

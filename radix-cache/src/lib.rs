@@ -54,13 +54,14 @@
 //! - **[`Counts`] are exact** after every call.
 //! - **The same calls give the same evictions**, on every machine. Nodes are an economy of
 //!   representation: the cache behaves as if every page stood alone.
-
 //!
 //! # What else it does
 //!
 //! - Six eviction [policies](Policy), and soft [`Retention`] by priority or time.
 //! - A [second tier](HostTier) in the memory of the host: the cache orders [`Transfer`]s, the engine
 //!   executes and confirms them.
+//! - A second [page group](CacheConfig::windowed_group) for layers with a sliding window: a match
+//!   is valid where its window is there, and windowed pages are released while full ones stay.
 //! - [`Event`]s for routers that place requests by cached prefix.
 //! - [`Snapshot`]s, [`Statistics`], and exports for [Graphviz](RadixCache::to_dot) and as
 //!   [JSON](RadixCache::to_json).

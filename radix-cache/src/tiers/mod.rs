@@ -36,7 +36,7 @@ impl HostTier {
         Self { pages, policy: Policy::default(), write: WritePolicy::default() }
     }
 
-    /// Which pages the host loses first. [Retained](Retention::until) ones go last there too.
+    /// Which pages the host loses first. [Retained](crate::Retention::until) ones go last there too.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self

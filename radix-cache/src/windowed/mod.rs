@@ -19,8 +19,8 @@
 //!   of the window can be evicted, but stay for now: the prefix they end may be somebody's.
 //! - **What goes first** is what windows only passed by; after it pages in front of a place where
 //!   a sequence or a match ended, for the loss of one of them makes the whole prefix
-//!   useless. Within each, in the order of the policy, which takes from this group's point of
-//!   view: a page is used last when a window leaves it, hit when a match ends with it in its
+//!   useless. Within each, in the order of the policy, from this group's point of view: a page
+//!   is used last when a window leaves it, hit when a match ends with it in its
 //!   window, created when it is [put](RadixCache::put_windowed), retained when it is in the
 //!   window of a lock that is [retained](RadixCache::retain) or released.
 //! - **Eviction** of a full page takes the windowed page of its position along;
@@ -141,6 +141,9 @@ impl RadixCache {
     /// Frees up to `pages` windowed pages that no lock's window covers, while their full pages
     /// stay. Appends them to `freed` and returns how many they are: fewer than asked for only when
     /// all that are left are held. Without a windowed group, none.
+    ///
+    /// First go those that windows only passed by, then those in front of a place where a
+    /// sequence or a match ended; each in the order of the [policy](crate::Policy).
     pub fn evict_windowed(&mut self, pages: usize, freed: &mut Vec<PageId>) -> usize {
         let Some(group) = &mut self.windowed else {
             return 0;
