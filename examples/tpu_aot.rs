@@ -23,6 +23,7 @@ use engine_core::model::{ModelConfig, Program, build};
 use serde_json::{Value, json};
 use understory::xla::{
     aot::{AotOptions, AotReport, AotStep, compile},
+    pallas::{AttentionChoice, KernelSource},
     pjrt::{Plugin, disable_tpu_metadata_query},
 };
 
@@ -74,6 +75,9 @@ struct Arguments {
     /// The longest sequence; KV is reserved for a batch of such sequences.
     #[arg(long, default_value_t = 2048)]
     context: usize,
+    /// Attend with the ragged paged attention kernel, lowered by the `jax` package.
+    #[arg(long)]
+    pallas: bool,
     /// Print JSON, one object a line.
     #[arg(long)]
     json: bool,
@@ -124,6 +128,7 @@ fn in_child(
         .args(["--model", &arguments.model, "--topology", topology, flag, &size.to_string()])
         .args(["--page-size", &arguments.page_size.to_string()])
         .args(["--context", &arguments.context.to_string(), "--in-process"])
+        .args(arguments.pallas.then_some("--pallas"))
         .stderr(Stdio::piped())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -153,6 +158,14 @@ fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
     options.page_size = arguments.page_size;
     options.context_length = arguments.context;
     options.sequences = arguments.batch.first().copied().unwrap_or(32);
+    if arguments.pallas {
+        let source = KernelSource::script(
+            "python3",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ragged_paged_attention.py"),
+            cache_directory()?,
+        )?;
+        options.attention = AttentionChoice::Pallas(source);
+    }
     let plugin = Plugin::load(&arguments.plugin)?;
     Ok(match compile(&plugin, topology, &program, step, &options) {
         Ok(report) => to_json(&report, topology),
@@ -172,6 +185,7 @@ fn to_json(report: &AotReport, topology: &str) -> Value {
     json!({
         "devices": report.devices,
         "device_kind": report.device_kind,
+        "attention": report.attention.to_string(),
         "fits": report.fits(),
         "memory_limit": report.memory_limit,
         "argument_bytes": report.memory.arguments,
@@ -180,6 +194,7 @@ fn to_json(report: &AotReport, topology: &str) -> Value {
         "peak_bytes": report.memory.peak.max(report.memory.total()),
         "flops": report.flops,
         "bytes": report.bytes,
+        "estimated_seconds": report.estimated_seconds,
         "weight_bytes": report.weight_bytes,
         "modelled_attention_bytes": attention,
         "seconds_by_xla_bytes": report.bytes.and_then(|bytes| seconds(bytes + attention)),
@@ -188,6 +203,16 @@ fn to_json(report: &AotReport, topology: &str) -> Value {
         "all_gathers": report.count("all-gather"),
         "child_peak_memory": peak_memory(),
     })
+}
+
+/// Where Understory keeps what it fetches.
+fn cache_directory() -> Result<PathBuf, Box<dyn Error>> {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    from("UNDERSTORY_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| from("XDG_CACHE_HOME").map(|home| PathBuf::from(home).join("understory")))
+        .or_else(|| from("HOME").map(|home| PathBuf::from(home).join(".cache/understory")))
+        .ok_or_else(|| "no cache directory: set UNDERSTORY_CACHE".into())
 }
 
 fn program(model: &str) -> Result<Program, Box<dyn Error>> {

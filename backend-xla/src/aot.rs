@@ -13,10 +13,11 @@ use crate::{
     error::device,
     hlo::{self, Instruction},
     lower::{
-        Geometry,
+        Geometry, attention,
         placement::Placement,
         step::{self, StepShape},
     },
+    pallas::{AttentionChoice, AttentionUsed},
     pjrt::{CompileOptions, CompiledMemory, Plugin, Topology, Value},
     stablehlo::Element,
 };
@@ -57,6 +58,8 @@ pub struct AotOptions {
     /// Positions that a token attends to, for the modelled bytes. Default 1536: the mean of a
     /// sequence that generates 1024 tokens after 1024.
     pub attended: usize,
+    /// How attention is lowered. Default: portable.
+    pub attention: AttentionChoice,
     /// Flags of XLA and of the plugin. Default: none.
     pub compiler_flags: Vec<(String, String)>,
 }
@@ -69,6 +72,7 @@ impl Default for AotOptions {
             context_length: 2048,
             sequences: 32,
             attended: 1536,
+            attention: AttentionChoice::Portable,
             compiler_flags: Vec::new(),
         }
     }
@@ -84,6 +88,8 @@ pub struct AotReport {
     pub device_kind: String,
     /// Memory that a program can use, where the plugin knows it.
     pub memory_limit: Option<u64>,
+    /// How it attends.
+    pub attention: AttentionUsed,
     /// Memory of the step: weights, KV pages, scratch.
     pub memory: CompiledMemory,
     /// Floating-point operations, by XLA's count: a loop's body counts once, a custom call not at
@@ -91,6 +97,11 @@ pub struct AotReport {
     pub flops: Option<f64>,
     /// Bytes read and written, by XLA's count: a KV array that is written in place counts whole.
     pub bytes: Option<f64>,
+    /// What XLA expects the step to take at best, without what it does not know: turns of loops
+    /// beyond the first, and custom calls. Its `optimal_seconds` counts a custom call as -1, so
+    /// whole seconds are added until it is positive; a step of a second or more can't be told
+    /// from a shorter one. As a sum in `f32` it is good to some tenths of a millisecond.
+    pub estimated_seconds: Option<f64>,
     /// Bytes of weights, each of which a step reads once.
     pub weight_bytes: f64,
     /// Bytes of KV that attention reads, from shapes: what XLA's count leaves out. Modelled.
@@ -130,11 +141,12 @@ pub fn compile(
     step: AotStep,
     options: &AotOptions,
 ) -> Result<AotReport, BackendError> {
-    let topology = Topology::new(plugin, name, &[])
+    let topology = Topology::new(plugin, name, &topology_options(name))
         .map_err(|error| device(error, format!("describing the topology {name}")))?;
     let devices =
         topology.devices().map_err(|error| device(error, "listing the topology's devices"))?;
-    let text = lower(program, devices.len(), step, options)?;
+    let device_kind = devices.first().map(|device| device.kind.clone()).unwrap_or_default();
+    let (text, attention) = lower_for(&device_kind, program, devices.len(), step, options)?;
     let mut compile_options = CompileOptions::partitioned(devices.len());
     for (flag, value) in &options.compiler_flags {
         compile_options = compile_options.with_override(flag, value);
@@ -161,18 +173,21 @@ pub fn compile(
     });
     Ok(AotReport {
         devices: devices.len(),
-        device_kind: first.map(|device| device.kind.clone()).unwrap_or_default(),
+        device_kind,
         memory_limit,
+        attention,
         memory: executable.memory().map_err(failed)?,
         flops: cost("flops"),
         bytes: cost("bytes accessed"),
+        estimated_seconds: cost("optimal_seconds").map(|seconds| seconds - seconds.floor()),
         weight_bytes: weight_bytes(program, devices.len(), options)?,
         modelled_attention_bytes: attention_bytes(program, devices.len(), step, options)?,
         instructions,
     })
 }
 
-/// The step's StableHLO, for `devices` devices.
+/// The step's StableHLO, for `devices` devices of no certain kind: of the kernels only interpreted
+/// ones can serve.
 ///
 /// # Errors
 ///
@@ -183,6 +198,16 @@ pub fn lower(
     step: AotStep,
     options: &AotOptions,
 ) -> Result<String, BackendError> {
+    Ok(lower_for("a device of no certain kind", program, devices, step, options)?.0)
+}
+
+fn lower_for(
+    device_kind: &str,
+    program: &Program,
+    devices: usize,
+    step: AotStep,
+    options: &AotOptions,
+) -> Result<(String, AttentionUsed), BackendError> {
     let element = element(options.compute)?;
     let placement = Placement::new(program, devices, element)?;
     let pages = options.sequences * options.context_length.div_ceil(options.page_size);
@@ -193,17 +218,30 @@ pub fn lower(
         options.context_length,
         element,
     );
-    let block = PREFILL_BLOCK;
-    let shape = match step {
-        AotStep::Decode { rows } => StepShape { decode: rows, blocks: 0, block, outputs: rows },
-        AotStep::Prefill { tokens } => StepShape {
-            decode: PREFILL_ROWS,
-            blocks: tokens.div_ceil(block),
-            block,
-            outputs: PREFILL_ROWS,
-        },
+    let shape = |is_ragged: bool| {
+        let block = if is_ragged { 1 } else { PREFILL_BLOCK };
+        let (decode, tokens) = match step {
+            AotStep::Decode { rows } => (rows, 0),
+            AotStep::Prefill { tokens } => (PREFILL_ROWS, tokens),
+        };
+        let blocks = tokens.div_ceil(block);
+        StepShape { decode, blocks, block, outputs: decode, is_ragged }
     };
-    Ok(step::step(program, &placement, &geometry, shape)?.text)
+    let (choice, ragged) = (&options.attention, [shape(true)]);
+    let plan = attention::plan(choice, device_kind, program, &placement, &geometry, &ragged)?;
+    let kernels = plan.kernels.as_ref();
+    let shape = shape(kernels.is_some());
+    let module = step::step(program, &placement, &geometry, kernels, shape)?;
+    Ok((module.text, plan.used))
+}
+
+/// The two cores of a v4 chip are one device with all of the chip's memory to its users, as those
+/// of later generations are by default.
+fn topology_options(name: &str) -> Vec<(&'static str, Value)> {
+    match name.starts_with("v4:") {
+        true => vec![("chip_config_name", Value::Text("megacore".to_owned()))],
+        false => Vec::new(),
+    }
 }
 
 /// Bytes of weights on one device.

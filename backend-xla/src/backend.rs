@@ -9,10 +9,12 @@ use engine_core::{
 };
 
 use crate::{
+    buckets::Buckets,
     cache::Compiler,
     error::XlaError,
     executor::XlaExecutor,
-    lower::{Geometry, placement::Placement},
+    lower::{Geometry, attention, placement::Placement},
+    pallas::AttentionChoice,
     pjrt::{Client, Plugin, Value},
     stablehlo::Element,
 };
@@ -36,6 +38,8 @@ pub struct XlaOptions {
     /// Flags of XLA and of the plugin for every compilation, such as
     /// `xla_tpu_scoped_vmem_limit_kib`. Default: none.
     pub compiler_flags: Vec<(String, String)>,
+    /// How attention is lowered. Default: portable.
+    pub attention: AttentionChoice,
     /// Bytes that weights and KV may use together, over all devices. Default: what the plugin
     /// reports of its devices, or what the host has where the plugin reports nothing.
     pub memory_bytes: Option<u64>,
@@ -51,6 +55,7 @@ impl XlaOptions {
             compute: Format::F32,
             cache: None,
             compiler_flags: Vec::new(),
+            attention: AttentionChoice::Portable,
             memory_bytes: None,
         }
     }
@@ -74,6 +79,12 @@ impl XlaOptions {
     /// Keeps and multiplies matrices in `format`.
     pub fn with_compute(mut self, format: Format) -> Self {
         self.compute = format;
+        self
+    }
+
+    /// Lowers attention as `attention` says.
+    pub fn with_attention(mut self, attention: AttentionChoice) -> Self {
+        self.attention = attention;
         self
     }
 
@@ -136,6 +147,11 @@ impl XlaBackend {
         &self.client
     }
 
+    fn device_kind(&self) -> String {
+        let first = self.client.devices().first();
+        first.map(|device| device.description().kind.clone()).unwrap_or_default()
+    }
+
     fn check_memory(
         &self,
         program: &Program,
@@ -160,13 +176,17 @@ impl XlaBackend {
 
 impl Backend for XlaBackend {
     fn capabilities(&self) -> Capabilities {
-        let device = self.client.devices().first().map(|device| device.description().kind.clone());
+        let attention = match self.options.attention {
+            AttentionChoice::Portable => "",
+            AttentionChoice::Pallas(_) => ", Pallas attention where it can be had",
+            AttentionChoice::PallasOnly(_) => ", Pallas attention",
+        };
         let description = format!(
-            "xla ({}, {} of {} x {})",
+            "xla ({}, {} of {} x {}{attention})",
             self.client.platform(),
             self.options.tensor_parallel,
             self.client.devices().len(),
-            device.unwrap_or_default(),
+            self.device_kind(),
         );
         let mut capabilities = Capabilities::new(description, self.memory_bytes);
         capabilities.kv_formats = match self.element {
@@ -220,8 +240,13 @@ impl Backend for XlaBackend {
             self.options.cache.clone(),
         );
         let limits = options.limits.clone();
+        let shapes = Buckets::ragged(&limits).all();
+        let (choice, device) = (&self.options.attention, self.device_kind());
+        let plan = attention::plan(choice, &device, program, &placement, &geometry, &shapes)?;
+        tracing::info!(program = program.name(), attention = %plan.used, "compiling for XLA");
+        let (program, kernels) = (program.clone(), plan.kernels);
         let executor =
-            XlaExecutor::new(compiler, program.clone(), placement, geometry, limits, weights)?;
+            XlaExecutor::new(compiler, program, placement, geometry, kernels, limits, weights)?;
         Ok(Box::new(executor))
     }
 }

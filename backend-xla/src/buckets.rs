@@ -2,7 +2,8 @@
 //!
 //! Decode steps come in powers of two of rows. Steps with prefill come in powers of two of prefill
 //! tokens, each with few rows or with all. One more shape serves steps that want more outputs than
-//! there are rows (prompt log probabilities).
+//! there are rows (prompt log probabilities). Ragged steps have the same shapes, where the rows are
+//! those of either kind and the prefill tokens come one by one.
 
 use std::collections::BTreeSet;
 
@@ -19,6 +20,7 @@ const FEW_TOKENS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Buckets {
     block: usize,
+    is_ragged: bool,
     /// Ascending.
     decode: Vec<usize>,
     /// Rows (and outputs) of steps with prefill, ascending.
@@ -30,13 +32,24 @@ pub(crate) struct Buckets {
 
 impl Buckets {
     /// Shapes for batches within `limits`, whose prefill rows are cut into runs of `block` tokens.
-    pub(crate) fn new(limits: &Limits, block: usize) -> Self {
+    pub(crate) fn in_runs(limits: &Limits, block: usize) -> Self {
+        Self::new(limits, block, false)
+    }
+
+    /// Shapes for batches within `limits` in ragged order.
+    pub(crate) fn ragged(limits: &Limits) -> Self {
+        Self::new(limits, 1, true)
+    }
+
+    fn new(limits: &Limits, block: usize, is_ragged: bool) -> Self {
         let rows = limits.rows.max(1) as usize;
         // Each row may end in a run that is not full.
-        let most_blocks = (limits.tokens as usize).div_ceil(block) + rows;
+        let partial = if is_ragged { 0 } else { rows };
+        let most_blocks = (limits.tokens as usize).div_ceil(block) + partial;
         let outputs = limits.outputs as usize;
         Self {
             block,
+            is_ragged,
             decode: doubling(1, rows),
             mixed_rows: [FEW_ROWS.min(rows), rows]
                 .into_iter()
@@ -50,15 +63,11 @@ impl Buckets {
 
     /// Every shape that [`Buckets::choose`] can return.
     pub(crate) fn all(&self) -> Vec<StepShape> {
-        let block = self.block;
-        let mut shapes: Vec<StepShape> = self
-            .decode
-            .iter()
-            .map(|&decode| StepShape { decode, blocks: 0, block, outputs: decode })
-            .collect();
+        let mut shapes: Vec<StepShape> =
+            self.decode.iter().map(|&decode| self.shape(decode, 0, decode)).collect();
         for &blocks in &self.blocks {
             for &rows in &self.mixed_rows {
-                shapes.push(StepShape { decode: rows, blocks, block, outputs: rows });
+                shapes.push(self.shape(rows, blocks, rows));
             }
         }
         shapes.extend(self.scoring());
@@ -79,12 +88,13 @@ impl Buckets {
             prefill.iter().map(|row| (row.tokens.len as usize).div_ceil(self.block)).sum();
         let shape = if blocks == 0 {
             let rows = at_least(&self.decode, decode)?;
-            StepShape { decode: rows, blocks: 0, block: self.block, outputs: rows }
+            self.shape(rows, 0, rows)
         } else {
             let blocks = at_least(&self.blocks, blocks)?;
-            let wanted = decode.max(outputs).min(*self.mixed_rows.last()?);
-            let rows = at_least(&self.mixed_rows, wanted.max(decode))?;
-            StepShape { decode: rows, blocks, block: self.block, outputs: rows }
+            let places = if self.is_ragged { batch.rows.len() } else { decode };
+            let wanted = places.max(outputs).min(*self.mixed_rows.last()?);
+            let rows = at_least(&self.mixed_rows, wanted.max(places))?;
+            self.shape(rows, blocks, rows)
         };
         if outputs <= shape.outputs {
             Some(shape)
@@ -93,10 +103,14 @@ impl Buckets {
         }
     }
 
+    fn shape(&self, decode: usize, blocks: usize, outputs: usize) -> StepShape {
+        StepShape { decode, blocks, block: self.block, outputs, is_ragged: self.is_ragged }
+    }
+
     /// The shape for more outputs than rows.
     fn scoring(&self) -> Option<StepShape> {
         let (&decode, &blocks) = (self.mixed_rows.last()?, self.blocks.last()?);
-        let shape = StepShape { decode, blocks, block: self.block, outputs: self.outputs };
+        let shape = self.shape(decode, blocks, self.outputs);
         (self.outputs > decode).then_some(shape)
     }
 }
@@ -125,7 +139,17 @@ mod tests {
     #[test]
     fn every_batch_within_the_limits_has_a_prepared_shape() {
         let limits = limits();
-        let buckets = Buckets::new(&limits, 16);
+        check(&limits, &Buckets::in_runs(&limits, 16));
+    }
+
+    #[test]
+    fn every_batch_within_the_limits_has_a_prepared_ragged_shape() {
+        let limits = limits();
+        check(&limits, &Buckets::ragged(&limits));
+    }
+
+    /// Tries batches of all mixtures of rows.
+    fn check(limits: &Limits, buckets: &Buckets) {
         let all = buckets.all();
         let slots = Slots::new(32, 1);
         for decode in 0..=32u32 {
@@ -152,8 +176,11 @@ mod tests {
                         assert!(all.contains(&shape), "{shape:?}");
                         assert!(shape.decode >= decode as usize);
                         assert!(shape.outputs >= outputs.len());
-                        let blocks = prefill as usize * (len as usize).div_ceil(16);
+                        let blocks = prefill as usize * (len as usize).div_ceil(buckets.block);
                         assert!(shape.blocks >= blocks);
+                        if buckets.is_ragged {
+                            assert!(shape.decode >= rows.len());
+                        }
                     }
                 }
             }
@@ -162,7 +189,7 @@ mod tests {
 
     #[test]
     fn beyond_the_limits_there_is_no_shape() {
-        let buckets = Buckets::new(&limits(), 16);
+        let buckets = Buckets::in_runs(&limits(), 16);
         let slots = Slots::new(32, 1);
         let output = OutputRequest { row: 0, token: 0, want: Want::Sample };
         let outputs = vec![output; 101];

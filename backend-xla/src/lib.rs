@@ -14,6 +14,9 @@
 //!   ([`StepError::KvLost`](engine_core::backend::StepError::KvLost)).
 //! - **Tokens stay on the device.** The sampler leaves each slot's next token where the next step
 //!   reads it, so a step is launched before the host knows the tokens of the one before.
+//! - **Attention is portable, or a TPU kernel.** The portable lowering runs wherever XLA does. On
+//!   TPUs the ragged paged attention kernel of the `jax` package can take its place: a script lowers
+//!   it at set-up ([`pallas`]), and where it can't be had the portable one serves, with the reason.
 //! - **Tensor parallelism** follows the program's splits, through Shardy annotations and two
 //!   all-reduces a layer. Heads that don't divide are repeated or filled up with zeros.
 //!
@@ -39,8 +42,10 @@ mod executor;
 pub mod hlo;
 mod load;
 mod lower;
+pub mod pallas;
 pub mod pjrt;
 mod stablehlo;
 
 pub use backend::{XlaBackend, XlaOptions};
 pub use error::XlaError;
+pub use pallas::AttentionChoice;

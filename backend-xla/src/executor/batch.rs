@@ -26,12 +26,13 @@ pub(super) fn pack_step(batch: &Batch<'_>, shape: StepShape, geometry: &Geometry
     let mut control = vec![0; shape.control_len()];
     let (ids, rest) = control.split_at_mut(tokens);
     let (slots, rest) = rest.split_at_mut(tokens);
-    let (positions, outputs) = rest.split_at_mut(tokens);
+    let (positions, rest) = rest.split_at_mut(tokens);
+    let (outputs, of_rows) = rest.split_at_mut(shape.outputs);
     slots.fill(geometry.padding_slot() as u32);
 
     // Where each token of the batch lies in the step.
     let mut places = vec![0u32; batch.tokens.len()];
-    let mut next_block = shape.decode;
+    let mut next_block = if shape.is_ragged { batch.decode_rows as usize } else { shape.decode };
     for (index, row) in batch.rows.iter().enumerate() {
         let start = if index < batch.decode_rows as usize {
             index
@@ -54,7 +55,28 @@ pub(super) fn pack_step(batch: &Batch<'_>, shape: StepShape, geometry: &Geometry
     for (out, output) in outputs.iter_mut().zip(batch.outputs) {
         *out = places[output.token as usize];
     }
+    if shape.is_ragged {
+        pack_rows(batch, of_rows, geometry);
+    }
     control
+}
+
+/// What a ragged step reads of rows; see [`StepShape::control_len`].
+fn pack_rows(batch: &Batch<'_>, of_rows: &mut [u32], geometry: &Geometry) {
+    let padded_rows = (of_rows.len() - 2) / 3;
+    let (slots, rest) = of_rows.split_at_mut(padded_rows);
+    let (kv_lens, rest) = rest.split_at_mut(padded_rows);
+    let (bounds, count) = rest.split_at_mut(padded_rows + 1);
+    slots.fill(geometry.padding_slot() as u32);
+    let mut bound = 0;
+    for (index, row) in batch.rows.iter().enumerate() {
+        slots[index] = row.slot.0;
+        kv_lens[index] = row.position + row.tokens.len;
+        bound += row.tokens.len;
+        bounds[index + 1] = bound;
+    }
+    bounds[batch.rows.len()..].fill(bound);
+    count.fill(batch.rows.len() as u32);
 }
 
 /// A slot's counts as the device keeps them; see [`sampler::counts_type`].

@@ -35,6 +35,7 @@ use crate::{
         state::{PAGES_AT_ONCE, group_arrays},
         step::StepShape,
     },
+    pallas::Kernels,
     pjrt::{Completion, ElementType, HostCopy, PjrtError},
 };
 use batch::{SamplerInput, pack_step};
@@ -101,11 +102,12 @@ impl XlaExecutor {
         program: Program,
         placement: Placement,
         geometry: Geometry,
+        kernels: Option<Kernels>,
         limits: Limits,
         weights: &dyn Weights,
     ) -> Result<Self, BackendError> {
         let weights = load_weights(compiler.client(), &program, &placement, weights)?;
-        let programs = Programs::new(compiler, program, placement, geometry, &limits);
+        let programs = Programs::new(compiler, program, placement, geometry, kernels, &limits);
         let mut executor = Self {
             programs,
             limits,

@@ -20,6 +20,7 @@ use crate::{
         state,
         step::{self, StepShape},
     },
+    pallas::Kernels,
     pjrt::{ElementType, LoadedExecutable},
 };
 
@@ -43,6 +44,7 @@ pub(super) struct Programs {
     program: Program,
     placement: Placement,
     geometry: Geometry,
+    kernels: Option<Kernels>,
     buckets: Buckets,
     ready: HashMap<Key, LoadedExecutable>,
     samplers: HashMap<usize, Sampler>,
@@ -64,14 +66,20 @@ impl Programs {
         program: Program,
         placement: Placement,
         geometry: Geometry,
+        kernels: Option<Kernels>,
         limits: &Limits,
     ) -> Self {
+        let buckets = match kernels {
+            Some(_) => Buckets::ragged(limits),
+            None => Buckets::in_runs(limits, PREFILL_BLOCK),
+        };
         Self {
             compiler,
             program,
             placement,
             geometry,
-            buckets: Buckets::new(limits, PREFILL_BLOCK),
+            kernels,
+            buckets,
             ready: HashMap::new(),
             samplers: HashMap::new(),
             is_warm: false,
@@ -197,7 +205,8 @@ impl Programs {
                     (module, "compiling the copy of a page".to_owned())
                 }
                 Key::Step(shape) => {
-                    let module = step::step(program, placement, geometry, shape)?;
+                    let module =
+                        step::step(program, placement, geometry, self.kernels.as_ref(), shape)?;
                     (module, format!("compiling {shape:?}"))
                 }
             };

@@ -58,7 +58,8 @@ fn executor() -> XlaExecutor {
     let geometry = Geometry::new(4, 2, vec![8], 16, Element::F32);
     let limits = Limits { rows: 2, tokens: 8, outputs: 2, slots: 2, pages: vec![8] };
     let compiler = Compiler::new(client, Vec::new(), None);
-    XlaExecutor::new(compiler, program, placement, geometry, limits, &weights).expect("it compiles")
+    XlaExecutor::new(compiler, program, placement, geometry, None, limits, &weights)
+        .expect("it compiles")
 }
 
 /// Slots with one sequence of two pages in slot 0.

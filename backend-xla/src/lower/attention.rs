@@ -9,6 +9,10 @@
 //! pages ([`StepShape`](super::step::StepShape)). Both are the same code with another run length.
 //! The loop ends with the longest sequence of the segment; shorter ones are masked meanwhile.
 
+mod ragged;
+
+pub(crate) use ragged::{RaggedRows, plan};
+
 use engine_core::{
     backend::BackendError,
     model::{Attention, Program},
@@ -41,6 +45,9 @@ struct Segment {
 
 impl Lowering<'_> {
     pub(super) fn attention(&mut self, attention: &Attention) -> Result<(), BackendError> {
+        if self.shape.is_ragged {
+            return self.ragged_attention(attention);
+        }
         let devices = self.placement.devices;
         let group = usize::from(attention.group.0);
         let layer = kv_index(self.program, attention);

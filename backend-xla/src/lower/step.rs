@@ -9,18 +9,22 @@ use engine_core::{
 
 use super::{
     Geometry, Module,
+    attention::RaggedRows,
     placement::{PlacedWeight, Placement},
     unsupported,
 };
+use crate::pallas::Kernels;
 use crate::stablehlo::{Element, Function, Input, Order, Output, Sharding, Type, Value};
 
 /// The shape of a step: a bucket.
 ///
-/// Tokens lie in this order, padding included: one for each decode row, then `blocks` runs of
-/// `block` tokens, each run from one prefill row.
+/// Tokens lie in one of two orders, padding included. In runs: one for each decode row, then
+/// `blocks` runs of `block` tokens, each run from one prefill row; so the portable attention reads
+/// them. Or ragged: row behind row, of `decode` rows in all, in as many tokens, with padding at the
+/// end; so the kernel reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct StepShape {
-    /// Rows with one new token.
+    /// Rows with one new token; in ragged order, rows of any kind.
     pub(crate) decode: usize,
     /// Runs of tokens of prefill rows.
     pub(crate) blocks: usize,
@@ -28,6 +32,7 @@ pub(crate) struct StepShape {
     pub(crate) block: usize,
     /// Tokens after which an output is wanted.
     pub(crate) outputs: usize,
+    pub(crate) is_ragged: bool,
 }
 
 impl StepShape {
@@ -37,9 +42,12 @@ impl StepShape {
     }
 
     /// Length of the control vector: for each token its id (or -1: the slot's next token), its
-    /// slot and its position; for each output its token's index.
+    /// slot and its position; for each output its token's index. In ragged order also: for each
+    /// row its slot and the length of its KV with the new tokens; the bounds between rows, from 0
+    /// to the number of tokens; the number of rows. Bounds and rows are without padding.
     pub(crate) fn control_len(&self) -> usize {
-        3 * self.tokens() + self.outputs
+        let of_rows = if self.is_ragged { 3 * self.decode + 2 } else { 0 };
+        3 * self.tokens() + self.outputs + of_rows
     }
 }
 
@@ -50,6 +58,8 @@ pub(super) struct Lowering<'a> {
     pub(super) placement: &'a Placement,
     pub(super) geometry: &'a Geometry,
     pub(super) shape: StepShape,
+    /// The kernels that attend, if the step is ragged.
+    pub(super) kernels: Option<&'a Kernels>,
     /// By [`ValueId`].
     pub(super) values: Vec<Option<Value>>,
     /// By [`WeightId`](engine_core::model::WeightId).
@@ -66,6 +76,8 @@ pub(super) struct Lowering<'a> {
     /// For each page group the flat position that each token writes: `page * page_size + offset`.
     pub(super) destinations: Vec<Option<Value>>,
     pub(super) rotations: Vec<Rotation>,
+    /// What the kernel reads of rows, if the step is ragged.
+    pub(super) rows: Option<RaggedRows>,
 }
 
 /// Cosines and sines of all tokens, shared by the layers that rotate alike.
@@ -85,10 +97,11 @@ pub(crate) fn step(
     program: &Program,
     placement: &Placement,
     geometry: &Geometry,
+    kernels: Option<&Kernels>,
     shape: StepShape,
 ) -> Result<Module, BackendError> {
     let inputs = Inputs::new(program, placement, geometry, shape);
-    let mut lowering = Lowering::new(program, placement, geometry, shape, &inputs);
+    let mut lowering = Lowering::new(program, placement, geometry, kernels, shape, &inputs);
     for op in program.ops() {
         lowering.op(op)?;
     }
@@ -164,6 +177,7 @@ impl<'a> Lowering<'a> {
         program: &'a Program,
         placement: &'a Placement,
         geometry: &'a Geometry,
+        kernels: Option<&'a Kernels>,
         shape: StepShape,
         inputs: &Inputs,
     ) -> Self {
@@ -182,6 +196,7 @@ impl<'a> Lowering<'a> {
         let token_slots = part(&mut function, 1);
         let positions = part(&mut function, 2);
         let output_tokens = function.slice(&control, 0, 3 * tokens, shape.outputs);
+        let rows = shape.is_ragged.then(|| RaggedRows::new(&mut function, &control, shape));
         let token_ids = choose_tokens(&mut function, &given, &next_tokens, &token_slots);
         Self {
             function,
@@ -189,6 +204,7 @@ impl<'a> Lowering<'a> {
             placement,
             geometry,
             shape,
+            kernels,
             values: vec![None; program.values().len()],
             weights,
             kv,
@@ -199,6 +215,7 @@ impl<'a> Lowering<'a> {
             positions,
             output_tokens,
             rotations: Vec::new(),
+            rows,
         }
     }
 

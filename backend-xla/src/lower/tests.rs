@@ -89,9 +89,9 @@ fn texts(devices: usize) -> Vec<(&'static str, String)> {
     let program = program();
     let placement = Placement::new(&program, devices, Element::BF16).expect("it divides");
     let geometry = geometry();
-    let shape = StepShape { decode: 2, blocks: 1, block: 4, outputs: 2 };
+    let shape = StepShape { decode: 2, blocks: 1, block: 4, outputs: 2, is_ragged: false };
     let inputs = Inputs::new(&program, &placement, &geometry, shape);
-    let mut lowering = Lowering::new(&program, &placement, &geometry, shape, &inputs);
+    let mut lowering = Lowering::new(&program, &placement, &geometry, None, shape, &inputs);
     let mut texts: Vec<(&str, String)> = Vec::new();
     for op in program.ops() {
         let before = lowering.function.text().len();

@@ -2,14 +2,16 @@
 
 use std::fmt::Write;
 
-use super::{AXIS, Sharding, Type, Value, list};
+use super::{AXIS, Sharding, Type, Value, list, names, types};
 
-/// The body of a module's only function, written operation by operation.
+/// The body of a module's main function, written operation by operation.
 #[derive(Debug, Default)]
 pub(crate) struct Function {
     pub(super) lines: String,
     pub(super) depth: usize,
     next: usize,
+    /// Functions that the body calls, as text.
+    functions: String,
 }
 
 /// An argument of the module.
@@ -77,8 +79,22 @@ impl Function {
         text.push_str(&self.lines);
         let names = list(outputs.iter().map(|output| &output.value.name));
         let kinds = list(outputs.iter().map(|output| &output.value.kind));
-        let _ = writeln!(text, "  return {names} : {kinds}\n}}\n}}");
+        let _ = writeln!(text, "  return {names} : {kinds}\n}}");
+        text.push_str(&self.functions);
+        text.push_str("}\n");
         text
+    }
+
+    /// Adds functions to the module, as text that ends a line.
+    pub(crate) fn add_functions(&mut self, text: &str) {
+        self.functions.push_str(text);
+    }
+
+    /// Calls a function of the module, whose name starts with `@`.
+    pub(crate) fn call(&mut self, name: &str, operands: &[&Value], kind: Type) -> Value {
+        let text =
+            format!("func.call {name}({}) : ({}) -> {kind}", names(operands), types(operands));
+        self.define(kind, &text)
     }
 
     /// What has been written so far.
