@@ -349,12 +349,14 @@ impl Kernels {
         self.by_name.get(&shape.file_name()).map(|text| text.replace(ENTRY, name))
     }
 
-    /// Kernels with texts of our own, for golden tests.
+    /// Writes files of kernels that return their queries, for golden tests.
     #[cfg(test)]
-    pub(crate) fn stand_ins(target: &str, shapes: &[KernelShape], body: &str) -> Self {
-        let text = |shape: &KernelShape| format!("{}\n{body}}}\n", shape.signature());
-        let entry = |shape: &KernelShape| (shape.file_name(), text(shape));
-        Self { target: target.to_owned(), by_name: shapes.iter().map(entry).collect() }
+    pub(crate) fn write_stand_ins(folder: &Path, shapes: &[KernelShape]) {
+        for shape in shapes {
+            let [query, ..] = shape.operands();
+            let content = format!("{}\n  return %arg0 : {query}\n}}\n", shape.signature());
+            tests::write(folder, shape, &content);
+        }
     }
 }
 
@@ -400,10 +402,10 @@ mod tests {
         }
     }
 
-    fn write(folder: &Path, content: &str) -> PathBuf {
+    pub(super) fn write(folder: &Path, shape: &KernelShape, content: &str) -> PathBuf {
         let digest: String =
             Sha256::digest(content.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = folder.join(shape().file_name());
+        let path = folder.join(shape.file_name());
         fs::write(&path, format!("{MAGIC}\n// sha256 {digest}\n{content}")).unwrap();
         path
     }
@@ -426,7 +428,7 @@ mod tests {
     fn a_whole_kernel_is_read_and_renamed() {
         let folder = tempfile::tempdir().unwrap();
         let shape = shape();
-        write(folder.path(), &format!("// made\n{}\n  return\n}}\n", shape.signature()));
+        write(folder.path(), &shape, &format!("// made\n{}\n  return\n}}\n", shape.signature()));
         let kernels = load(&KernelSource::folder(folder.path())).unwrap();
         let functions = kernels.functions(&shape, "@kernel3").unwrap();
         assert!(functions.contains("func.func private @kernel3(%arg0: tensor<32x8x128xbf16>, "));
@@ -436,7 +438,7 @@ mod tests {
     #[test]
     fn damaged_kernels_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let path = write(folder.path(), &format!("{}\n}}\n", shape().signature()));
+        let path = write(folder.path(), &shape(), &format!("{}\n}}\n", shape().signature()));
         let good = fs::read(&path).unwrap();
         let source = KernelSource::folder(folder.path());
         load(&source).unwrap();
@@ -459,7 +461,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut other = shape();
         other.rows += 1;
-        write(folder.path(), &format!("{}\n}}\n", other.signature()));
+        write(folder.path(), &shape(), &format!("{}\n}}\n", other.signature()));
         let error = load(&KernelSource::folder(folder.path())).unwrap_err();
         assert!(error.to_string().contains("no function that starts"), "{error}");
     }

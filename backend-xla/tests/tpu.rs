@@ -1,4 +1,5 @@
-//! Steps of Qwen3-8B compiled ahead of time for TPUs, through libtpu, with no TPU.
+//! Steps of Qwen3-8B compiled ahead of time for TPUs, through libtpu, with no TPU: with the portable
+//! attention, and with the Pallas kernel, which the script lowers.
 //!
 //! A program of its own, without the test harness: each compilation runs in a child process, as a
 //! module that libtpu does not like can end the process, and libtpu must find its environment set
@@ -7,10 +8,16 @@
 #[path = "common/plugin_path.rs"]
 mod plugin_path;
 
-use std::process::{Command, ExitCode};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
 
 use backend_xla::{
+    AttentionChoice,
     aot::{AotOptions, AotStep, compile},
+    hlo::Instruction,
+    pallas::{AttentionUsed, KernelSource},
     pjrt::{PjrtError, Plugin, disable_tpu_metadata_query},
 };
 use engine_core::model::{ModelConfig, build};
@@ -23,25 +30,27 @@ const QWEN3_8B: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": 
     "hidden_act": "silu", "tie_word_embeddings": false, "attention_bias": false,
     "eos_token_id": 151645, "bos_token_id": 151643, "torch_dtype": "bfloat16"}"#;
 
-const CASES: [(&str, AotStep); 3] = [
-    ("v6e:2x2", AotStep::Decode { rows: 32 }),
-    ("v5e:2x2", AotStep::Decode { rows: 32 }),
-    ("v5p:2x2x1", AotStep::Decode { rows: 32 }),
+/// Topology, step, and whether it attends by the Pallas kernel.
+const CASES: [(&str, AotStep, bool); 4] = [
+    ("v6e:2x2", AotStep::Decode { rows: 32 }, false),
+    ("v6e:2x2", AotStep::Decode { rows: 32 }, true),
+    ("v5e:2x2", AotStep::Decode { rows: 32 }, false),
+    ("v5p:2x2x1", AotStep::Prefill { tokens: 2048 }, true),
 ];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     if let (Some("--case"), Some(index)) = (arguments.next().as_deref(), arguments.next()) {
-        let (topology, step) = CASES[index.parse::<usize>().expect("a number")];
+        let (topology, step, pallas) = CASES[index.parse::<usize>().expect("a number")];
         // SAFETY: no thread has been started yet.
         unsafe { disable_tpu_metadata_query() };
-        check(topology, step);
+        check(topology, step, pallas);
         return ExitCode::SUCCESS;
     }
     refuses_to_hang();
     println!("libtpu without its environment is refused ... ok");
     let mut failed = false;
-    for (index, (topology, step)) in CASES.iter().enumerate() {
+    for (index, (topology, step, pallas)) in CASES.iter().enumerate() {
         let program = std::env::current_exe().expect("this program");
         let child = Command::new(program)
             .args(["--case", &index.to_string()])
@@ -50,7 +59,9 @@ fn main() -> ExitCode {
             .output();
         let child = child.expect("the child starts");
         let verdict = if child.status.success() { "ok" } else { "FAILED" };
-        println!("{step:?} for {topology} ... {verdict}");
+        let attention = if *pallas { "the Pallas kernel" } else { "portable attention" };
+        println!("{step:?} for {topology} with {attention} ... {verdict}");
+        print!("{}", String::from_utf8_lossy(&child.stdout));
         if !child.status.success() {
             failed = true;
             println!("{}\n{}", child.status, String::from_utf8_lossy(&child.stderr));
@@ -67,12 +78,17 @@ fn refuses_to_hang() {
     }
 }
 
-fn check(topology: &str, step: AotStep) {
+fn check(topology: &str, step: AotStep, pallas: bool) {
     let config = ModelConfig::from_huggingface(QWEN3_8B).expect("a configuration");
     let program = build(&config, true).expect("a program");
     let plugin = Plugin::load(&plugin_path::plugin_path("tpu")).expect("libtpu loads");
-    let options = AotOptions::default();
+    let mut options = AotOptions::default();
+    if pallas {
+        options.attention = AttentionChoice::PallasOnly(kernels());
+    }
     let report = compile(&plugin, topology, &program, step, &options).expect("it compiles");
+    let attention = if pallas { AttentionUsed::Pallas } else { AttentionUsed::Portable };
+    assert_eq!(report.attention, attention);
     assert_eq!(report.devices, 4);
     assert_eq!(report.fits(), Some(true), "{:?}", report.memory);
     assert_eq!(report.count("all-reduce"), 2 * LAYERS + 1);
@@ -82,7 +98,33 @@ fn check(topology: &str, step: AotStep) {
         let elements: u64 = gather.dims.iter().product();
         assert!(elements.is_multiple_of(151_936) && elements <= 32 * 151_936, "{gather:?}");
     }
-    // 32 sequences of 2048 positions, and a page for padding, in place.
-    let kv = LAYERS as u64 * (32 * 16 + 1) * 128 * 2 * 2 * 128 * 2;
-    assert_eq!(report.memory.aliased, kv, "the KV pages of one device");
+    // 32 sequences of 2048 positions, and a page for padding, in place; and nothing copies them.
+    let pages = [32 * 16 + 1, 128, 2 * 2, 128];
+    let layer = pages.iter().product::<u64>() * 2;
+    assert_eq!(report.memory.aliased, LAYERS as u64 * layer, "the KV pages of one device");
+    for opcode in ["copy", "copy-done", "transpose"] {
+        let is_copy = |found: &&Instruction| found.opcode == opcode && found.dims == pages;
+        assert_eq!(report.instructions.iter().find(is_copy), None);
+    }
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    println!(
+        "    {:.2} GB a device, {:.3} GB of it temporary; the compiler took {:.2} GB",
+        gigabytes(report.memory.total()),
+        gigabytes(report.memory.temporary),
+        gigabytes(peak_memory()),
+    );
+}
+
+/// The kernels, and the `jax` that lowers them, kept between runs.
+fn kernels() -> KernelSource {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/ragged_paged_attention.py");
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("jax");
+    KernelSource::script("python3", script, cache).expect("Python 3.11 or 3.12 runs the script")
+}
+
+/// The most memory that this process had, in bytes.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") * 1024
 }

@@ -285,3 +285,64 @@ fn read_words(bytes: &[u8]) -> Vec<u32> {
     let word = |word: &[u8]| u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
     bytes.chunks_exact(4).map(word).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use engine_core::backend::{OutputRequest, Row, SlotId, Slots};
+
+    use super::*;
+    use crate::stablehlo::Element;
+
+    /// One decode row and prefill rows of 2 and 3 tokens, in slots 4, 0 and 2.
+    fn pack(shape: StepShape) -> Vec<Vec<u32>> {
+        let geometry = Geometry::new(16, 5, vec![9], 64, Element::F32);
+        let (slots, spans) = ([4, 0, 2], [(0, 1, 30), (1, 2, 0), (3, 3, 17)]);
+        let rows = slots.iter().zip(spans).map(|(&slot, (start, len, position))| Row {
+            slot: SlotId(slot),
+            tokens: Span { start, len },
+            position,
+            outputs: Span::default(),
+        });
+        let rows: Vec<Row> = rows.collect();
+        let mut tokens = vec![InputToken::Produced(SlotId(4))];
+        tokens.extend((11..=15).map(InputToken::Known));
+        let outputs = [
+            OutputRequest { row: 0, token: 0, want: Want::Sample },
+            OutputRequest { row: 2, token: 5, want: Want::Sample },
+        ];
+        let all = Slots::new(5, 1);
+        let batch = Batch::new(0, &tokens, &rows, 1, &outputs, &[], &all);
+        let mut control = pack_step(&batch, shape, &geometry).into_iter();
+        let of_rows = if shape.is_ragged { [4, 4, 5, 1] } else { [0; 4] };
+        let tokens = shape.tokens();
+        let lengths = [tokens, tokens, tokens, shape.outputs].into_iter().chain(of_rows);
+        let parts = lengths.map(|length| control.by_ref().take(length).collect()).collect();
+        assert_eq!(control.next(), None);
+        parts
+    }
+
+    #[test]
+    fn runs_of_a_row_end_in_padding() {
+        let shape = StepShape { decode: 2, blocks: 3, block: 4, outputs: 2, is_ragged: false };
+        let parts = pack(shape);
+        assert_eq!(parts[0], [PRODUCED, 0, 11, 12, 0, 0, 13, 14, 15, 0, 0, 0, 0, 0]);
+        assert_eq!(parts[1], [4, 5, 0, 0, 5, 5, 2, 2, 2, 5, 5, 5, 5, 5]);
+        assert_eq!(parts[2], [30, 0, 0, 1, 0, 0, 17, 18, 19, 0, 0, 0, 0, 0]);
+        assert_eq!(parts[3], [0, 8]);
+    }
+
+    #[test]
+    fn ragged_rows_lie_one_behind_the_other_and_padding_at_the_end() {
+        let shape = StepShape { decode: 4, blocks: 5, block: 1, outputs: 2, is_ragged: true };
+        let parts = pack(shape);
+        assert_eq!(parts[0], [PRODUCED, 11, 12, 13, 14, 15, 0, 0, 0]);
+        assert_eq!(parts[1], [4, 0, 0, 2, 2, 2, 5, 5, 5]);
+        assert_eq!(parts[2], [30, 0, 1, 17, 18, 19, 0, 0, 0]);
+        assert_eq!(parts[3], [0, 5]);
+        // Slots, KV lengths, bounds and number of rows.
+        assert_eq!(parts[4], [4, 0, 2, 5]);
+        assert_eq!(parts[5], [31, 2, 20, 0]);
+        assert_eq!(parts[6], [0, 1, 3, 6, 6]);
+        assert_eq!(parts[7], [3]);
+    }
+}

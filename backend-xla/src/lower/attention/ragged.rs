@@ -272,3 +272,99 @@ impl Heads<'_> {
         f.select(&is_padding, &nothing, out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engine_core::model::{AttentionOptions, ProgramBuilder, Split};
+
+    use super::*;
+    use crate::{lower::step::step, stablehlo::Element};
+
+    const TPU: &str = "TPU v6 lite";
+
+    /// Layers of attention alone, one for each window.
+    fn program(head_dim: usize, windows: &[Option<u32>], sinks: Option<&str>) -> Program {
+        let mut b = ProgramBuilder::new("attention", 32);
+        b.page_group(2, head_dim as u32, None);
+        let mut x = b.embed("embed", 16, 1.0);
+        for (layer, &window) in windows.iter().enumerate() {
+            let q = b.linear(x, &format!("{layer}.q"), 4 * head_dim, Split::Columns);
+            let k = b.linear(x, &format!("{layer}.k"), 2 * head_dim, Split::Columns);
+            let v = b.linear(x, &format!("{layer}.v"), 2 * head_dim, Split::Columns);
+            let mut options = AttentionOptions::full(head_dim as u32);
+            options.window = window;
+            options.sinks = sinks.map(str::to_owned);
+            let out = b.attention(q, k, v, &options);
+            x = b.linear(out, &format!("{layer}.o"), 16, Split::Rows);
+        }
+        let x = b.select_outputs(x);
+        b.finish_with_logits(x, "logits", None).expect("the program is well formed")
+    }
+
+    fn geometry() -> Geometry {
+        Geometry::new(64, 3, vec![10], 256, Element::BF16)
+    }
+
+    fn shape() -> StepShape {
+        StepShape { decode: 3, blocks: 5, block: 1, outputs: 3, is_ragged: true }
+    }
+
+    fn planned(program: &Program, devices: usize, folder: &std::path::Path) -> AttentionPlan {
+        let placement = Placement::new(program, devices, Element::BF16).expect("it divides");
+        let choice = AttentionChoice::Pallas(KernelSource::folder(folder));
+        plan(&choice, TPU, program, &placement, &geometry(), &[shape()]).expect("a plan")
+    }
+
+    /// The module of a step, with kernels that return their queries.
+    fn module(program: &Program, devices: usize) -> String {
+        let placement = Placement::new(program, devices, Element::BF16).expect("it divides");
+        let folder = tempfile::tempdir().expect("a folder");
+        let kernels: Vec<KernelShape> = attentions(program)
+            .map(|attention| kernel_shape(TPU, attention, &placement, &geometry(), shape()))
+            .collect::<Result<_, _>>()
+            .expect("the kernel takes it");
+        Kernels::write_stand_ins(folder.path(), &kernels);
+        let plan = planned(program, devices, folder.path());
+        assert_eq!(plan.used, AttentionUsed::Pallas);
+        let module = step(program, &placement, &geometry(), plan.kernels.as_ref(), shape());
+        module.expect("the program lowers").text
+    }
+
+    #[test]
+    fn a_step_with_the_kernel_is_written_as_recorded() {
+        insta::assert_snapshot!("ragged_step", module(&program(128, &[None], None), 1));
+    }
+
+    #[test]
+    fn a_step_with_the_kernel_over_two_devices_is_written_as_recorded() {
+        insta::assert_snapshot!("two_devices_ragged_step", module(&program(128, &[None], None), 2));
+    }
+
+    #[test]
+    fn layers_that_attend_alike_share_a_kernel() {
+        let text = module(&program(128, &[None, Some(64), None, Some(64)], None), 1);
+        let count = |what: &str| text.matches(what).count();
+        assert_eq!(count("func.func private @kernel"), 2);
+        assert_eq!(count("func.call @kernel0("), 2);
+        assert_eq!(count("func.call @kernel1("), 2);
+        // The rows' page tables are looked up once.
+        assert_eq!(count("-> tensor<3x4xi32>"), 1);
+        assert_eq!(count("tensor<11x64x4x128xbf16>, tensor<3xi32>, "), 4);
+    }
+
+    #[test]
+    fn where_the_kernel_cant_be_had_a_reason_is_given() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let reason = |program: &Program| match planned(program, 1, folder.path()) {
+            AttentionPlan { kernels: None, used: AttentionUsed::Fallback(reason) } => reason,
+            plan => panic!("{plan:?}"),
+        };
+        let error = reason(&program(64, &[None], None));
+        assert!(matches!(&error, KernelError::Program { what } if what.contains("64")), "{error}");
+        let error = reason(&program(128, &[None], Some("sinks")));
+        assert!(matches!(&error, KernelError::Program { what } if what.contains("sinks")));
+        // There is no kernel in the folder.
+        let error = reason(&program(128, &[None], None));
+        assert!(matches!(error, KernelError::File { .. }), "{error}");
+    }
+}
