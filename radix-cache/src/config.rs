@@ -94,7 +94,8 @@ impl CacheConfig {
     ///   positions [with them](crate::RadixCache::take_freed_windowed);
     ///   [`evict_windowed`](crate::RadixCache::evict_windowed) frees windowed pages alone.
     ///
-    /// Costs 8 bytes a full page and about 100 bytes a windowed page.
+    /// Costs 8 bytes a full page and 100 bytes a windowed page, and the room that growing vectors
+    /// keep in reserve.
     ///
     /// ```
     /// use radix_cache::{CacheConfig, Namespace, PageId, RadixCache};

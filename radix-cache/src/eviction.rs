@@ -12,7 +12,8 @@ impl RadixCache {
     ///
     /// Pages that have a copy on the host stay in the tree and can be
     /// [loaded](Self::load) again; the others are forgotten. Nothing waits for a copy here:
-    /// [`demote`](Self::demote) does.
+    /// [`demote`](Self::demote) does. Windowed pages of the same positions leave with them, and
+    /// are [taken](Self::take_freed_windowed) separately.
     pub fn evict(&mut self, pages: usize, freed: &mut Vec<PageId>) -> usize {
         let before = freed.len();
         loop {
