@@ -8,7 +8,7 @@ use crate::node::{Node, NodeIndex};
 use crate::retention::Retention;
 use crate::tree::{Descent, Tree};
 use crate::types::Token;
-use crate::windowed::group::WindowedGroup;
+use crate::windowed::group::{WindowedGroup, WindowedPage};
 
 /// What is cached of a prompt.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +64,8 @@ impl RadixCache {
                 scan.visit(slots);
             }
         });
-        let is_valid = tree.planted.is(SeededBug::MatchIgnoresWindow);
-        let descent = if is_valid { full } else { tree.cut(&full, scan.valid) };
+        let ignores_window = tree.planted.is(SeededBug::MatchIgnoresWindow);
+        let descent = if ignores_window { full } else { tree.cut(&full, scan.valid) };
         Found { descent, full_pages: full.pages }
     }
 
@@ -80,18 +80,19 @@ impl RadixCache {
         }
     }
 
-    /// A match ended at `end`: the pages in front of it have proved their use.
+    /// A match ended at `end`: the pages in front of it, which are held, have proved their use.
     pub(crate) fn hit_window(&mut self, end: NodeIndex) {
-        let Some(group) = &mut self.windowed else {
-            return;
-        };
-        let window = group.window(self.tree.node(end).end);
-        for (_, slots) in self.tree.stretches_on_path(end, window) {
-            group.change(slots, |hit| {
-                hit.near_end = true;
-                hit.record.hits = hit.record.hits.saturating_add(1);
-            });
-        }
+        self.change_window(end, |hit| {
+            hit.near_end = true;
+            hit.record.hits = hit.record.hits.saturating_add(1);
+        });
+    }
+
+    /// Raises the retention of the pages in the window in front of `end`, which are held.
+    pub(crate) fn raise_window(&mut self, end: NodeIndex, retention: Retention) {
+        self.change_window(end, |kept| {
+            kept.record.retention = kept.record.retention.max(retention);
+        });
     }
 
     /// A lock moved on, from the position `from` (in pages) to `end`, on the same path.
@@ -116,32 +117,30 @@ impl RadixCache {
     /// A lock that ended at `end` is gone. What a sequence leaves behind, with its `retention`,
     /// is kept for the next one; without any, it is not.
     pub(crate) fn close_window(&mut self, end: NodeIndex, retention: Option<Retention>) {
+        if let Some(retention) = retention {
+            self.change_window(end, |kept| {
+                kept.near_end = true;
+                kept.record.retention = kept.record.retention.max(retention);
+            });
+        }
         let Some(group) = &mut self.windowed else {
             return;
         };
         group.clock += 1;
         let window = group.window(self.tree.node(end).end);
         for (_, slots) in self.tree.stretches_on_path(end, window) {
-            if let Some(retention) = retention {
-                group.change(slots.clone(), |kept| {
-                    kept.near_end = true;
-                    kept.record.retention = kept.record.retention.max(retention);
-                });
-            }
             group.let_go(slots);
         }
     }
 
-    /// Raises the retention of the pages in the window in front of `end`, which is held.
-    pub(crate) fn raise_window(&mut self, end: NodeIndex, retention: Retention) {
+    /// Changes the pages in the window in front of `end`.
+    fn change_window(&mut self, end: NodeIndex, change: impl Fn(&mut WindowedPage)) {
         let Some(group) = &mut self.windowed else {
             return;
         };
         let window = group.window(self.tree.node(end).end);
         for (_, slots) in self.tree.stretches_on_path(end, window) {
-            group.change(slots, |kept| {
-                kept.record.retention = kept.record.retention.max(retention);
-            });
+            group.change(slots, &change);
         }
     }
 }
@@ -166,11 +165,13 @@ impl Tree {
         end: NodeIndex,
         range: Range<u32>,
     ) -> impl Iterator<Item = (u32, Range<usize>)> {
-        let nodes = self.path(end).take_while(move |&node| self.node(node).end > range.start);
+        let (first, last) = (range.start, range.end);
+        let is_in_range = move |&node: &NodeIndex| first < last && self.node(node).end > first;
+        let nodes = self.path(end).take_while(is_in_range);
         nodes.flat_map(move |node| {
             let (node, start) = (self.node(node), self.node(node).start());
-            let (from, to) = (range.start.saturating_sub(start), range.end.saturating_sub(start));
-            let stretches = self.store.stretches(node.run, from..to);
+            let range = first.saturating_sub(start)..last.saturating_sub(start);
+            let stretches = self.store.stretches(node.run, range);
             stretches.map(move |(place, slots)| (start + place, slots))
         })
     }
