@@ -5,9 +5,9 @@
 //! group, and may have one of the windowed group. Everything is defined position by position:
 //!
 //! ```text
-//! full      [ 0 ][ 1 ][ 2 ][ 3 ][ 4 ][ 5 ][ 6 ]      all of them, as without a second group
-//! windowed               [ 3 ][ 4 ]     [ 6 ]        a window of 2 pages: a match can end
-//!                                  ^                  behind 4, but not behind 5 or 6
+//! full        [ 0 ][ 1 ][ 2 ][ 3 ][ 4 ][ 5 ][ 6 ]    all of them, as without a second group
+//! windowed                   [ 3 ][ 4 ]     [ 6 ]    a window of 2 pages: a match can end
+//!                                     ^              behind 4, but not behind 5 or 6
 //! ```
 //!
 //! - **A match** of `L` tokens is valid if every page that overlaps the positions from

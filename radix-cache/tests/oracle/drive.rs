@@ -204,6 +204,11 @@ impl Driver {
         same!(found.tokens, expected, "probe");
         let expected = self.model.loadable(namespace, &tokens) * self.setup.page_size;
         same!(found.host_tokens, expected, "probe of the host");
+        if self.setup.events {
+            let (page_size, window) = (self.setup.page_size, self.setup.window);
+            let known = self.follower.matching(namespace, &tokens, page_size, window);
+            same!(found.tokens, known, "what a follower would route by");
+        }
         Ok(())
     }
 

@@ -82,6 +82,30 @@ impl Follower {
         Ok(())
     }
 
+    /// How many tokens of a prompt can be served, as far as it knows: whole pages of the full
+    /// group, up to where the windowed group has the pages that the next token attends to.
+    pub(crate) fn matching(
+        &self,
+        namespace: Namespace,
+        tokens: &[Token],
+        page_size: usize,
+        window: Option<usize>,
+    ) -> usize {
+        let mut seed = namespace.0;
+        let pages = tokens.chunks_exact(page_size).map(|page| {
+            seed = page_hash(seed, page);
+            let in_group = |group| self.stored.contains_key(&(Tier::Device, group, seed));
+            (in_group(PageGroup::Full), in_group(PageGroup::Windowed))
+        });
+        let pages: Vec<_> = pages.take_while(|(full, _)| *full).collect();
+        let needed = window.map_or(0, |window| (window - 1).div_ceil(page_size));
+        let is_valid = |end: &usize| {
+            let window = &pages[end.saturating_sub(needed)..*end];
+            window.iter().all(|(_, windowed)| *windowed)
+        };
+        (0..=pages.len()).rev().find(is_valid).unwrap_or(0) * page_size
+    }
+
     /// All prefixes it knows of on a tier.
     pub(crate) fn prefixes(&self, tier: Tier) -> BTreeSet<(Namespace, Vec<Token>)> {
         self.prefixes_of(tier, PageGroup::Full)
