@@ -202,6 +202,18 @@ impl Backend for XlaBackend {
         weights: &dyn Weights,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executor>, BackendError> {
+        Ok(Box::new(self.build(programs, weights, options)?))
+    }
+}
+
+impl XlaBackend {
+    /// What [`Backend::compile`] does.
+    pub(crate) fn build(
+        &self,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Result<XlaExecutor, BackendError> {
         let unsupported = |what: String| BackendError::Unsupported { backend: "xla", what };
         let [program] = programs else {
             return Err(unsupported(format!("{} programs in one executor", programs.len())));
@@ -245,9 +257,7 @@ impl Backend for XlaBackend {
         let plan = attention::plan(choice, &device, program, &placement, &geometry, &shapes)?;
         tracing::info!(program = program.name(), attention = %plan.used, "compiling for XLA");
         let (program, kernels) = (program.clone(), plan.kernels);
-        let executor =
-            XlaExecutor::new(compiler, program, placement, geometry, kernels, limits, weights)?;
-        Ok(Box::new(executor))
+        XlaExecutor::new(compiler, program, placement, geometry, kernels, limits, weights)
     }
 }
 

@@ -24,6 +24,9 @@ const MODELS: [(&str, &[usize]); 4] = [
 ];
 const PAGE_SIZE: u32 = 8;
 
+/// How far log probabilities may be from the reference's: 1.2e-5 was measured.
+const F32_NOISE: f32 = 5e-5;
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny")
 }
@@ -81,8 +84,15 @@ fn expected(model: &str) -> Expected {
 }
 
 /// Log probabilities at the end of each prompt differ from the reference by at most `tolerance`,
-/// and tokens are equal up to the first near-tie.
-fn check(expected: &Expected, found: &[Generated], tolerance: f32, what: &str) {
+/// and tokens are equal up to the first near-tie. Returns the largest difference, how many tokens
+/// were compared, and how many there are.
+fn check(
+    expected: &Expected,
+    found: &[Generated],
+    tolerance: f32,
+    what: &str,
+) -> (f32, usize, usize) {
+    let (mut largest_difference, mut compared, mut all) = (0f32, 0, 0);
     for (index, found) in found.iter().enumerate() {
         let logits = &expected.last_logits[index];
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
@@ -92,13 +102,17 @@ fn check(expected: &Expected, found: &[Generated], tolerance: f32, what: &str) {
         for &(token, logprob) in &found.top[0] {
             let expected = logits[token as usize] - normalizer;
             let difference = (logprob - expected).abs();
+            largest_difference = largest_difference.max(difference);
             assert!(difference <= tolerance, "{what}, prompt {index}, token {token}: {difference}");
         }
         let margins = &expected.margins[index];
         let sure = margins.iter().position(|&margin| margin < 2.0 * tolerance);
         let sure = sure.unwrap_or(margins.len());
         assert_eq!(found.tokens[..sure], expected.greedy[index][..sure], "{what}, prompt {index}");
+        compared += sure;
+        all += margins.len();
     }
+    (largest_difference, compared, all)
 }
 
 #[test]
@@ -109,42 +123,15 @@ fn tiny_models_agree_with_the_reference_on_one_and_on_many_devices() {
             let mut executor = executor(model, options(devices));
             let what = format!("{model} on {devices} devices");
             let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
-            check(&expected, &found, 2e-4, &what);
+            let (difference, compared, all) = check(&expected, &found, F32_NOISE, &what);
+            println!("{what}: {compared} of {all} tokens compared, within {difference:e}");
+            assert!(10 * compared >= 9 * all, "{what}: near-ties leave {compared} of {all} tokens");
         }
     }
 }
 
-/// Prompts and answers of all lengths, in batches of all sizes.
-fn random_traffic(executor: &mut dyn Executor, requests: usize) {
-    let mut state = 7u64;
-    let mut below = |end: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state >> 33) as usize % end
-    };
-    let mut served = 0;
-    while served < requests {
-        let count = (1 + below(4)).min(requests - served);
-        let prompt = |below: &mut dyn FnMut(usize) -> usize| Prompt {
-            tokens: (0..1 + below(50)).map(|_| below(160) as u32).collect(),
-            sampling: {
-                let mut sampling = SlotSampling::greedy();
-                sampling.temperature = below(2) as f32;
-                sampling.top_k = below(3) as u32 * 10;
-                sampling.seed = below(1000) as u64;
-                sampling.presence_penalty = below(2) as f32;
-                sampling.logprobs = (below(2) == 1).then_some(3);
-                sampling
-            },
-        };
-        let prompts: Vec<Prompt> = (0..count).map(|_| prompt(&mut below)).collect();
-        let chunk = 1 + below(60);
-        generate(executor, &prompts, chunk, PAGE_SIZE as usize, 1 + below(6));
-        served += count;
-    }
-}
-
 #[test]
-fn nothing_is_compiled_in_traffic_after_warm_up() {
+fn warm_up_tells_how_far_it_has_come() {
     let mut executor = executor("qwen3", options(1));
     let mut reports = Vec::new();
     struct Reports<'a>(&'a mut Vec<(u64, u64)>);
@@ -156,8 +143,6 @@ fn nothing_is_compiled_in_traffic_after_warm_up() {
     executor.warm_up(&mut Reports(&mut reports)).expect("it warms up");
     let total = reports.len() as u64 - 1;
     assert_eq!(reports, (0..=total).map(|done| (done, total)).collect::<Vec<_>>());
-    random_traffic(&mut *executor, 200);
-    assert_eq!(executor.compiles_in_traffic(), 0);
 }
 
 #[test]
@@ -167,7 +152,7 @@ fn without_warm_up_results_are_the_same_and_compilations_are_not_counted_as_traf
     let prompts = &expected.prompts[..2];
     // Chunks that end inside pages and blocks.
     let found = generate(&mut *executor, prompts, 5, PAGE_SIZE as usize, 16);
-    check(&expected, &found, 2e-4, "chunks of five");
+    check(&expected, &found, F32_NOISE, "chunks of five");
     assert_eq!(executor.compiles_in_traffic(), 0);
 }
 
@@ -189,7 +174,7 @@ fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
     let run = || {
         let mut executor = executor("llama-tied", options(1).with_cache(folder.path()));
         let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
-        check(&expected, &found, 2e-4, "with a cache");
+        check(&expected, &found, F32_NOISE, "with a cache");
     };
     run();
     let first = files();

@@ -75,6 +75,12 @@ fn a_client_has_as_many_devices_as_asked_for() {
 }
 
 #[test]
+fn a_client_without_devices_is_an_error() {
+    let error = Client::new(&plugin(), &[("cpu_device_count", Value::Int(0))]).unwrap_err();
+    assert!(matches!(error, PjrtError::NoDevices { .. }), "{error}");
+}
+
+#[test]
 fn the_plugin_says_what_it_speaks() {
     let attributes = plugin().attributes().unwrap();
     let stablehlo = attributes.iter().find(|(name, _)| name == "stablehlo_current_version");

@@ -10,6 +10,11 @@
 
 mod batch;
 mod launch;
+#[cfg(test)]
+mod mid_run;
+#[cfg(test)]
+#[path = "../../tests/common/plugin_path.rs"]
+mod plugin_path;
 mod programs;
 #[cfg(test)]
 mod tests;

@@ -12,16 +12,13 @@ use engine_core::{
 };
 use radix_cache::PageId;
 
-use super::XlaExecutor;
+use super::{XlaExecutor, plugin_path::plugin_path};
 use crate::{
     cache::Compiler,
     lower::{Geometry, placement::Placement},
     pjrt::{Client, ElementType, Plugin},
     stablehlo::Element,
 };
-
-#[path = "../../tests/common/plugin_path.rs"]
-mod plugin_path;
 
 const VOCAB: usize = 16;
 const WIDTH: usize = 8;
@@ -51,7 +48,7 @@ fn program() -> (Program, MapWeights) {
 }
 
 fn executor() -> XlaExecutor {
-    let plugin = Plugin::load(&plugin_path::plugin_path("cpu")).expect("the plugin loads");
+    let plugin = Plugin::load(&plugin_path("cpu")).expect("the plugin loads");
     let client = Client::new(&plugin, &[]).expect("a client");
     let (program, weights) = program();
     let placement = Placement::new(&program, 1, Element::F32).expect("a placement");

@@ -129,7 +129,16 @@ impl Plugin {
             _ => return Err(PjrtError::NotAPlugin { path: path.into() }),
         };
         std::mem::forget(library);
+        // SAFETY: the plugin made the table, and stays mapped.
+        unsafe { Self::from_table(path, table) }
+    }
 
+    /// Initializes the plugin behind a function table.
+    ///
+    /// # Safety
+    ///
+    /// The table is what its size and version say, and lives as long as the process.
+    unsafe fn from_table(path: &Path, table: *const sys::PJRT_Api) -> Result<Self, PjrtError> {
         let plugin = Self { inner: Arc::new(Inner { path: path.into(), table }) };
         let (major, minor) = plugin.api_version();
         if major != OLDEST_API.0 || minor < OLDEST_API.1 {
@@ -269,6 +278,43 @@ fn check_architecture(path: &Path) -> Result<(), PjrtError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A table of this version, as long as given, that has no function.
+    fn forged(major: i32, minor: i32, size: usize) -> Result<Plugin, PjrtError> {
+        let mut table = sys::PJRT_Api { struct_size: size, ..Default::default() };
+        table.pjrt_api_version.major_version = major;
+        table.pjrt_api_version.minor_version = minor;
+        // SAFETY: the table is never freed, and its entries are null.
+        unsafe { Plugin::from_table(Path::new("forged.so"), Box::leak(Box::new(table))) }
+    }
+
+    #[test]
+    fn versions_that_are_too_old_or_of_another_major_are_refused() {
+        let (major, minor) = OLDEST_API;
+        let size = std::mem::size_of::<sys::PJRT_Api>();
+        for version in [(major, minor - 1), (major + 1, minor), (major - 1, minor + 1)] {
+            let error = forged(version.0, version.1, size).unwrap_err();
+            assert!(
+                matches!(error, PjrtError::ApiVersion { found, .. } if found == version),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_plugin_without_a_function_says_which() {
+        let (major, minor) = OLDEST_API;
+        let whole = std::mem::size_of::<sys::PJRT_Api>();
+        // A null entry, and a table that ends before the entry.
+        for size in [whole, std::mem::offset_of!(sys::PJRT_Api, PJRT_Plugin_Initialize)] {
+            let error = forged(major, minor, size).unwrap_err();
+            let function = "PJRT_Plugin_Initialize";
+            assert!(
+                matches!(error, PjrtError::Missing { function: found } if found == function),
+                "{error}"
+            );
+        }
+    }
 
     #[test]
     fn a_missing_file_is_unreadable() {

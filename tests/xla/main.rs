@@ -1,0 +1,14 @@
+//! The XLA backend through the engine, on XLA's CPU plugin with virtual devices, against
+//! `backend-cpu`.
+
+mod agreement;
+#[allow(dead_code, unused_imports, reason = "a part of the example is used")]
+#[path = "../../examples/offline_batch/batch/mod.rs"]
+mod batch;
+mod bundled;
+#[path = "../../examples/support/json_request.rs"]
+mod json_request;
+mod qwen3;
+mod support;
+mod traffic;
+mod trouble;
