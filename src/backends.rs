@@ -114,7 +114,8 @@ fn open_xla(
         Some(plugin) => plugin.resolve(fetch, progress)?,
         None => known_plugin()?.resolve(fetch, progress)?,
     };
-    let options = backend_xla::XlaOptions::new(path).with_tensor_parallel(devices);
+    let mut options = backend_xla::XlaOptions::new(path).with_tensor_parallel(devices);
+    options.cache = fetch.executables();
     Ok(Box::new(backend_xla::XlaBackend::new(options).map_err(BackendError::from)?))
 }
 

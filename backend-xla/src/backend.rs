@@ -33,7 +33,8 @@ pub struct XlaOptions {
     /// What matrices and activations are kept and multiplied in: F32 (default) or BF16. Norms,
     /// rotations, softmax and sampling are F32 in any case.
     pub compute: Format,
-    /// Where compiled executables are kept between runs. Default: nowhere.
+    /// The folder in which compiled executables are kept between runs, 4 GiB of them at most.
+    /// Default: none.
     pub cache: Option<PathBuf>,
     /// Flags of XLA and of the plugin for every compilation, such as
     /// `xla_tpu_scoped_vmem_limit_kib`. Default: none.
@@ -261,12 +262,14 @@ impl XlaBackend {
     }
 }
 
-/// What the host has available, where the devices are the host.
+/// What the host has available, where the devices are the host: rounded down to a power of two, so
+/// that a share of it is as many KV pages at the next start, and the compiled executables fit.
 fn host_memory() -> u64 {
     /// For hosts that don't say.
     const SOME: u64 = 4 << 30;
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.map_or(SOME, |kib| kib * 1024)
+    let available = kib.map_or(0, |kib| kib * 1024);
+    available.checked_ilog2().map_or(SOME, |power| 1 << power)
 }

@@ -4,11 +4,16 @@
 //! (which holds program, shapes and options), the compile options, the plugin's version and the
 //! devices' kind. Its content starts with a hash of the rest, since a plugin trusts what it is
 //! given: a file that was cut short or damaged is compiled anew and replaced.
+//!
+//! Any number of processes may share a folder: a file appears under its name whole, and whoever
+//! comes second replaces it by the same. Together the files take at most [`MOST_BYTES`]; those that
+//! were not used for longest go first.
 
 use std::{
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use sha2::{Digest, Sha256};
@@ -21,6 +26,8 @@ use crate::{
 /// Marks a file, with the version of its layout.
 const MAGIC: &[u8; 16] = b"understory-xla-1";
 const HASH: usize = 32;
+/// What a folder may hold: some thousands of executables.
+const MOST_BYTES: u64 = 4 << 30;
 
 /// Compiles modules, or loads them from disk.
 #[derive(Debug)]
@@ -79,7 +86,8 @@ impl Compiler {
         // A cache that can't be written costs time at the next start, and nothing else.
         match executable.executable().serialize() {
             Ok(bytes) => {
-                if let Err(error) = write(&path, &bytes) {
+                let kept = write(&path, &bytes).and_then(|()| keep_below(folder, MOST_BYTES));
+                if let Err(error) = kept {
                     tracing::warn!(path = %path.display(), %error, "can't keep an executable");
                 }
             }
@@ -107,6 +115,7 @@ fn host_features() -> String {
     format!("{} {}", std::env::consts::ARCH, flags.unwrap_or_default())
 }
 
+/// Reads a file's payload, and notes that it was used.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = fs::read(path)?;
     let damaged = |what| io::Error::new(io::ErrorKind::InvalidData, what);
@@ -118,6 +127,10 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(damaged("its hash is wrong"));
     }
     bytes.drain(..head);
+    let noted = fs::File::options().append(true).open(path);
+    if let Err(error) = noted.and_then(|file| file.set_modified(SystemTime::now())) {
+        tracing::debug!(path = %path.display(), %error, "can't note that an executable was used");
+    }
     Ok(bytes)
 }
 
@@ -125,18 +138,39 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 fn write(path: &Path, payload: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
-    let result = fs::File::create(&unfinished).and_then(|mut file| {
-        file.write_all(MAGIC)?;
-        file.write_all(&Sha256::digest(payload))?;
-        file.write_all(payload)?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)
-    });
-    if result.is_err() {
-        let _ = fs::remove_file(&unfinished);
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(MAGIC)?;
+    file.write_all(&Sha256::digest(payload))?;
+    file.write_all(payload)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// Removes files, the one that was not used for longest first, until the rest takes at most
+/// `most` bytes.
+fn keep_below(folder: &Path, most: u64) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Another process may have removed it meanwhile.
+        let Ok(metadata) = entry.metadata() else { continue };
+        if metadata.is_file() {
+            files.push((metadata.modified()?, metadata.len(), entry.path()));
+        }
     }
-    result
+    files.sort();
+    let mut total: u64 = files.iter().map(|(_, len, _)| len).sum();
+    for (_, len, path) in files {
+        if total <= most {
+            break;
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => total -= len,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -167,5 +201,40 @@ mod tests {
             fs::write(&path, &bad).unwrap();
             assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for (name, age) in [("old", 30), ("older", 40), ("young", 10)] {
+            write(&path(name), &[0; 100]).unwrap();
+            let file = fs::File::options().append(true).open(path(name)).unwrap();
+            file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        }
+        read(&path("older")).unwrap();
+        keep_below(folder.path(), 450).unwrap();
+        assert!(path("old").exists(), "all of it fits");
+        keep_below(folder.path(), 300).unwrap();
+        let exist = ["old", "older", "young"].map(|name| path(name).exists());
+        assert_eq!(exist, [false, true, true]);
+    }
+
+    #[test]
+    fn many_writers_leave_one_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.pjrt");
+        let payload = vec![7; 1 << 16];
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..8 {
+                        write(&path, &payload).unwrap();
+                        assert_eq!(read(&path).unwrap(), payload);
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
     }
 }

@@ -18,6 +18,7 @@ const PIECE: usize = 1 << 20;
 /// hub/OWNER--NAME/REVISION.commit        the commit that a revision stood for
 /// hub/OWNER--NAME/COMMIT/FILE            files of a hub repository
 /// pypi/PACKAGE-VERSION/FILE              files out of wheels
+/// executables/HASH.pjrt                  what a backend compiled; the backend looks after it
 /// ```
 ///
 /// A file that is there is whole. Beside it there may be `FILE.part`, as far as it has come, and

@@ -41,7 +41,7 @@ pub use known::KnownFile;
 pub(crate) use known::PJRT_CPU_PLUGIN;
 pub use name::ModelSource;
 
-/// How [`ModelSource::resolve`] fetches.
+/// How [`ModelSource::resolve`] fetches, and what a machine keeps between runs.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct FetchOptions {
@@ -51,6 +51,26 @@ pub struct FetchOptions {
     pub cache_dir: Option<PathBuf>,
     /// Take only what is on this machine already.
     pub offline: bool,
+    /// Compile anew at each start. By default a backend that compiles keeps its executables in the
+    /// cache directory, below `executables`, and loads them from there.
+    pub recompile: bool,
+}
+
+impl FetchOptions {
+    /// Where a backend keeps compiled executables, if it may and there is a place.
+    #[cfg(feature = "xla")]
+    pub(crate) fn executables(&self) -> Option<PathBuf> {
+        if self.recompile {
+            return None;
+        }
+        match cache::Cache::open(self.cache_dir.as_deref()) {
+            Ok(cache) => Some(cache.path("executables")),
+            Err(error) => {
+                tracing::warn!(%error, "compiled executables are not kept");
+                None
+            }
+        }
+    }
 }
 
 impl ModelSource {
