@@ -44,7 +44,7 @@ mod backends;
 pub mod source;
 
 pub use backends::{BackendChoice, BackendChoiceError};
-pub use engine_core::{Namespace, PageId, Token};
+pub use engine_core::{Namespace, PageId, Policy, Token, WritePolicy};
 pub use engine_core::{backend, engine, error, model, request, schedule, text, weights};
 
 #[cfg(feature = "cpu")]

@@ -59,6 +59,27 @@ pub enum EngineError {
         /// Bytes of a page.
         page_bytes: u64,
     },
+    /// A host tier was asked for, but the backend has no memory for one.
+    #[error("the backend `{backend}` has no host memory for KV")]
+    NoHostMemory {
+        /// The backend's description.
+        backend: String,
+    },
+    /// The host tier is larger than the backend may use on the host, or smaller than a page.
+    #[error(
+        "the host tier needs {needed} bytes of the host's {available}: a page of {page_size} \
+         tokens takes {page_bytes}"
+    )]
+    HostMemory {
+        /// Bytes that it would take, with a page at least.
+        needed: u64,
+        /// Bytes that the backend may use there.
+        available: u64,
+        /// Tokens in a page.
+        page_size: usize,
+        /// Bytes of a page.
+        page_bytes: u64,
+    },
     /// A thread can't be started.
     #[error("cannot start the {name} thread: {source}")]
     Thread {

@@ -4,6 +4,7 @@
 mod cache;
 mod constraints;
 mod failures;
+mod host_tier;
 mod processor;
 mod requests;
 mod shutdowns;

@@ -21,8 +21,8 @@ pub(super) struct Core {
     executor: Box<dyn Executor>,
     shared: Arc<Shared>,
     step_deadline: Option<Duration>,
-    /// Launched and not committed, oldest first. At most two.
-    in_flight: VecDeque<Step>,
+    /// Started and not committed, oldest first. At most two of them are steps.
+    in_flight: VecDeque<Flight>,
     /// The step launched last waits for [`sample_deferred`](Core::sample_deferred).
     is_deferred: bool,
     constraints: Constraints,
@@ -33,6 +33,13 @@ pub(super) struct Core {
     result: StepResult,
     commands: Vec<Command>,
     messages: Vec<TextMessage>,
+}
+
+/// What one plan started: a step, copies between the tiers, or a step and copies behind it.
+#[derive(Debug, Default)]
+struct Flight {
+    step: Option<Step>,
+    copies: Option<Result<Ticket, StepError>>,
 }
 
 /// A launched step.
@@ -134,7 +141,33 @@ impl Core {
             Err(error) => Launched::Failed(of_whole_step(error, rows)),
         };
         self.meters.launched(&batch);
-        self.in_flight.push_back(Step { outcome, rows, launched_at });
+        let step = Some(Step { outcome, rows, launched_at });
+        self.in_flight.push_back(Flight { step, copies: None });
+        Ok(())
+    }
+
+    /// Starts the copies between the tiers that were planned: after the plan's launch, if there was
+    /// one, so that no step waits for them.
+    pub(super) fn start_copies(&mut self, plan: Plan) -> Result<(), EngineDead> {
+        let copies = self.scheduler.copies();
+        if copies.is_empty() {
+            return Ok(());
+        }
+        if plan != Plan::Launch {
+            self.in_flight.push_back(Flight::default());
+        }
+        let Some(flight) = self.in_flight.back_mut() else { return Ok(()) };
+        let started = match &flight.step {
+            // There is nothing left to copy.
+            Some(Step { outcome: Launched::Failed(error @ StepError::KvLost { .. }), .. }) => {
+                Err(error.clone())
+            }
+            _ => self.executor.transfer(copies),
+        };
+        if let Err(StepError::Dead { reason }) = started {
+            return Err(EngineDead::new(reason));
+        }
+        flight.copies = Some(started);
         Ok(())
     }
 
@@ -153,7 +186,9 @@ impl Core {
         let masks = outputs.iter().zip(self.constraints.masks());
         let entries: Vec<Mask<'_>> =
             masks.map(|(&output, allowed)| Mask { output, allowed }).collect();
-        let Some(step) = self.in_flight.back_mut() else { return Ok(()) };
+        let Some(Flight { step: Some(step), .. }) = self.in_flight.back_mut() else {
+            return Ok(());
+        };
         let Launched::Ticket(ticket) = &step.outcome else { return Ok(()) };
         match self.executor.sample(ticket, &Masks { entries: &entries }) {
             Ok(()) => Ok(()),
@@ -169,11 +204,21 @@ impl Core {
         }
     }
 
-    /// Waits for the oldest step in flight and commits it.
+    /// Waits for the oldest step in flight and commits it, and then for the copies that were
+    /// started behind it: the step's tokens don't wait for those.
     pub(super) fn retire(&mut self) -> Result<(), EngineDead> {
-        let Some(Step { outcome, launched_at, .. }) = self.in_flight.pop_front() else {
-            return Ok(());
-        };
+        let Some(Flight { step, copies }) = self.in_flight.pop_front() else { return Ok(()) };
+        if let Some(step) = step {
+            self.retire_step(step)?;
+        }
+        match copies {
+            Some(started) => self.retire_copies(started),
+            None => Ok(()),
+        }
+    }
+
+    fn retire_step(&mut self, step: Step) -> Result<(), EngineDead> {
+        let Step { outcome, launched_at, .. } = step;
         let _span = tracing::trace_span!("retire").entered();
         let error = match outcome {
             Launched::Ticket(ticket) => self.wait(ticket)?,
@@ -195,9 +240,29 @@ impl Core {
         Ok(())
     }
 
+    fn retire_copies(&mut self, started: Result<Ticket, StepError>) -> Result<(), EngineDead> {
+        let _span = tracing::trace_span!("retire_copies").entered();
+        let deadline = self.deadline();
+        let ended = started.and_then(|ticket| self.executor.wait_transfer(ticket, deadline));
+        if let Err(error) = &ended {
+            if let StepError::Dead { reason } = error {
+                return Err(EngineDead::new(reason));
+            }
+            tracing::warn!(%error, "a copy between the tiers failed");
+        }
+        self.scheduler.commit_copies(ended.as_ref().err()).map_err(EngineDead::new)?;
+        self.pass_on_events();
+        self.publish_snapshot();
+        Ok(())
+    }
+
+    fn deadline(&self) -> Deadline {
+        self.step_deadline.map_or(Deadline::NEVER, Deadline::after)
+    }
+
     /// Blocks until the step has ended. The error, if any, is one to commit.
     fn wait(&mut self, ticket: Ticket) -> Result<Option<StepError>, EngineDead> {
-        let deadline = self.step_deadline.map_or(Deadline::NEVER, Deadline::after);
+        let deadline = self.deadline();
         match self.executor.wait(ticket, deadline, &mut self.result) {
             Ok(()) => Ok(None),
             Err(StepError::Dead { reason }) => Err(EngineDead::new(reason)),

@@ -6,7 +6,7 @@ use super::options::{EngineOptions, KvMemory};
 use crate::backend::{Capabilities, CompileOptions, GroupId, Limits};
 use crate::error::EngineError;
 use crate::model::Program;
-use crate::schedule::SchedulerConfig;
+use crate::schedule::{HostTierConfig, SchedulerConfig};
 use crate::weights::{Format, Weights};
 
 const DEFAULT_PAGE_SIZE: usize = 16;
@@ -26,6 +26,10 @@ pub struct EngineLimits {
     pub pages: u32,
     /// Bytes that they take.
     pub kv_bytes: u64,
+    /// Pages of KV on the host; 0 without a host tier.
+    pub host_pages: u32,
+    /// Bytes that those take.
+    pub host_kv_bytes: u64,
     /// Longest sequence, in tokens.
     pub context_length: usize,
     /// Most samples that run at once.
@@ -118,15 +122,11 @@ impl EngineLimits {
         let pages = match options.kv_memory {
             KvMemory::Bytes(bytes) => bytes / page_bytes,
             KvMemory::Tokens(tokens) => tokens.div_ceil(page_size) as u64,
-            KvMemory::Fraction(fraction) if fraction > 0.0 && fraction <= 1.0 => {
-                let affordable = (available as f64 * fraction) as u64 / page_bytes;
+            KvMemory::Fraction(fraction) => {
+                let affordable = part("kv_memory", fraction, available)? / page_bytes;
                 let contexts = CONTEXTS_KEPT as u64 * u64::from(most_running);
                 let useful = contexts.saturating_mul(full_context.div_ceil(page_size) as u64);
                 affordable.min(useful)
-            }
-            KvMemory::Fraction(fraction) => {
-                let reason = format!("a fraction above 0 and at most 1 is needed, not {fraction}");
-                return Err(EngineError::Option { option: "kv_memory", reason });
             }
         };
         if pages == 0 {
@@ -163,10 +163,13 @@ impl EngineLimits {
             warnings.push(LimitWarning::PoolBelowRunning { pool_tokens, max_running_requests });
         }
         let chunk = positive("chunked_prefill_size", options.chunked_prefill_size)?;
+        let host_pages = host_pages(options, program, page_size, page_bytes, capabilities)?;
         Ok(Self {
             page_size,
             pages,
             kv_bytes: u64::from(pages) * page_bytes,
+            host_pages,
+            host_kv_bytes: u64::from(host_pages) * page_bytes,
             context_length,
             max_running_requests,
             chunked_prefill_size: chunk.unwrap_or(DEFAULT_CHUNK).min(context_length),
@@ -188,6 +191,12 @@ impl EngineLimits {
         config.cache_events = options.cache_events;
         config.queue_policy = options.queue_policy;
         config.eviction_policy = options.eviction_policy;
+        if self.host_pages > 0 {
+            let mut tier = HostTierConfig::new(self.host_pages);
+            tier.write = options.host_write_policy;
+            tier.min_load_tokens = options.host_min_load_tokens;
+            config.host_tier = Some(tier);
+        }
         config.retract_every = options.retract_every;
         config.seeded_bug = options.seeded_bug;
         config
@@ -212,6 +221,9 @@ impl EngineLimits {
         let mut compile = CompileOptions::new(limits, page_size, context_length);
         compile.kv_format = kv_format(capabilities)?;
         compile.deterministic = options.deterministic;
+        if self.host_pages > 0 {
+            compile.host_pages = vec![self.host_pages; groups];
+        }
         Ok(compile)
     }
 }
@@ -240,6 +252,47 @@ fn page_size(options: &EngineOptions, capabilities: &Capabilities) -> Result<usi
         option: "page_size",
         reason: "the backend takes none".to_owned(),
     })
+}
+
+/// Pages of the host tier, 0 for none.
+fn host_pages(
+    options: &EngineOptions,
+    program: &Program,
+    page_size: usize,
+    page_bytes: u64,
+    capabilities: &Capabilities,
+) -> Result<u32, EngineError> {
+    let available = capabilities.host_memory_bytes;
+    let pages = match options.host_kv_memory {
+        KvMemory::NONE | KvMemory::Tokens(0) => return Ok(0),
+        KvMemory::Bytes(bytes) => bytes / page_bytes,
+        KvMemory::Tokens(tokens) => tokens.div_ceil(page_size) as u64,
+        KvMemory::Fraction(fraction) => part("host_kv_memory", fraction, available)? / page_bytes,
+    };
+    if available == 0 {
+        return Err(EngineError::NoHostMemory { backend: capabilities.description.clone() });
+    }
+    let refuse = |reason: String| Err(EngineError::Option { option: "host_kv_memory", reason });
+    if !options.cache {
+        return refuse("it keeps what the cache keeps, and that is switched off".to_owned());
+    }
+    let groups = program.groups().len();
+    if groups != 1 {
+        return refuse(format!("the program has {groups} page groups; one can be kept there"));
+    }
+    if pages == 0 || pages.saturating_mul(page_bytes) > available {
+        let needed = pages.max(1).saturating_mul(page_bytes);
+        return Err(EngineError::HostMemory { needed, available, page_size, page_bytes });
+    }
+    Ok(u32::try_from(pages).unwrap_or(u32::MAX - 1))
+}
+
+fn part(option: &'static str, fraction: f64, of: u64) -> Result<u64, EngineError> {
+    if fraction > 0.0 && fraction <= 1.0 {
+        return Ok((of as f64 * fraction) as u64);
+    }
+    let reason = format!("a fraction above 0 and at most 1 is needed, not {fraction}");
+    Err(EngineError::Option { option, reason })
 }
 
 fn kv_format(capabilities: &Capabilities) -> Result<Format, EngineError> {

@@ -16,6 +16,7 @@ pub(super) fn overlapped(core: &mut Core) -> Result<(), EngineDead> {
         if plan == Plan::Launch {
             core.launch()?;
         }
+        core.start_copies(plan)?;
         // What was just launched stays in flight while the next step is planned; the step before
         // it is waited for, as is everything where there was nothing to launch.
         let keep = usize::from(plan == Plan::Launch);
@@ -35,11 +36,13 @@ pub(super) fn overlapped(core: &mut Core) -> Result<(), EngineDead> {
 /// ```
 pub(super) fn plain(core: &mut Core) -> Result<(), EngineDead> {
     while core.receive()? {
-        if core.plan()? == Plan::Launch {
+        let plan = core.plan()?;
+        if plan == Plan::Launch {
             core.launch()?;
             core.sample_deferred()?;
-            core.retire()?;
         }
+        core.start_copies(plan)?;
+        core.retire()?;
     }
     Ok(())
 }

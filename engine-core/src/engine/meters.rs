@@ -50,7 +50,9 @@ pub(super) struct Meters {
     pages_free: Gauge,
     pages_evictable: Gauge,
     pages_locked: Gauge,
+    pages_loading: Gauge,
     pages_owned: Gauge,
+    host_pages: Gauge,
     compiles: Counter,
     prompt_tokens: Counter,
     cached_tokens: Counter,
@@ -61,6 +63,12 @@ pub(super) struct Meters {
     duplicate_pages: Counter,
     retractions: Counter,
     evicted_pages: Counter,
+    host_cached_tokens: Counter,
+    host_hits: Counter,
+    loaded_tokens: Counter,
+    pages_to_host: Counter,
+    transfers: Counter,
+    failed_transfers: Counter,
     step_seconds: Histogram,
     step_rows: Histogram,
     snapshot: EngineSnapshot,
@@ -77,7 +85,9 @@ impl Meters {
             pages_free: pages("free"),
             pages_evictable: pages("evictable"),
             pages_locked: pages("locked"),
+            pages_loading: pages("loading"),
             pages_owned: pages("owned"),
+            host_pages: gauge!("understory_host_pages"),
             compiles: counter!("understory_compiles_in_traffic_total"),
             prompt_tokens: counter!("understory_prompt_tokens_total"),
             cached_tokens: counter!("understory_cached_tokens_total"),
@@ -88,6 +98,12 @@ impl Meters {
             duplicate_pages: counter!("understory_cache_duplicate_pages_total"),
             retractions: counter!("understory_retractions_total"),
             evicted_pages: counter!("understory_evicted_pages_total"),
+            host_cached_tokens: counter!("understory_host_cached_tokens_total"),
+            host_hits: counter!("understory_host_hits_total"),
+            loaded_tokens: counter!("understory_loaded_tokens_total"),
+            pages_to_host: counter!("understory_pages_to_host_total"),
+            transfers: counter!("understory_transfers_total"),
+            failed_transfers: counter!("understory_failed_transfers_total"),
             step_seconds: histogram!("understory_step_seconds"),
             step_rows: histogram!("understory_step_rows"),
             snapshot: EngineSnapshot::default(),
@@ -127,7 +143,9 @@ impl Meters {
         self.pages_free.set(pages.free as f64);
         self.pages_evictable.set(pages.cached_evictable as f64);
         self.pages_locked.set(pages.cached_locked as f64);
+        self.pages_loading.set(pages.loading as f64);
         self.pages_owned.set(pages.owned_by_sequences as f64);
+        self.host_pages.set(pages.on_host as f64);
         self.compiles.absolute(compiles_in_traffic);
         self.prompt_tokens.absolute(scheduler.prompt_tokens);
         self.cached_tokens.absolute(scheduler.cached_tokens);
@@ -138,6 +156,12 @@ impl Meters {
         self.duplicate_pages.absolute(cache.pages_duplicate);
         self.retractions.absolute(scheduler.retractions);
         self.evicted_pages.absolute(scheduler.evicted_pages);
+        self.host_cached_tokens.absolute(scheduler.host_cached_tokens);
+        self.host_hits.absolute(scheduler.host_hits);
+        self.loaded_tokens.absolute(scheduler.loaded_tokens);
+        self.pages_to_host.absolute(scheduler.pages_to_host);
+        self.transfers.absolute(scheduler.transfers);
+        self.failed_transfers.absolute(scheduler.failed_transfers);
         self.snapshot
     }
 }

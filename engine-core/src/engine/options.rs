@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use radix_cache::Policy;
+use radix_cache::{Policy, WritePolicy};
 
 use crate::schedule::{QueuePolicy, SeededBug};
 
@@ -42,8 +42,18 @@ pub struct EngineOptions {
     pub overlap: bool,
     /// Who goes first when not all can. Default first come.
     pub queue_policy: QueuePolicy,
-    /// What leaves the prefix cache first. Default least recently used.
+    /// What leaves the prefix cache first, on the device and on the host. Default least recently
+    /// used.
     pub eviction_policy: Policy,
+    /// Memory of the host for KV that has to leave the device, from where it is loaded back when
+    /// a request needs it. A fraction is one of what the backend may use there. Default
+    /// [`KvMemory::NONE`]: what leaves the device is forgotten.
+    pub host_kv_memory: KvMemory,
+    /// When KV is copied to the host. Default when its request ends.
+    pub host_write_policy: WritePolicy,
+    /// Prefixes on the host that are shorter than this are computed again, not loaded. Default 64
+    /// tokens.
+    pub host_min_load_tokens: usize,
     /// Most samples that wait; beyond them
     /// [`SubmitError::QueueFull`](crate::error::SubmitError::QueueFull). Default 4096.
     pub max_queued_requests: usize,
@@ -73,6 +83,11 @@ pub enum KvMemory {
     Tokens(usize),
 }
 
+impl KvMemory {
+    /// No memory at all.
+    pub const NONE: Self = Self::Bytes(0);
+}
+
 impl EngineOptions {
     /// Tokens that a request is assumed to hold on average, where the number of requests that run
     /// at once is derived.
@@ -92,6 +107,9 @@ impl Default for EngineOptions {
             overlap: true,
             queue_policy: QueuePolicy::default(),
             eviction_policy: Policy::default(),
+            host_kv_memory: KvMemory::NONE,
+            host_write_policy: WritePolicy::default(),
+            host_min_load_tokens: 64,
             max_queued_requests: 4096,
             step_deadline: Some(Duration::from_secs(120)),
             deterministic: false,

@@ -6,7 +6,7 @@ use crate::kv::PoolError;
 /// What the engine should do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// Launch [`Scheduler::batch`].
+    /// Launch [`Scheduler::batch`](super::Scheduler::batch).
     Launch,
     /// Wait for the oldest step or copies in flight, commit them, and plan again.
     Sync,
