@@ -11,6 +11,7 @@ use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use understory::WritePolicy;
 use understory::prelude::*;
 
 /// Which model runs, on what, and within which limits.
@@ -64,6 +65,16 @@ pub(crate) struct EngineArguments {
     #[arg(long, value_name = "SIZE", default_value = "50%")]
     kv_memory: KvSize,
 
+    /// Memory of the host for KV that has to leave the device: bytes, or a share of what the
+    /// backend may use there. Default: none, it is forgotten.
+    #[arg(long, value_name = "SIZE", conflicts_with = "no_cache")]
+    host_kv_memory: Option<KvSize>,
+
+    /// When KV is copied there: when its request ends (`through`), then if it was of use before
+    /// (`after-hit`), or when it has to leave (`back`).
+    #[arg(long, value_name = "WHEN", default_value = "through", requires = "host_kv_memory")]
+    host_write: HostWrite,
+
     /// Longest conversation in tokens, prompt and answer together. Default: what the model was
     /// made for.
     #[arg(long, value_name = "TOKENS")]
@@ -105,6 +116,14 @@ impl EngineArguments {
         options.page_size = self.page_size;
         options.kv_memory = self.kv_memory.0;
         options.context_length = self.context_length;
+        if let Some(KvSize(host_kv_memory)) = self.host_kv_memory {
+            options.host_kv_memory = host_kv_memory;
+        }
+        options.host_write_policy = match self.host_write {
+            HostWrite::Through => WritePolicy::Through,
+            HostWrite::AfterHit => WritePolicy::ThroughAfterHits(1),
+            HostWrite::Back => WritePolicy::Back,
+        };
         options
     }
 }
@@ -130,6 +149,14 @@ pub(crate) fn run(program: impl FnOnce() -> Result<(), Box<dyn Error>>) -> ExitC
 enum BackendName {
     Cpu,
     Xla,
+}
+
+/// When KV is copied to the host.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum HostWrite {
+    Through,
+    AfterHit,
+    Back,
 }
 
 /// How much memory KV takes, as it is written.

@@ -6,7 +6,10 @@ mod constraints;
 mod failures;
 mod host_tier;
 mod processor;
+#[path = "../../benches/host_tier/replay.rs"]
+mod replay;
 mod requests;
 mod shutdowns;
 mod streams;
 mod support;
+mod traces;
