@@ -10,80 +10,10 @@ use engine_core::schedule::{
     SequenceId,
 };
 use engine_core::{Namespace, Retention, Token};
-use testkit::random::Random;
 use testkit::shadow::model;
 
-use crate::driver;
-use crate::log::{Entry, Snapshot};
-use crate::rules::Report;
-use crate::workload::{Action, Case, Request};
-
-const VOCABULARY: u32 = 30;
-
-/// Draws prompts and counts sampling seeds.
-struct Script {
-    random: Random,
-    seeds: u64,
-    actions: Vec<(u64, Action)>,
-}
-
-impl Script {
-    fn new() -> Self {
-        Self { random: Random::new(1), seeds: 0, actions: Vec::new() }
-    }
-
-    fn tokens(&mut self, count: usize) -> Vec<Token> {
-        (0..count).map(|_| self.random.below(VOCABULARY as usize) as Token).collect()
-    }
-
-    fn request(&mut self, prompt: Vec<Token>, max_tokens: u32, samples: usize) -> Request {
-        let samples = (0..samples).map(|_| {
-            self.seeds += 1;
-            let mut sampling = SlotSampling::greedy();
-            sampling.seed = self.seeds;
-            Arc::new(sampling)
-        });
-        Request {
-            prompt,
-            samples: samples.collect(),
-            max_tokens,
-            stop_tokens: [].into(),
-            namespace: Namespace(0),
-            retention: Retention::default(),
-            constrained: false,
-        }
-    }
-
-    fn arrive(&mut self, time: u64, prompt: Vec<Token>, max_tokens: u32) {
-        let request = self.request(prompt, max_tokens, 1);
-        self.actions.push((time, Action::Arrive(request)));
-    }
-
-    fn run(self, config: SchedulerConfig, overlapped: bool) -> Report {
-        let case = Case {
-            config,
-            overlapped,
-            vocab_size: VOCABULARY,
-            actions: self.actions,
-            faults: Vec::new(),
-            transfer_faults: Vec::new(),
-            cache_bug: None,
-        };
-        driver::run(&case).unwrap_or_else(|failure| panic!("{failure}\n{case:#?}"))
-    }
-}
-
-/// Pages of 16 tokens, and plenty of them.
-fn roomy(max_running: u32) -> SchedulerConfig {
-    SchedulerConfig::new(16, 400, max_running, 1000)
-}
-
-fn batches(report: &Report) -> impl Iterator<Item = &Snapshot> {
-    report.log.iter().filter_map(|entry| match entry {
-        Entry::Plan(_, batch, _) => batch.as_ref(),
-        _ => None,
-    })
-}
+use crate::script::{Script, VOCABULARY, batches, roomy};
+use crate::workload::Action;
 
 #[test]
 fn requests_that_arrive_together_compute_their_common_prefix_once() {

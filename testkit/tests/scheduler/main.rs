@@ -5,10 +5,13 @@
 //! as wanted in the place of each test's own number.
 
 mod behaviour;
+mod bounds;
 mod copies;
 mod driver;
+mod host_tier;
 mod log;
 mod rules;
+mod script;
 mod workload;
 
 use engine_core::schedule::SeededBug;
@@ -85,7 +88,7 @@ fn faults_end_the_struck_and_spare_the_others() {
 
 #[test]
 fn a_host_tier_changes_no_token() {
-    let sum = check(Flavour { host: true, ..Flavour::default() }, 2000);
+    let sum = check(Flavour { host: true, ..Flavour::default() }, 1200);
     if sum.cases >= 100 {
         assert!(sum.host_hits > sum.cases / 4 && sum.to_host > sum.cases, "{sum:?}");
     }
@@ -93,7 +96,7 @@ fn a_host_tier_changes_no_token() {
 
 #[test]
 fn copies_that_fail_change_no_token() {
-    let sum = check(Flavour { host: true, faults: true, ..Flavour::default() }, 1500);
+    let sum = check(Flavour { host: true, faults: true, ..Flavour::default() }, 1000);
     if sum.cases >= 100 {
         assert!(sum.failed_transfers > sum.cases / 2 && sum.host_hits > sum.cases / 8, "{sum:?}");
     }
