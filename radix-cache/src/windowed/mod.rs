@@ -200,21 +200,16 @@ impl RadixCache {
     /// Lets the windowed pages go that belong to an unpinned node's pages from `from` on, which
     /// are about to leave the cache.
     pub(crate) fn drop_windowed(&mut self, node: NodeIndex, from: u32) {
-        let Some(group) = &mut self.windowed else {
-            return;
-        };
-        let there = self.tree.node(node);
-        let slots = || self.tree.store.slots(there.run).skip(from as usize);
-        if self.events.is_on() {
-            let present: Vec<usize> = slots().filter(|&slot| group.at(slot).is_some()).collect();
-            self.note_windowed_removed(self.tree.root_of(node), present.into_iter());
+        if self.windowed.is_some() && self.events.is_on() {
+            let leaving = self.windowed_in(node).skip_while(|(place, _)| *place < from);
+            let slots: Vec<usize> = leaving.map(|(_, page)| page.slot as usize).collect();
+            self.note_windowed_removed(self.tree.root_of(node), slots.into_iter());
         }
         let Some(group) = &mut self.windowed else {
             return;
         };
         let before = group.left.len();
-        let removed = self.tree.store.slots(self.tree.node(node).run).skip(from as usize);
-        for slot in removed {
+        for slot in self.tree.store.slots(self.tree.node(node).run).skip(from as usize) {
             if let Some(removed) = group.remove(slot) {
                 group.left.push(removed.page);
             }
