@@ -280,8 +280,7 @@ impl Heads<'_> {
         let pages_size = f.int(pages);
         let entry = f.multiply(index, &pages_size);
         let entries = f.dynamic_slice(table, 1, &entry, pages);
-        let key = self.read(f, kv, &entries, 0);
-        let value = self.read(f, kv, &entries, 1);
+        let [key, value] = self.read(f, kv, &entries);
 
         let mut scores = f.dot((q, &key), &[(0, 0), (1, 1)], (3, 3), Element::F32);
         if let Some(cap) = self.attention.soft_cap {
@@ -314,21 +313,21 @@ impl Heads<'_> {
         vec![next, largest, total, sum]
     }
 
-    /// The keys (`which` is 0) or the values (1) of pages `entries`, `[runs, pages]`, as
-    /// `[runs, kv_heads, pages * page_size, head_dim]`: each page is read head by head, so that
-    /// nothing has to be transposed before it is multiplied.
-    fn read(&self, f: &mut Function, kv: &Value, entries: &Value, which: usize) -> Value {
-        let (runs, pages) = (entries.dim(0), entries.dim(1));
-        let dims = [runs, self.kv_heads, pages];
-        let page = f.broadcast(entries, &dims, &[0, 2]);
-        let head = f.iota(Element::I32, &dims, 1);
-        let two = f.splat(Element::I32, &dims, 2.0);
-        let head = f.multiply(&head, &two);
-        let which = f.splat(Element::I32, &dims, which as f64);
-        let head = f.add(&head, &which);
-        let read = f.take_pairs(kv, &page, (&head, 2));
-        let [page_size, head_dim] = [kv.dim(1), kv.dim(3)];
-        f.reshape(&read, &[runs, self.kv_heads, pages * page_size, head_dim])
+    /// The keys and values of pages `entries`, `[runs, pages]`, each as `[runs, kv_heads,
+    /// pages * page_size, head_dim]`. They are put into this order together, in one pass over what
+    /// was read; the product would transpose each of them.
+    fn read(&self, f: &mut Function, kv: &Value, entries: &Value) -> [Value; 2] {
+        let runs = entries.dim(0);
+        let [page_size, heads, head_dim] = [kv.dim(1), kv.dim(2), kv.dim(3)];
+        let block = entries.dim(1) * page_size;
+        let read = f.take(kv, entries);
+        let read = f.reshape(&read, &[runs, block, heads, head_dim]);
+        let read = f.transpose(&read, &[0, 2, 1, 3]);
+        let read = f.reshape(&read, &[runs, self.kv_heads, 2, block, head_dim]);
+        [0, 1].map(|which| {
+            let part = f.slice(&read, 2, which, 1);
+            f.reshape(&part, &[runs, self.kv_heads, block, head_dim])
+        })
     }
 
     /// Which positions of block `index` each token sees: `[runs, run, block]`.

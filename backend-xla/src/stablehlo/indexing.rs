@@ -100,37 +100,6 @@ impl Function {
         self.define(kind, &text)
     }
 
-    /// Parts of `table` by two indices, the second into dimension `dim`, in the middle:
-    /// `out[i.., r.., s..] = table[first[i..], r.., second[i..], s..]`.
-    pub(crate) fn take_pairs(
-        &mut self,
-        table: &Value,
-        first: &Value,
-        (second, dim): (&Value, usize),
-    ) -> Value {
-        let leading = first.dims().len();
-        let apart: Vec<usize> = first.dims().iter().copied().chain([1]).collect();
-        let (first, second) = (self.reshape(first, &apart), self.reshape(second, &apart));
-        let indices = self.concatenate(&[&first, &second], leading);
-        let part = |index: usize| if index == 0 || index == dim { 1 } else { table.dim(index) };
-        let sizes: Vec<usize> = (0..table.dims().len()).map(part).collect();
-        let rest = (1..table.dims().len()).filter(|&index| index != dim);
-        let dims: Vec<usize> =
-            apart[..leading].iter().copied().chain(rest.map(|index| table.dim(index))).collect();
-        let kind = table.kind.with_dims(&dims);
-        let text = format!(
-            "\"stablehlo.gather\"({}) <{{dimension_numbers = #stablehlo.gather<offset_dims = \
-             [{}], collapsed_slice_dims = [0, {dim}], start_index_map = [0, {dim}], \
-             index_vector_dim = {leading}>, slice_sizes = array<i64: {}>, indices_are_sorted = \
-             false}}> : ({}) -> {kind}",
-            names(&[table, &indices]),
-            list(leading..dims.len()),
-            list(sizes),
-            types(&[table, &indices]),
-        );
-        self.define(kind, &text)
-    }
-
     /// Writes rows into `table` by index: `table[indices[i], r..] = rows[i, r..]`. Rows whose
     /// index is out of range are dropped; of several with one index, any may win.
     pub(crate) fn put(&mut self, table: &Value, indices: &Value, rows: &Value) -> Value {
