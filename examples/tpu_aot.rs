@@ -5,8 +5,13 @@
 //!
 //! `python3 scripts/pjrt_plugin.py tpu` fetches a libtpu and prints its path. `--model` takes
 //! `qwen3-8b`, `qwen3-32b`, or the path of a config.json; no weights are read. The model is shared
-//! by all devices of the topology. Several `--topology`, `--batch` and `--prefill` make a table;
-//! `--json` prints one JSON object a line instead.
+//! by all devices of the topology. `--attention pallas` attends with the ragged paged attention
+//! kernel, which `scripts/ragged_paged_attention.py` lowers (it needs Python 3.11 or 3.12); where
+//! the kernel can't be had, the row says why, and is about the portable attention.
+//!
+//! Several models, topologies, steps and kinds of attention make a table, and `--table` is the one
+//! of `docs/xla.md`, with 140 rows. `--json` prints one JSON object a line instead; `--read` makes
+//! a table of such lines.
 //!
 //! Each compilation runs in a process of its own, since a module that the plugin does not like can
 //! end the process. What the columns mean is in `docs/xla.md`.
@@ -42,9 +47,10 @@ const QWEN3_32B: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type":
     "eos_token_id": 151645, "bos_token_id": 151643, "torch_dtype": "bfloat16"}"#;
 
 /// Memory bandwidth in bytes a second and bf16 operations a second of a device, by the start of
-/// its topology's name: the published figures of the chip, halved where a chip is two devices.
+/// its topology's name: the published figures of the chip, halved for tpu7x, whose chips are two
+/// devices.
 const DEVICES: [(&str, f64, f64); 5] = [
-    ("v4", 0.614e12, 137.5e12),
+    ("v4", 1.228e12, 275e12),
     ("v5e", 0.819e12, 197e12),
     ("v5p", 2.765e12, 459e12),
     ("v6e", 1.64e12, 918e12),
@@ -55,14 +61,17 @@ const DEVICES: [(&str, f64, f64); 5] = [
 #[command(about = "Compiles a model for a TPU topology, with no TPU")]
 struct Arguments {
     /// The TPU's PJRT plugin, libtpu.so.
-    #[arg(long)]
-    plugin: PathBuf,
+    #[arg(long, required_unless_present = "read")]
+    plugin: Option<PathBuf>,
     /// `qwen3-8b`, `qwen3-32b`, or the path of a config.json.
     #[arg(long, default_value = "qwen3-8b")]
-    model: String,
+    model: Vec<String>,
     /// Such as v6e:2x2; all its devices share the model.
     #[arg(long, default_value = "v6e:2x2")]
     topology: Vec<String>,
+    /// How it attends.
+    #[arg(long, default_value = "portable")]
+    attention: Vec<Attention>,
     /// Sequences of a decode step.
     #[arg(long)]
     batch: Vec<usize>,
@@ -75,9 +84,12 @@ struct Arguments {
     /// The longest sequence; KV is reserved for a batch of such sequences.
     #[arg(long, default_value_t = 2048)]
     context: usize,
-    /// Attend with the ragged paged attention kernel, lowered by the `jax` package.
+    /// All models, topologies, steps and kinds of attention of docs/xla.md.
     #[arg(long)]
-    pallas: bool,
+    table: bool,
+    /// Print what an earlier run with --json wrote to this file.
+    #[arg(long)]
+    read: Option<PathBuf>,
     /// Print JSON, one object a line.
     #[arg(long)]
     json: bool,
@@ -86,10 +98,48 @@ struct Arguments {
     in_process: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Attention {
+    Portable,
+    Pallas,
+}
+
+impl Attention {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Pallas => "pallas",
+        }
+    }
+}
+
+/// What one child compiles.
+struct Case<'a> {
+    model: &'a str,
+    topology: &'a str,
+    /// `--batch` or `--prefill`, and how many.
+    step: (&'static str, usize),
+    attention: Attention,
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     // SAFETY: no thread has been started yet.
     unsafe { disable_tpu_metadata_query() };
     let mut arguments = Arguments::parse();
+    if let Some(path) = &arguments.read {
+        print_head();
+        for line in std::fs::read_to_string(path)?.lines() {
+            print_row(&serde_json::from_str(line)?);
+        }
+        return Ok(());
+    }
+    if arguments.table {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        arguments.model = owned(&["qwen3-8b", "qwen3-32b"]);
+        arguments.topology = owned(&["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]);
+        arguments.attention = vec![Attention::Portable, Attention::Pallas];
+        (arguments.batch, arguments.prefill) = (vec![8, 16, 32, 64, 128, 256], vec![2048]);
+    }
     if arguments.batch.is_empty() && arguments.prefill.is_empty() {
         arguments.batch = vec![32];
     }
@@ -103,32 +153,33 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !arguments.json {
         print_head();
     }
-    for topology in &arguments.topology {
-        for &(flag, size) in &steps {
-            let report = in_child(&arguments, topology, flag, size)?;
-            if arguments.json { println!("{report}") } else { print_row(&report) }
+    for model in &arguments.model {
+        for topology in &arguments.topology {
+            for &step in &steps {
+                for &attention in &arguments.attention {
+                    let report = in_child(&arguments, &Case { model, topology, step, attention })?;
+                    if arguments.json { println!("{report}") } else { print_row(&report) }
+                }
+            }
         }
     }
     Ok(())
 }
 
 /// Runs this program again for one case. A child that dies is a result too.
-fn in_child(
-    arguments: &Arguments,
-    topology: &str,
-    flag: &str,
-    size: usize,
-) -> Result<Value, Box<dyn Error>> {
+fn in_child(arguments: &Arguments, case: &Case<'_>) -> Result<Value, Box<dyn Error>> {
+    let &Case { model, topology, step: (flag, size), attention } = case;
     let started = Instant::now();
+    let plugin = arguments.plugin.as_deref().ok_or("no plugin")?;
     let output = Command::new(std::env::current_exe()?)
         // Else libtpu takes a lock that other processes, which use no TPU either, may hold.
         .env("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         .arg("--plugin")
-        .arg(&arguments.plugin)
-        .args(["--model", &arguments.model, "--topology", topology, flag, &size.to_string()])
+        .arg(plugin)
+        .args(["--model", model, "--topology", topology, flag, &size.to_string()])
+        .args(["--attention", attention.name()])
         .args(["--page-size", &arguments.page_size.to_string()])
         .args(["--context", &arguments.context.to_string(), "--in-process"])
-        .args(arguments.pallas.then_some("--pallas"))
         .stderr(Stdio::piped())
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -138,7 +189,10 @@ fn in_child(
         let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
         json!({ "error": format!("{}: {last}", output.status) })
     });
-    report["model"] = json!(arguments.model);
+    if report["attention"].is_null() {
+        report["attention"] = json!(attention.name());
+    }
+    report["model"] = json!(model);
     report["topology"] = json!(topology);
     report["step"] = json!(format!("{} {size}", flag.trim_start_matches('-')));
     report["compile_seconds"] = json!(started.elapsed().as_secs_f64());
@@ -147,7 +201,7 @@ fn in_child(
 
 /// Compiles one case in this process.
 fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
-    let program = program(&arguments.model)?;
+    let program = program(arguments.model.first().ok_or("no model")?)?;
     let topology = arguments.topology.first().ok_or("no topology")?;
     let step = match (arguments.batch.first(), arguments.prefill.first()) {
         (Some(&rows), _) => AotStep::Decode { rows },
@@ -158,7 +212,7 @@ fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
     options.page_size = arguments.page_size;
     options.context_length = arguments.context;
     options.sequences = arguments.batch.first().copied().unwrap_or(32);
-    if arguments.pallas {
+    if arguments.attention.first() == Some(&Attention::Pallas) {
         let source = KernelSource::script(
             "python3",
             concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ragged_paged_attention.py"),
@@ -166,11 +220,18 @@ fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
         )?;
         options.attention = AttentionChoice::Pallas(source);
     }
-    let plugin = Plugin::load(&arguments.plugin)?;
+    let plugin = Plugin::load(arguments.plugin.as_deref().ok_or("no plugin")?)?;
     Ok(match compile(&plugin, topology, &program, step, &options) {
         Ok(report) => to_json(&report, topology),
-        Err(error) => json!({ "error": error.to_string().lines().next().unwrap_or_default() }),
+        Err(error) => json!({ "error": shortened(&error.to_string()) }),
     })
+}
+
+/// The first line of an error, or, where the compiler found too little memory, what it says of that.
+fn shortened(error: &str) -> &str {
+    let line = error.lines().next().unwrap_or_default();
+    let start = line.find("Ran out of memory").unwrap_or(0);
+    line[start..].split(". HLO module").next().unwrap_or(line)
 }
 
 fn to_json(report: &AotReport, topology: &str) -> Value {
@@ -194,10 +255,11 @@ fn to_json(report: &AotReport, topology: &str) -> Value {
         "peak_bytes": report.memory.peak.max(report.memory.total()),
         "flops": report.flops,
         "bytes": report.bytes,
-        "estimated_seconds": report.estimated_seconds,
         "weight_bytes": report.weight_bytes,
         "modelled_attention_bytes": attention,
-        "seconds_by_xla_bytes": report.bytes.and_then(|bytes| seconds(bytes + attention)),
+        "estimated_seconds": report.estimated_seconds.zip(device).map(
+            |(estimated, (_, bandwidth, _))| estimated + attention / bandwidth
+        ),
         "modelled_seconds": seconds(report.weight_bytes + attention),
         "all_reduces": report.count("all-reduce"),
         "all_gathers": report.count("all-gather"),
@@ -234,22 +296,21 @@ fn peak_memory() -> Option<u64> {
 
 fn print_head() {
     println!(
-        "| model | topology | step | fits | GB a device | of | GFLOP | GB by XLA | GB of weights | \
-         GB of KV (modelled) | ms by XLA's bytes | ms (modelled) | all-reduces | compile s | \
-         compiler GB |"
+        "| model | topology | step | attention | fits | GB a device | GFLOP | GB by XLA | GB of \
+         weights | GB of KV (modelled) | ms estimated | ms (modelled) | compile s | compiler GB |"
     );
-    println!("|{}", " --- |".repeat(15));
+    println!("|{}", " --- |".repeat(14));
 }
 
 fn print_row(report: &Value) {
     let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
+    let case = ["model", "topology", "step", "attention"].map(text).join(" | ");
     if let Some(error) = report["error"].as_str() {
-        let (model, topology, step) = (text("model"), text("topology"), text("step"));
-        println!("| {model} | {topology} | {step} | no | {error} | | | | | | | | | | |");
+        println!("| {case} | no: {error} |{}", " |".repeat(9));
         return;
     }
-    let number = |key: &str, unit: f64| match report[key].as_f64() {
-        Some(value) => format!("{:.2}", value / unit),
+    let number = |key: &str, unit: f64, digits: usize| match report[key].as_f64() {
+        Some(value) => format!("{:.digits$}", value / unit),
         None => "?".to_owned(),
     };
     let fits = match report["fits"].as_bool() {
@@ -258,18 +319,15 @@ fn print_row(report: &Value) {
         None => "?",
     };
     let columns = [
-        number("peak_bytes", 1e9),
-        number("memory_limit", 1e9),
-        number("flops", 1e9),
-        number("bytes", 1e9),
-        number("weight_bytes", 1e9),
-        number("modelled_attention_bytes", 1e9),
-        number("seconds_by_xla_bytes", 1e-3),
-        number("modelled_seconds", 1e-3),
-        report["all_reduces"].to_string(),
-        number("compile_seconds", 1.0),
-        number("child_peak_memory", 1e9),
+        format!("{} of {}", number("peak_bytes", 1e9, 2), number("memory_limit", 1e9, 1)),
+        number("flops", 1e9, 0),
+        number("bytes", 1e9, 1),
+        number("weight_bytes", 1e9, 2),
+        number("modelled_attention_bytes", 1e9, 2),
+        number("estimated_seconds", 1e-3, 2),
+        number("modelled_seconds", 1e-3, 2),
+        number("compile_seconds", 1.0, 0),
+        number("child_peak_memory", 1e9, 2),
     ];
-    let (model, topology, step) = (text("model"), text("topology"), text("step"));
-    println!("| {model} | {topology} | {step} | {fits} | {} |", columns.join(" | "));
+    println!("| {case} | {fits} | {} |", columns.join(" | "));
 }
