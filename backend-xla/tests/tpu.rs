@@ -98,14 +98,21 @@ fn check(topology: &str, step: AotStep, pallas: bool) {
         let elements: u64 = gather.dims.iter().product();
         assert!(elements.is_multiple_of(151_936) && elements <= 32 * 151_936, "{gather:?}");
     }
-    // 32 sequences of 2048 positions, and a page for padding, in place; and nothing copies them.
-    let pages = [32 * 16 + 1, 128, 2 * 2, 128];
-    let layer = pages.iter().product::<u64>() * 2;
-    assert_eq!(report.memory.aliased, LAYERS as u64 * layer, "the KV pages of one device");
-    for opcode in ["copy", "copy-done", "transpose"] {
-        let is_copy = |found: &&Instruction| found.opcode == opcode && found.dims == pages;
-        assert_eq!(report.instructions.iter().find(is_copy), None);
-    }
+    // 32 sequences of 2048 positions, and a page for padding, in place.
+    let elements = (32 * 16 + 1) * 128 * 2 * 2 * 128;
+    assert_eq!(report.memory.aliased, LAYERS as u64 * elements * 2, "the KV pages of one device");
+    // Scratch memory has no room for another copy of one layer's, beside a chunk's activations.
+    let activations = if matches!(step, AotStep::Prefill { .. }) { 64 << 20 } else { 0 };
+    assert!(report.memory.temporary < elements * 2 + activations, "{:?}", report.memory);
+    // For the kernel XLA moves a single layer's pages, into on-chip memory while that is empty.
+    // For the portable attention it copies each layer's.
+    let most_copies = if pallas { 1 } else { LAYERS };
+    let is_copy = |found: &&Instruction| {
+        let copies = ["copy", "copy-done", "transpose"];
+        copies.contains(&found.opcode.as_str()) && found.dims.iter().product::<u64>() == elements
+    };
+    let copies: Vec<_> = report.instructions.iter().filter(is_copy).collect();
+    assert!(copies.len() <= most_copies, "{copies:?}");
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     println!(
         "    {:.2} GB a device, {:.3} GB of it temporary; the compiler took {:.2} GB",
