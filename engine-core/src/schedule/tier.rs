@@ -243,12 +243,13 @@ impl Scheduler {
     /// Under write-back, whether pages are being demoted that a load of so many should wait for:
     /// evicting would forget what can be kept.
     fn waits_for_demotion(&mut self, pages: usize) -> Result<bool, ScheduleError> {
-        let missing = pages.saturating_sub(self.pool.free());
-        if !self.tier.is_write_back() || missing == 0 {
+        if !self.tier.is_write_back() || pages <= self.pool.free() {
             return Ok(false);
         }
-        self.demote(missing.saturating_sub(self.tier.leaving()))?;
-        Ok(self.tier.leaving() > 0)
+        // The load takes what was kept free for steps.
+        let coming = self.pool.free() + self.tier.leaving();
+        self.demote((pages + self.tier.ahead).saturating_sub(coming))?;
+        Ok(pages > self.pool.free() && self.tier.leaving() > 0)
     }
 
     fn demote(&mut self, pages: usize) -> Result<(), ScheduleError> {

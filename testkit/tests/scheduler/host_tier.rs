@@ -170,6 +170,24 @@ fn write_back_copies_before_it_is_needed_and_only_what_leaves() {
 }
 
 #[test]
+fn under_write_back_a_load_forgets_nothing_to_make_room() {
+    const PROMPTS: u64 = 10;
+    for overlapped in [false, true] {
+        let mut script = Script::new();
+        let prompts: Vec<_> = (0..PROMPTS).map(|_| script.tokens(100)).collect();
+        for round in 0..3 {
+            for (number, prompt) in (0..).zip(&prompts) {
+                script.arrive(20 * (PROMPTS * round + number), prompt.clone(), 1);
+            }
+        }
+        let stats = script.run(tiered(WritePolicy::Back), overlapped).stats;
+        // Sixty pages take turns in 48, and all of them are found again each time.
+        assert_eq!(stats.cached_tokens, 2 * PROMPTS * 96, "{stats:?}");
+        assert!(stats.host_hits > PROMPTS, "{stats:?}");
+    }
+}
+
+#[test]
 fn a_copy_that_takes_the_kv_with_it_ends_nobody() {
     for overlapped in [false, true] {
         let mut script = Script::new();
