@@ -64,17 +64,10 @@ def activate(cache: Path) -> None:
 def install(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as scratch:
         unfinished = Path(scratch) / "packages"
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--require-hashes",
-        ]
-        command += ["--disable-pip-version-check", "--only-binary=:all:"]
-        command += ["--target", str(unfinished), "-r", str(REQUIREMENTS)]
+        options = "--quiet --no-deps --require-hashes --only-binary=:all: --root-user-action=ignore"
+        command = [sys.executable, "-m", "pip", "install", *options.split()]
+        command += ["--disable-pip-version-check", "--target", str(unfinished)]
+        command += ["-r", str(REQUIREMENTS)]
         try:
             subprocess.run(command, check=True, stdout=sys.stderr)
         except subprocess.CalledProcessError as error:
