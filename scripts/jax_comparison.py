@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Compares steps on XLA's CPU plugin with the same steps of the same model written in JAX.
 
-    python3.12 -m venv target/jax
-    target/jax/bin/pip install jax==0.12.0.1
-    target/jax/bin/python scripts/jax_comparison.py [ROUNDS]
+    python3.12 scripts/jax_comparison.py [ROUNDS]
 
-needs Python 3.12 and cargo, and takes a few minutes (20 rounds by default). One process runs the
-executor of backend-xla and JAX's modules, lowered here and compiled by the same plugin, on the same
-device; this one runs JAX with the XLA of jaxlib, on as many threads. They take turns, one step
-each, so that whatever else the machine does meets all of them. What is printed are medians and
-minima over the rounds, and the ratios.
+Needs cargo, and Python 3.12 (or 3.11, with an older jax) with pip; the `jax` package is installed
+into the cache directory (see jax_environment.py). Takes a few minutes; 20 rounds by default.
+
+One process runs the executor of backend-xla and JAX's modules, lowered here and compiled by the same
+plugin, on the same device; this one runs JAX with the XLA of jaxlib, on as many threads. No flag of
+XLA is set for any of them. They take turns, one step each, so that whatever else the machine does
+meets all of them. What is printed are medians and minima over the rounds, and the ratios; the
+script fails if a step's median is beyond TARGET times JAX's on the same plugin.
 
 The model has SmolLM2-135M's shape: f32, paged KV of 16 tokens a page that is donated, 512 positions
 a sequence, 32 sequences. Attention over pages is written in two ways, all pages of a row gathered at
@@ -25,12 +26,15 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import jax_environment
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax_environment.activate(jax_environment.cache_directory())
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax import Array, lax  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 20
