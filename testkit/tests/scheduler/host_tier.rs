@@ -111,6 +111,24 @@ fn others_go_on_while_one_is_loaded_for() {
 }
 
 #[test]
+fn nobody_takes_the_place_of_one_that_is_loaded_for() {
+    // The only slot; or pages that only one of the two finds.
+    for (slots, answer) in [(1, 5), (4, 350)] {
+        let mut script = Script::new();
+        let (prompt, time) = driven_off(&mut script);
+        let other = script.tokens(20);
+        script.arrive(time, prompt, 300);
+        script.arrive(time, other, answer);
+        let mut config = tiered(WritePolicy::Through);
+        config.max_running = slots;
+        let report = script.run(config, true);
+        let order: Vec<u64> = report.admitted.iter().map(|id| id.request.0).collect();
+        assert_eq!(order[1 + OTHERS as usize..], [OTHERS + 2, OTHERS + 3], "{slots} slots");
+        assert_eq!(report.stats.host_hits, 1);
+    }
+}
+
+#[test]
 fn those_who_share_a_prefix_wait_for_one_load_of_it() {
     for overlapped in [false, true] {
         let mut script = Script::new();
