@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+#[cfg(feature = "xla")]
+use backend_xla::pallas::{AttentionChoice, KernelSource};
 use engine_core::backend::{Backend, BackendError, Progress};
 
 use crate::source::{FetchOptions, ModelSource, SourceError};
@@ -116,6 +118,12 @@ fn open_xla(
     };
     let mut options = backend_xla::XlaOptions::new(path).with_tensor_parallel(devices);
     options.cache = fetch.executables();
+    if let (Some(script), Some(cache)) = (&fetch.kernel_script, fetch.kernels()) {
+        match KernelSource::script("python3", script, cache) {
+            Ok(source) => options.attention = AttentionChoice::Pallas(source),
+            Err(error) => tracing::warn!(%error, "attention is portable"),
+        }
+    }
     Ok(Box::new(backend_xla::XlaBackend::new(options).map_err(BackendError::from)?))
 }
 

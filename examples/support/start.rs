@@ -2,6 +2,7 @@
 //! has come, and how an error ends a program.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -36,6 +37,11 @@ pub(crate) struct EngineArguments {
     /// CPU plugin, which is fetched.
     #[arg(long, value_name = "SOURCE")]
     plugin: Option<ModelSource>,
+
+    /// On a TPU, attend with the kernel that this script lowers:
+    /// `scripts/ragged_paged_attention.py`, run by `python3`. Default: in StableHLO alone.
+    #[arg(long, value_name = "PATH")]
+    kernel_script: Option<PathBuf>,
 
     /// Devices that share the model (xla only).
     #[arg(long, value_name = "DEVICES", default_value_t = 1)]
@@ -86,6 +92,7 @@ impl EngineArguments {
     pub(crate) fn start(&self) -> Result<Engine, Box<dyn Error>> {
         let mut fetch = FetchOptions::default();
         fetch.offline = self.offline;
+        fetch.kernel_script = self.kernel_script.clone();
         let mut bars = Bars::default();
         let path = self.model.resolve(&fetch, &mut bars)?;
         let backend = self.choice()?.open(&fetch, &mut bars)?;

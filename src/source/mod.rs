@@ -54,6 +54,10 @@ pub struct FetchOptions {
     /// Compile anew at each start. By default a backend that compiles keeps its executables in the
     /// cache directory, below `executables`, and loads them from there.
     pub recompile: bool,
+    /// `scripts/ragged_paged_attention.py` of this crate's sources, which lowers the attention kernel
+    /// for TPUs: run by `python3` when a model is opened on one, for what the cache directory does
+    /// not have yet. Without it attention is portable, and slower there.
+    pub kernel_script: Option<PathBuf>,
 }
 
 impl FetchOptions {
@@ -63,10 +67,21 @@ impl FetchOptions {
         if self.recompile {
             return None;
         }
+        self.place("executables")
+    }
+
+    /// Where a backend keeps attention kernels, if there is a place.
+    #[cfg(feature = "xla")]
+    pub(crate) fn kernels(&self) -> Option<PathBuf> {
+        self.place("kernels")
+    }
+
+    #[cfg(feature = "xla")]
+    fn place(&self, below: &str) -> Option<PathBuf> {
         match cache::Cache::open(self.cache_dir.as_deref()) {
-            Ok(cache) => Some(cache.path("executables")),
+            Ok(cache) => Some(cache.path(below)),
             Err(error) => {
-                tracing::warn!(%error, "compiled executables are not kept");
+                tracing::warn!(%error, "{below} are not kept");
                 None
             }
         }

@@ -111,7 +111,7 @@ pub(crate) fn follow(
         followed.looking_up += started.elapsed();
         followed.agreed += usize::from(matched == cache.serve(&prompt));
         let changes: Vec<_> =
-            cache.drain_events().filter_map(|event| router.translate(event)).collect();
+            cache.cache.drain_events().filter_map(|event| router.translate(event)).collect();
         let started = Instant::now();
         for change in changes {
             router.apply(change)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use radix_cache::{CacheConfig, Event, Namespace, PageId, RadixCache, Token};
+use radix_cache::{CacheConfig, Namespace, PageId, RadixCache, Token};
 use serde::Deserialize;
 
 /// Tokens one id of the trace stands for.
@@ -97,7 +97,7 @@ pub(crate) fn replay(requests: &[Request], page_size: usize, cache: &mut dyn Rep
 /// The tree, with the page pool of an engine around it.
 #[derive(Debug)]
 pub(crate) struct TreeWithPool {
-    cache: RadixCache,
+    pub(crate) cache: RadixCache,
     free: Vec<PageId>,
     matched: Vec<PageId>,
     fresh: Vec<PageId>,
@@ -113,11 +113,6 @@ impl TreeWithPool {
             fresh: Vec::new(),
             canonical: Vec::new(),
         })
-    }
-
-    /// What happened since this was last asked, if the cache tells.
-    pub(crate) fn drain_events(&mut self) -> impl Iterator<Item = Event> + '_ {
-        self.cache.drain_events()
     }
 }
 
