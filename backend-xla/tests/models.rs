@@ -1,4 +1,4 @@
-//! Small models with known logits, on XLA's CPU plugin, over 1, 2 and 4 devices.
+//! Small models with known logits, on XLA's CPU plugin, over 1, 2, 4 and 8 devices.
 
 mod common;
 
@@ -20,7 +20,8 @@ const MODELS: [(&str, &[usize]); 4] = [
     ("llama3-rope-untied", &[2]),
     // Three heads on one KV head, with biases.
     ("qwen2", &[1, 4]),
-    ("qwen3", &[1, 2, 4]),
+    // On 8 devices, more of them than heads.
+    ("qwen3", &[1, 2, 4, 8]),
 ];
 const PAGE_SIZE: u32 = 8;
 
