@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use backend_xla::{XlaBackend, XlaError, XlaOptions, pjrt::PjrtError};
@@ -161,12 +162,13 @@ fn without_warm_up_results_are_the_same_and_compilations_are_not_counted_as_traf
 fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
     let expected = expected("llama-tied");
-    let files = || -> Vec<(PathBuf, std::time::SystemTime)> {
+    // A file that is written anew has another inode than the one that it replaces.
+    let files = || -> Vec<(PathBuf, u64)> {
         let entries = std::fs::read_dir(folder.path()).expect("the folder is there");
         let mut files: Vec<_> = entries
             .map(|entry| {
                 let entry = entry.expect("an entry");
-                (entry.path(), entry.metadata().and_then(|data| data.modified()).expect("a time"))
+                (entry.path(), entry.metadata().expect("it is there").ino())
             })
             .collect();
         files.sort();
@@ -191,6 +193,8 @@ fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
     run();
     let replaced = files();
     assert_eq!(replaced.len(), first.len());
+    let is_new = |(after, before): (&(PathBuf, u64), &(PathBuf, u64))| after.1 != before.1;
+    assert!(replaced.iter().zip(&first).all(is_new), "each was compiled anew");
     run();
     assert_eq!(files(), replaced, "the replacements were found");
 }
