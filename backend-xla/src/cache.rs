@@ -64,28 +64,33 @@ impl Compiler {
         &self.client
     }
 
-    /// Loads the module's executable, from disk if it is there.
-    pub(crate) fn load(&self, module: &Module) -> Result<LoadedExecutable, PjrtError> {
-        let mut options = CompileOptions::partitioned(module.partitions);
-        for (name, value) in &self.flags {
-            options = options.with_override(name, value);
-        }
-        let Some(folder) = &self.folder else {
-            return self.client.compile(&module.text, &options);
-        };
+    /// The module's executable from disk, if a usable one is there.
+    pub(crate) fn find(&self, module: &Module) -> Option<LoadedExecutable> {
+        let folder = self.folder.as_ref()?;
+        let options = self.options(module);
         let path = folder.join(self.file_name(module, &options));
         match read(&path) {
             Ok(bytes) => match self.client.deserialize(&bytes, &options) {
-                Ok(executable) => return Ok(executable),
+                Ok(executable) => return Some(executable),
                 Err(error) => tracing::warn!(path = %path.display(), %error, "unusable executable"),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(path = %path.display(), %error, "unreadable executable"),
         }
+        None
+    }
+
+    /// Compiles the module, and keeps the executable on disk.
+    pub(crate) fn compile(&self, module: &Module) -> Result<LoadedExecutable, PjrtError> {
+        let options = self.options(module);
         let executable = self.client.compile(&module.text, &options)?;
+        let Some(folder) = &self.folder else {
+            return Ok(executable);
+        };
         // A cache that can't be written costs time at the next start, and nothing else.
         match executable.executable().serialize() {
             Ok(bytes) => {
+                let path = folder.join(self.file_name(module, &options));
                 let kept = write(&path, &bytes).and_then(|()| keep_below(folder, MOST_BYTES));
                 if let Err(error) = kept {
                     tracing::warn!(path = %path.display(), %error, "can't keep an executable");
@@ -94,6 +99,11 @@ impl Compiler {
             Err(error) => tracing::debug!(%error, "the plugin can't serialize executables"),
         }
         Ok(executable)
+    }
+
+    fn options(&self, module: &Module) -> CompileOptions {
+        let options = CompileOptions::partitioned(module.partitions);
+        self.flags.iter().fold(options, |options, (name, value)| options.with_override(name, value))
     }
 
     fn file_name(&self, module: &Module, options: &CompileOptions) -> String {

@@ -1,6 +1,11 @@
 //! The compiled modules of an executor: prepared at warm-up, or compiled when first needed.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    panic::resume_unwind,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use engine_core::{
     backend::{BackendError, GroupId, Limits, Progress},
@@ -35,6 +40,8 @@ enum Key {
     SetCounts,
     CopyPage(GroupId),
     Step(StepShape),
+    /// Of so many outputs.
+    Sampler(usize),
 }
 
 /// The modules of one program.
@@ -118,21 +125,17 @@ impl Programs {
         let mut keys = vec![Key::Fresh, Key::SetPages, Key::SetCounts];
         keys.extend(groups.map(Key::CopyPage));
         keys.extend(self.buckets.all().into_iter().map(Key::Step));
-        let samplers = self.buckets.outputs();
-        let total = (keys.len() + samplers.len()) as u64;
-        let mut done = 0;
-        let mut report = || {
+        keys.extend(self.buckets.outputs().into_iter().map(Key::Sampler));
+        let total = keys.len() as u64;
+        progress.update("compiled modules", 0, total);
+        let found = self.find_all(&keys)?;
+        for (done, (&key, found)) in (1..).zip(keys.iter().zip(found)) {
+            let executable = match found {
+                Some(executable) => executable,
+                None => self.compile(key)?,
+            };
+            self.add(key, executable)?;
             progress.update("compiled modules", done, total);
-            done += 1;
-        };
-        report();
-        for key in keys {
-            self.module(key)?;
-            report();
-        }
-        for outputs in samplers {
-            self.sampler(outputs)?;
-            report();
         }
         self.is_warm = true;
         Ok(())
@@ -161,66 +164,101 @@ impl Programs {
     /// The sampler of `outputs` rows.
     pub(super) fn sampler(&mut self, outputs: usize) -> Result<&Sampler, BackendError> {
         if !self.samplers.contains_key(&outputs) {
-            let vocab_size = self.program.vocab_size() as usize;
-            let devices = self.devices();
-            let module = sampler::sampler(&self.geometry, vocab_size, outputs, devices);
-            let executable = self.load(&module, "compiling the sampler")?;
-            let client = self.compiler.client();
-            let place = |element, columns: usize, bytes: &[u8]| {
-                let dims = [outputs as i64, columns as i64];
-                upload_as(client, devices, element, &dims, bytes)
-                    .map_err(|error| device(error, "placing the sampler's defaults"))
-            };
-            let bias = floats(&vec![0.0; outputs * vocab_size]);
-            let mask = words(&vec![u32::MAX; outputs * mask_words(vocab_size)]);
-            let sampler = Sampler {
-                executable,
-                no_bias: place(ElementType::F32, vocab_size, &bias)?,
-                no_mask: place(ElementType::U32, mask_words(vocab_size), &mask)?,
-            };
-            self.samplers.insert(outputs, sampler);
+            let key = Key::Sampler(outputs);
+            let executable = self.prepare_in_traffic(key)?;
+            self.add(key, executable)?;
         }
         Ok(&self.samplers[&outputs])
     }
 
     fn module(&mut self, key: Key) -> Result<&LoadedExecutable, BackendError> {
         if !self.ready.contains_key(&key) {
-            let (program, placement, geometry) = (&self.program, &self.placement, &self.geometry);
-            let vocab_size = program.vocab_size() as usize;
-            let (module, context) = match key {
-                Key::Fresh => (
-                    state::fresh(program, placement, geometry),
-                    "compiling the allocation".to_owned(),
-                ),
-                Key::SetPages => {
-                    let module = state::set_pages(geometry, placement.devices);
-                    (module, "compiling the page tables' update".to_owned())
-                }
-                Key::SetCounts => {
-                    let module = state::set_counts(geometry, vocab_size, placement.devices);
-                    (module, "compiling the counts' update".to_owned())
-                }
-                Key::CopyPage(group) => {
-                    let module = state::copy_page(program, placement, geometry, group);
-                    (module, "compiling the copy of a page".to_owned())
-                }
-                Key::Step(shape) => {
-                    let module =
-                        step::step(program, placement, geometry, self.kernels.as_ref(), shape)?;
-                    (module, format!("compiling {shape:?}"))
-                }
-            };
-            let executable = self.load(&module, &context)?;
-            self.ready.insert(key, executable);
+            let executable = self.prepare_in_traffic(key)?;
+            self.add(key, executable)?;
         }
         Ok(&self.ready[&key])
     }
 
-    fn load(&mut self, module: &Module, context: &str) -> Result<LoadedExecutable, BackendError> {
+    fn prepare_in_traffic(&mut self, key: Key) -> Result<LoadedExecutable, BackendError> {
         if self.is_warm {
             self.compiles_in_traffic += 1;
-            tracing::warn!(context, "a compilation in traffic");
+            tracing::warn!(?key, "a compilation in traffic");
         }
-        self.compiler.load(module).map_err(|error| device(error, context))
+        match self.compiler.find(&self.describe(key)?) {
+            Some(executable) => Ok(executable),
+            None => self.compile(key),
+        }
+    }
+
+    /// Those of some modules that are on disk. Loading one keeps a thread busy, so each core has
+    /// one; compilers use all cores by themselves.
+    fn find_all(&self, keys: &[Key]) -> Result<Vec<Option<LoadedExecutable>>, BackendError> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(keys.len());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut found = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(&key) = keys.get(index) else { return Ok(found) };
+                found.push((index, self.compiler.find(&self.describe(key)?)));
+            }
+        };
+        let mut all: Vec<Option<LoadedExecutable>> = keys.iter().map(|_| None).collect();
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                let found: Result<_, BackendError> =
+                    worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+                for (index, executable) in found? {
+                    all[index] = executable;
+                }
+            }
+            Ok(all)
+        })
+    }
+
+    fn compile(&self, key: Key) -> Result<LoadedExecutable, BackendError> {
+        let compiled = self.compiler.compile(&self.describe(key)?);
+        compiled.map_err(|error| device(error, format!("compiling {key:?}")))
+    }
+
+    /// What is to be compiled.
+    fn describe(&self, key: Key) -> Result<Module, BackendError> {
+        let (program, placement, geometry) = (&self.program, &self.placement, &self.geometry);
+        let (vocab_size, devices) = (program.vocab_size() as usize, placement.devices);
+        Ok(match key {
+            Key::Fresh => state::fresh(program, placement, geometry),
+            Key::SetPages => state::set_pages(geometry, devices),
+            Key::SetCounts => state::set_counts(geometry, vocab_size, devices),
+            Key::CopyPage(group) => state::copy_page(program, placement, geometry, group),
+            Key::Step(shape) => {
+                step::step(program, placement, geometry, self.kernels.as_ref(), shape)?
+            }
+            Key::Sampler(outputs) => sampler::sampler(geometry, vocab_size, outputs, devices),
+        })
+    }
+
+    /// An executable is ready from here on.
+    fn add(&mut self, key: Key, executable: LoadedExecutable) -> Result<(), BackendError> {
+        let Key::Sampler(outputs) = key else {
+            self.ready.insert(key, executable);
+            return Ok(());
+        };
+        let (client, devices) = (self.compiler.client(), self.devices());
+        let vocab_size = self.program.vocab_size() as usize;
+        let place = |element, columns: usize, bytes: &[u8]| {
+            let dims = [outputs as i64, columns as i64];
+            upload_as(client, devices, element, &dims, bytes)
+                .map_err(|error| device(error, "placing the sampler's defaults"))
+        };
+        let bias = floats(&vec![0.0; outputs * vocab_size]);
+        let mask = words(&vec![u32::MAX; outputs * mask_words(vocab_size)]);
+        let sampler = Sampler {
+            executable,
+            no_bias: place(ElementType::F32, vocab_size, &bias)?,
+            no_mask: place(ElementType::U32, mask_words(vocab_size), &mask)?,
+        };
+        self.samplers.insert(outputs, sampler);
+        Ok(())
     }
 }
