@@ -82,13 +82,8 @@ impl Lowering<'_> {
             inputs.push((sinks, if devices == 1 { whole } else { Sharding::along(0) }));
         }
         let body = |f: &mut Function, local: &[Value]| heads.lower(f, local, shape);
-        let mut results = match devices {
-            1 => {
-                let local: Vec<Value> = inputs.iter().map(|(value, _)| (*value).clone()).collect();
-                body(&mut self.function, &local)
-            }
-            _ => self.function.on_each_device(devices, &inputs, &[across, kv_sharding], body),
-        };
+        let mut results =
+            self.function.on_each_device(devices, &inputs, &[across, kv_sharding], body);
         // The body returns the output and the KV array.
         if let (Some(kv), Some(out)) = (results.pop(), results.pop()) {
             self.kv[layer] = kv;

@@ -58,7 +58,7 @@ impl Function {
     }
 
     /// Code that each device runs on its own shards: the partitioner leaves it alone, and
-    /// whatever crosses devices in it is written out.
+    /// whatever crosses devices in it is written out. On a single device it is plain code.
     pub(crate) fn on_each_device(
         &mut self,
         partitions: usize,
@@ -66,6 +66,10 @@ impl Function {
         outputs: &[Sharding],
         body: impl FnOnce(&mut Self, &[Value]) -> Vec<Value>,
     ) -> Vec<Value> {
+        if partitions == 1 {
+            let local: Vec<Value> = inputs.iter().map(|(value, _)| (*value).clone()).collect();
+            return body(self, &local);
+        }
         let locals: Vec<Value> = inputs
             .iter()
             .map(|(value, sharding)| Value {
