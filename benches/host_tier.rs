@@ -8,6 +8,8 @@
 
 #[path = "host_tier/replay.rs"]
 mod replay;
+#[path = "../radix-cache/benches/cache/trace.rs"]
+mod trace;
 
 use std::error::Error;
 
@@ -22,7 +24,7 @@ const HOST_PERCENTS: [usize; 3] = [20, 50, 100];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let trace = replay::read()?;
-    let blocks = replay::unique_blocks(&trace);
+    let blocks = trace::unique_ids(&trace);
     let pages = blocks * DEVICE_PERCENT / 100;
     println!(
         "{} requests, {blocks} different blocks of 512 tokens; the device holds {pages}\n",

@@ -9,6 +9,8 @@
 //! `hash_ids`, one for each 512 prompt tokens. Without one, the excerpt in `radix-cache/data` is
 //! replayed.
 
+#[path = "../radix-cache/benches/cache/replay.rs"]
+mod replay;
 #[path = "../radix-cache/benches/cache/trace.rs"]
 mod trace;
 
@@ -19,7 +21,8 @@ use clap::Parser;
 use plotters::prelude::*;
 use radix_cache::{CacheConfig, Policy};
 
-use crate::trace::{Request, TreeWithPool, lru_hit_rate, replay};
+use crate::replay::{TreeWithPool, lru_hit_rate, replay};
+use crate::trace::Request;
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -54,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ids = trace::unique_ids(&requests);
     println!(
         "{}: {} requests, {ids} different blocks of 512 tokens",
-        trace::name(path.as_deref()),
+        replay::name(path.as_deref()),
         requests.len()
     );
 
@@ -97,7 +100,7 @@ fn serve(
     ids: usize,
 ) -> Result<Vec<(usize, usize)>, Box<dyn Error>> {
     let config = CacheConfig::default().page_size(arguments.page_size).policy(policy);
-    let pages = trace::pages(ids, arguments.page_size);
+    let pages = replay::pages(ids, arguments.page_size);
     let outcome = replay(requests, arguments.page_size, &mut TreeWithPool::new(config, pages)?);
     Ok(outcome.served)
 }

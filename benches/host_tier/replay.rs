@@ -1,22 +1,20 @@
 //! A request trace in Mooncake's format, replayed through the real scheduler without a model.
 
-use std::collections::HashSet;
 use std::error::Error;
-use std::path::Path;
 use std::sync::Arc;
-use std::{env, fs};
 
 use engine_core::backend::{Deadline, Executor, Limits, SlotSampling, StepResult};
 use engine_core::schedule::{
     Arrival, HostTierConfig, Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats,
     SequenceId,
 };
-use engine_core::{Namespace, Retention, Token};
-use serde::Deserialize;
+use engine_core::{Namespace, Retention};
 use testkit::null::NullBackend;
 
-/// Tokens that one id of the trace stands for, and so a page.
-const BLOCK: usize = 512;
+use crate::trace::{self, Request, TOKENS_AN_ID};
+
+/// A page: what one id of the trace stands for.
+const BLOCK: usize = TOKENS_AN_ID;
 
 /// Requests that are in the engine at once.
 const AT_ONCE: u32 = 8;
@@ -24,45 +22,15 @@ const AT_ONCE: u32 = 8;
 /// Prompt tokens in a step.
 const CHUNK: usize = 8192;
 
-/// One line of the trace.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Traced {
-    /// Prompt tokens.
-    input_length: usize,
-    /// One id for each block of the prompt; equal ids mean equal prefixes.
-    hash_ids: Vec<u64>,
-}
-
-impl Traced {
-    /// The prompt: each id stands for tokens of its own.
-    fn prompt(&self) -> Vec<Token> {
-        let tokens = |id: &u64| {
-            let first = id * BLOCK as u64;
-            (first..first + BLOCK as u64)
-                .map(|position| (position.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 47) as Token)
-        };
-        self.hash_ids.iter().flat_map(tokens).take(self.input_length).collect()
-    }
-}
-
 /// The trace that `UNDERSTORY_TRACE` names, or the excerpt that comes with the sources.
-pub(crate) fn read() -> Result<Vec<Traced>, Box<dyn Error>> {
-    let excerpt = "radix-cache/data/mooncake_conversation_excerpt.jsonl";
-    let excerpt = || Path::new(env!("CARGO_MANIFEST_DIR")).join(excerpt);
-    let path = env::var_os("UNDERSTORY_TRACE").map_or_else(excerpt, Into::into);
-    let lines = fs::read_to_string(path)?;
-    lines.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
-}
-
-/// Different blocks in a trace.
-pub(crate) fn unique_blocks(trace: &[Traced]) -> usize {
-    trace.iter().flat_map(|traced| &traced.hash_ids).collect::<HashSet<_>>().len()
+pub(crate) fn read() -> Result<Vec<Request>, Box<dyn Error>> {
+    trace::read(trace::path().as_deref())
 }
 
 /// Serves the trace in order, [`AT_ONCE`] requests at a time, each answered with one token, with
 /// `pages` pages on the device.
 pub(crate) fn replay(
-    trace: &[Traced],
+    trace: &[Request],
     pages: usize,
     host: Option<HostTierConfig>,
 ) -> Result<SchedulerStats, Box<dyn Error>> {
@@ -108,10 +76,12 @@ pub(crate) fn replay(
     }
 }
 
-fn arrival(number: u64, traced: &Traced) -> Arrival {
+fn arrival(number: u64, traced: &Request) -> Arrival {
+    let mut prompt = Vec::new();
+    traced.expand(&mut prompt);
     Arrival {
         id: SequenceId { request: RequestId(number), index: 0 },
-        prompt: traced.prompt(),
+        prompt,
         sampling: Arc::new(SlotSampling::greedy()),
         max_tokens: 1,
         stop_tokens: [].into(),

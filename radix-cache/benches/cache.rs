@@ -10,6 +10,8 @@
 
 #[path = "cache/block_hash.rs"]
 mod block_hash;
+#[path = "cache/replay.rs"]
+mod replay;
 #[path = "cache/router_tree.rs"]
 mod router_tree;
 #[path = "cache/table.rs"]
@@ -27,9 +29,9 @@ use criterion::{BatchSize, Criterion};
 use radix_cache::{CacheConfig, LockId, Namespace, PageId, RadixCache, Token};
 
 use crate::block_hash::BlockHashCache;
+use crate::replay::{Replayed, TreeWithPool, lru_hit_rate, replay};
 use crate::router_tree::RouterTree;
 use crate::table::Table;
-use crate::trace::{Replayed, TreeWithPool, lru_hit_rate, replay};
 
 /// The prompt of the look-up figures.
 const PROMPT: usize = 8_192;
@@ -413,13 +415,13 @@ fn replays(table: &mut Table) -> Result<(), Box<dyn Error>> {
     let path = trace::path();
     let requests = trace::read(path.as_deref())?;
     let ids = trace::unique_ids(&requests) / 10;
-    let pages = trace::pages(ids, PAGE);
-    let name = trace::name(path.as_deref());
+    let pages = replay::pages(ids, PAGE);
+    let name = replay::name(path.as_deref());
     table.note(&format!(
         "replay of {name}: {} requests, {pages} pages of {PAGE} tokens, 10 % of the unique blocks",
         requests.len()
     ));
-    let a_request = |outcome: &trace::Outcome| {
+    let a_request = |outcome: &replay::Outcome| {
         outcome.elapsed.as_secs_f64() * 1e6 / requests.len().max(1) as f64
     };
     // Each goes three times, in turns; the least time counts.

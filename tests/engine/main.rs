@@ -12,4 +12,6 @@ mod requests;
 mod shutdowns;
 mod streams;
 mod support;
+#[path = "../../radix-cache/benches/cache/trace.rs"]
+mod trace;
 mod traces;

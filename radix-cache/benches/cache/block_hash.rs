@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use radix_cache::Token;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::trace::Replayed;
+use crate::replay::Replayed;
 
 const NONE: u32 = u32::MAX;
 

@@ -16,7 +16,8 @@ use dynamo_kv_router::protocols::{
 use dynamo_kv_router::{KvCacheEventError, RadixTree};
 use radix_cache::{CacheConfig, Change, Event, Token};
 
-use crate::trace::{Replayed, Request, TreeWithPool};
+use crate::replay::{Replayed, TreeWithPool};
+use crate::trace::Request;
 
 /// The one worker.
 const WORKER: u64 = 0;
