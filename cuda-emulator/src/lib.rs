@@ -59,6 +59,7 @@
 pub mod check;
 pub mod count;
 mod machine;
+pub mod nvrtc;
 pub mod ptx;
 
 pub use machine::{
