@@ -178,7 +178,9 @@ fn two_devices() {
     assert_eq!(CudaContext::device_count().unwrap(), 2);
     let first = CudaContext::new(0).unwrap();
     let second = CudaContext::new(1).unwrap();
-    let (stream, other) = (first.default_stream(), second.default_stream());
+    // Streams of their own: the handle of a default stream means that of the current context, and
+    // cudarc 0.19.10 makes the source's context current before it queues a copy between devices.
+    let (stream, other) = (first.new_stream().unwrap(), second.new_stream().unwrap());
     let numbers = [1.0f32, 2.0, 3.0];
     let here = stream.clone_htod(&numbers).unwrap();
     let mut there = other.alloc_zeros::<f32>(3).unwrap();
