@@ -149,7 +149,7 @@ impl Scheduler {
         let key = self.add(arrival)?;
         if !self.config.cache {
             // Nothing is kept for others, so a request shares with itself alone.
-            self.sequences[key].namespace = Namespace(request.0);
+            self.sequences[key].namespace.salt = request.0;
         }
         self.waiting.push_back(key);
         Ok(())
