@@ -3,9 +3,9 @@
 use std::thread::available_parallelism;
 
 use backend_api::{
-    Backend, BackendError, Capabilities, CompileOptions, Executor, Limits,
+    Backend, BackendError, Capabilities, CompileOptions, Executor, KvFormat, Limits,
     program::Program,
-    weights::{Format, Weights},
+    weights::Weights,
 };
 
 use crate::{
@@ -189,7 +189,7 @@ fn check_options(program: &Program, options: &CompileOptions) -> Result<(), Back
     if !page_size.is_power_of_two() || page_size > 512 {
         return invalid("page_size", format!("{page_size} is not a power of two up to 512"));
     }
-    if options.kv_format != Format::F32 {
+    if options.kv_format != KvFormat::F32 {
         return Err(BackendError::Unsupported {
             backend: BACKEND,
             what: format!("KV in {}", options.kv_format),

@@ -352,7 +352,7 @@ fn options_that_make_no_sense_are_typed_errors() {
     assert!(matches!(error, BackendError::Option { option: "limits.pages", .. }));
     let error = refused(&|options| options.limits.slots = 0);
     assert!(matches!(error, BackendError::Option { option: "limits", .. }));
-    let error = refused(&|options| options.kv_format = Format::Q8_0);
+    let error = refused(&|options| options.kv_format = KvFormat::Bf16);
     assert!(matches!(error, BackendError::Unsupported { .. }));
     let error = refused(&|options| options.limits.pages = vec![u32::MAX]);
     assert!(matches!(error, BackendError::Memory { .. }));

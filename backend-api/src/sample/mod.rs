@@ -26,4 +26,4 @@ mod weight;
 
 pub use counts::TokenCounts;
 pub use noise::philox4x32;
-pub use row::{RowSample, RowSampler, SampleError};
+pub use row::{RowSampler, SampleError};

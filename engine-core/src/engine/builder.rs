@@ -131,8 +131,7 @@ impl EngineBuilder {
         let capabilities = backend.capabilities();
         let model_context = self.context_length.unwrap_or(DEFAULT_CONTEXT);
         let weight_bytes = weight_bytes(&program, weights);
-        let limits =
-            EngineLimits::derive(options, &program, model_context, weight_bytes, &capabilities)?;
+        let limits = EngineLimits::derive(options, &program, model_context, weight_bytes, backend)?;
         tracing::info!(?limits, backend = capabilities.description, "engine limits");
         for warning in &limits.warnings {
             tracing::warn!("{warning}");

@@ -234,9 +234,7 @@ impl Scheduler {
     pub fn batch(&self) -> Batch<'_> {
         let NextBatch { tokens, rows, decode_rows, outputs, events, launched, .. } = &self.next;
         let step = self.in_flight.back().map_or(launched.step, |launched| launched.step);
-        let mut batch = Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots);
-        batch.defer_sampling = !self.next.constrained.is_empty();
-        batch
+        Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots)
     }
 
     /// Outputs of the last batch whose sequences are constrained. If there are any, the batch
