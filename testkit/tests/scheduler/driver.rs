@@ -329,8 +329,10 @@ impl Driver {
                 Some((output, [allowed.fold(0, |bits, token| bits | 1 << token)]))
             })
             .collect();
-        let entries: Vec<Mask<'_>> =
-            allowed.iter().map(|(output, allowed)| Mask { output: *output, allowed }).collect();
+        let entries: Vec<Mask<'_>> = allowed
+            .iter()
+            .map(|(output, allowed)| Mask { output: *output, index: 0, allowed })
+            .collect();
         let sampled = self.executor.sample(ticket, &Masks { entries: &entries });
         sampled.map_err(|_| self.first_violation())
     }
