@@ -1,5 +1,6 @@
 //! What can be wrong with weights.
 
+use crate::error::clip;
 use std::{io, ops::Range, path::PathBuf};
 
 use super::{Format, GgufError, Shape};
@@ -122,13 +123,13 @@ pub enum WeightsError {
         actual: usize,
     },
     /// An index that names a shard outside its directory.
-    #[error("`{file}` in the index is not the name of a file next to it")]
+    #[error("`{file}` in the index is not the name of a file next to it", file = clip(file))]
     ShardName {
         /// What the index says.
         file: String,
     },
     /// An index that places a tensor in a shard that does not hold it.
-    #[error("{} does not hold tensor `{name}`, contrary to the index", shard.display())]
+    #[error("{} does not hold tensor `{name}`, contrary to the index", shard.display(), name = clip(name))]
     NotInShard {
         /// The tensor.
         name: String,
@@ -144,15 +145,14 @@ pub enum WeightsError {
         source: GgufError,
     },
     /// No tensor of that name.
-    #[error("the model has no tensor `{name}`")]
+    #[error("the model has no tensor `{name}`", name = clip(name))]
     MissingTensor {
         /// The name asked for.
         name: String,
     },
     /// A tensor stored in a way that this crate does not read.
     #[error(
-        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and from GGUF files Q4_0, Q4_1, Q8_0)"
-    )]
+        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and from GGUF files Q4_0, Q4_1, Q8_0)", name = clip(name))]
     UnsupportedType {
         /// The tensor.
         name: String,
@@ -160,7 +160,7 @@ pub enum WeightsError {
         kind: String,
     },
     /// A tensor that is neither a vector nor a matrix.
-    #[error("tensor `{name}` has shape {shape:?}; only vectors and matrices are supported")]
+    #[error("tensor `{name}` has shape {shape:?}; only vectors and matrices are supported", name = clip(name))]
     UnsupportedRank {
         /// The tensor.
         name: String,
@@ -168,7 +168,7 @@ pub enum WeightsError {
         shape: Vec<usize>,
     },
     /// A tensor that is inconsistent in itself.
-    #[error("tensor `{name}` is malformed")]
+    #[error("tensor `{name}` is malformed", name = clip(name))]
     Tensor {
         /// The tensor.
         name: String,
