@@ -25,6 +25,7 @@ mod backend;
 mod batch;
 mod check;
 mod error;
+pub mod kit;
 mod options;
 pub mod program;
 mod result;
