@@ -100,10 +100,8 @@ mod tests {
             InputToken::Known(9),
         ];
         let row = |slot, tokens, position, outputs| Row { slot, tokens, position, outputs };
-        let rows = [
-            row(SlotId(4), span(0, 1), 30, span(0, 1)),
-            row(SlotId(1), span(1, 3), 7, span(1, 2)),
-        ];
+        let rows =
+            [row(SlotId(4), span(0, 1), 30, span(0, 1)), row(SlotId(1), span(1, 3), 7, span(1, 2))];
         let request = |tokens, want| OutputRequest { row: 1, tokens, want, deferred: false };
         let outputs = [
             OutputRequest::sample(0, 0),
