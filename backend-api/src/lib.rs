@@ -26,6 +26,7 @@ mod batch;
 mod check;
 mod clip;
 mod error;
+pub mod kit;
 mod options;
 pub mod program;
 mod result;
