@@ -24,7 +24,9 @@
 mod backend;
 mod batch;
 mod check;
+mod clip;
 mod error;
+pub mod kit;
 mod options;
 pub mod program;
 mod result;
@@ -39,6 +41,7 @@ pub use batch::{
     Row, SharedPrefix, SlotEvent, Span, Want,
 };
 pub use check::{BatchBounds, BatchError};
+pub use clip::{Clip, clip};
 pub use error::BackendError;
 pub use options::{Capabilities, CompileOptions, KvFormat, Limits};
 pub use radix_cache::{PageId, Token};

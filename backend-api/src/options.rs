@@ -52,6 +52,9 @@ pub struct CompileOptions {
     /// Give up speed for results that don't depend on the batch, where the backend doesn't
     /// promise that anyway.
     pub deterministic: bool,
+    /// Hidden states or pooled vectors may be wanted of a batch. A backend that prepares its shapes
+    /// refuses such a batch otherwise.
+    pub hidden: bool,
 }
 
 impl CompileOptions {
@@ -64,6 +67,7 @@ impl CompileOptions {
             kv_format: KvFormat::F32,
             host_pages: Vec::new(),
             deterministic: false,
+            hidden: false,
         }
     }
 }

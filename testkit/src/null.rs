@@ -276,7 +276,8 @@ mod tests {
         let ticket = launch(&mut executor, 0);
         let mut result = StepResult::default();
         executor.wait(ticket, Deadline::NEVER, &mut result).unwrap();
-        let answers: Vec<_> = result.outputs.iter().map(|o| (o.output, result.tokens_of(o)[0].token)).collect();
+        let answers: Vec<_> =
+            result.outputs.iter().map(|o| (o.output, result.tokens_of(o)[0].token)).collect();
         assert_eq!(answers, [(0, 5), (1, 9)]);
     }
 

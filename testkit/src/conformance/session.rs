@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::backend::{
-    Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, KvFormat, Limits, Mask, Masks,
-    OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepError,
-    StepResult, Ticket, Want,
+    Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, KvFormat,
+    Limits, Mask, Masks, OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Slots,
+    Span, StepError, StepResult, Ticket, Want,
 };
 use engine_core::{PageId, Token};
 
@@ -32,7 +32,13 @@ pub(super) struct Setup {
 impl Setup {
     /// Eight slots of up to 128 positions, in pages of 16.
     pub(super) fn new() -> Self {
-        Self { page_size: 16, slots: 8, context_length: 128, kv_format: KvFormat::F32, host_pages: 0 }
+        Self {
+            page_size: 16,
+            slots: 8,
+            context_length: 128,
+            kv_format: KvFormat::F32,
+            host_pages: 0,
+        }
     }
 
     pub(super) fn page_size(self, page_size: u32) -> Self {
@@ -397,7 +403,12 @@ impl Session {
                 let (start, len) = (start + run.start as u32, run.len() as u32);
                 let is_sampled = matches!(want, Want::Sample | Want::Verify(_));
                 let deferred = defer_sampling && is_sampled;
-                outputs.push(OutputRequest { row: index, tokens: Span { start, len }, want, deferred });
+                outputs.push(OutputRequest {
+                    row: index,
+                    tokens: Span { start, len },
+                    want,
+                    deferred,
+                });
             }
             rows.push(Row {
                 slot: SlotId(plan.slot),

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use engine_core::backend::sample::{OutputRows, OutputSampler};
 use engine_core::backend::{
-    BackendError, Batch, BatchBounds, Deadline, Executor, GroupId, Limits, Masks, OutputRequest, PageCopy,
-    ProgramId, Progress, Row, RowFailure, SlotEvent, StepError, StepResult, Ticket, Tier, Token,
+    BackendError, Batch, BatchBounds, Deadline, Executor, GroupId, Limits, Masks, OutputRequest,
+    PageCopy, ProgramId, Progress, Row, RowFailure, SlotEvent, StepError, StepResult, Ticket, Tier,
+    Token,
 };
 
 use super::kv::PagedKv;
@@ -194,8 +195,7 @@ impl Interpreting {
     /// Runs each row by itself. So no row can depend on another, however wrong it is.
     fn forward(&mut self, batch: &Batch<'_>) -> Forward {
         let rows = (0..).zip(batch.rows);
-        let values: Vec<_> =
-            rows.map(|(index, row)| self.forward_row(batch, index, row)).collect();
+        let values: Vec<_> = rows.map(|(index, row)| self.forward_row(batch, index, row)).collect();
         let mut failures = Vec::new();
         for (row, values) in (0..).zip(&values) {
             if let Err(reason) = values {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use engine_core::backend::sample::pool;
 use engine_core::backend::{
-    BackendError, Batch, BatchBounds, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask,
-    Masks, PageCopy, Progress, Sampled, SlotSampling, Span, StepError, StepResult, Ticket, Want,
+    BackendError, Batch, BatchBounds, CompileOptions, Deadline, Executor, GroupId, InputToken,
+    Limits, Mask, Masks, PageCopy, Progress, Sampled, SlotSampling, Span, StepError, StepResult,
+    Ticket, Want,
 };
 use engine_core::{PageId, Token};
 
@@ -229,9 +230,8 @@ impl ShadowExecutor {
         for mask in masks.entries {
             let outputs = step.rows.iter().flat_map(|row| &row.outputs);
             let mut named = outputs.filter(|output| output.index == mask.output);
-            let exists = named.any(|output| {
-                output.request.deferred && mask.index < output.request.tokens.len
-            });
+            let exists = named
+                .any(|output| output.request.deferred && mask.index < output.request.tokens.len);
             let place = (mask.output, mask.index);
             if !exists || kept.iter().any(|kept| kept.place == place) {
                 return Err(Violation::Mask { output: mask.output });
@@ -390,8 +390,9 @@ impl ShadowExecutor {
             }
             seen = Seen { prompt, generated: &generated };
         }
-        let allowed =
-            |token: Token| mask.is_none_or(|allowed| Mask { output, index: 0, allowed }.allows(token));
+        let allowed = |token: Token| {
+            mask.is_none_or(|allowed| Mask { output, index: 0, allowed }.allows(token))
+        };
         let token = model::choose(&self.logits, sampling, &seen, position, allowed)
             .ok_or(Violation::Mask { output })?;
         live.next = Some(token);

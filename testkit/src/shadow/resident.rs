@@ -48,10 +48,6 @@ impl Resident {
         Self { slots, pages: limits.pages.clone(), page_size, openings: 0, ledger }
     }
 
-    pub(super) fn groups(&self) -> usize {
-        self.pages.len()
-    }
-
     /// The sequence in a row's slot, which [`check_row`](Self::check_row) has found there.
     pub(super) fn occupant(&self, row: &Row) -> Result<&Occupant, Violation> {
         let slot = self.slots.get(row.slot.index());

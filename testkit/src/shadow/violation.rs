@@ -1,7 +1,7 @@
 //! What an engine can get wrong, as a backend sees it.
 
-use engine_core::backend::{BatchError, GroupId, SlotId, Tier};
 use engine_core::PageId;
+use engine_core::backend::{BatchError, GroupId, SlotId, Tier};
 
 /// A breach of the backend contract. Each is a bug in the engine, never in a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
