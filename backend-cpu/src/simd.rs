@@ -1,4 +1,4 @@
-//! Which instruction-set path the kernels take: found once, when a backend is made.
+//! The instructions that the kernels use: found once, when a backend is made.
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{Avx2, Avx512};
@@ -7,7 +7,7 @@ use crate::isa::{Isa, Op, Portable};
 /// The instructions that kernels use.
 ///
 /// Results are the same, bit for bit, for whatever batch, chunking, page size and thread count,
-/// as long as the path is the same. [`Avx2`](Self::Avx2) and [`Avx512`](Self::Avx512) agree with
+/// as long as the instructions are the same. [`Avx2`](Self::Avx2) and [`Avx512`](Self::Avx512) agree with
 /// each other too, as both fuse multiply and add; [`Portable`](Self::Portable) differs from
 /// them in the last bits on targets without that instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,9 +21,9 @@ pub enum InstructionSet {
     Avx512,
 }
 
-/// A path that this processor has.
+/// Instructions that this processor has.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Path {
+pub(crate) enum Simd {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
@@ -31,8 +31,8 @@ pub(crate) enum Path {
     Avx512(Avx512),
 }
 
-impl Path {
-    /// The path for `set`, or `None` if this processor does not have it.
+impl Simd {
+    /// The instructions of `set`, or `None` if this processor does not have them.
     pub(crate) fn for_set(set: InstructionSet) -> Option<Self> {
         match set {
             InstructionSet::Portable => Some(Self::Portable(Portable)),
@@ -45,19 +45,19 @@ impl Path {
         }
     }
 
-    /// All paths that this processor has, the fastest first.
+    /// All that this processor has, the fastest first.
     pub(crate) fn available() -> impl Iterator<Item = Self> {
         [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Portable]
             .into_iter()
             .filter_map(Self::for_set)
     }
 
-    /// The fastest path that this processor has.
+    /// The fastest that this processor has.
     pub(crate) fn best() -> Self {
         Self::available().next().unwrap_or(Self::Portable(Portable))
     }
 
-    /// Its name.
+    /// Their name.
     pub(crate) fn set(self) -> InstructionSet {
         match self {
             Self::Portable(_) => InstructionSet::Portable,
@@ -68,7 +68,7 @@ impl Path {
         }
     }
 
-    /// Runs `op` with this path's instructions.
+    /// Runs `op` with these instructions.
     pub(crate) fn run<O: Op>(self, op: O) -> O::Output {
         match self {
             Self::Portable(isa) => isa.vectorize(op),
