@@ -9,7 +9,7 @@ use engine_core::{
     backend::{
         Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask,
         Masks, OutputRequest, Row, RowFailure, SlotEvent, SlotId, SlotSampling, Slots, Span,
-        StepError, StepResult, Want,
+        StepError, StepResult,
     },
     model::{AttentionOptions, Program, ProgramBuilder, Split},
     sample::{RowSampler, TokenCounts},
@@ -107,12 +107,14 @@ fn step(
     let rows: Vec<Row> = (0..count)
         .map(|i| Row { slot: SlotId(i), tokens: one(i), position, outputs: one(i) })
         .collect();
-    let outputs: Vec<OutputRequest> =
-        (0..count).map(|i| OutputRequest { row: i, token: i, want: Want::Sample }).collect();
-    let mut batch = Batch::new(step, &tokens, &rows, count, &outputs, &events, &slots);
-    batch.defer_sampling = !masks.is_empty();
+    // Only rows with a mask wait for it.
+    let waits = |row| masks.iter().any(|mask| mask.output == row);
+    let outputs: Vec<OutputRequest> = (0..count)
+        .map(|i| OutputRequest { deferred: waits(i), ..OutputRequest::sample(i, i) })
+        .collect();
+    let batch = Batch::new(step, &tokens, &rows, count, &outputs, &events, &slots);
     let ticket = executor.launch(&batch)?;
-    if batch.defer_sampling {
+    if batch.is_deferred() {
         executor.sample(&ticket, &Masks { entries: masks })?;
     }
     let mut result = StepResult::default();
@@ -159,7 +161,7 @@ fn the_device_samples_what_the_host_samples() {
             (0..ROWS).map(|_| random_sampling(&mut numbers)).collect();
         let allowed: Vec<u32> =
             (0..VOCAB.div_ceil(32)).map(|_| (numbers.next() * 4e9) as u32 | 1).collect();
-        let masks = [Mask { output: 3, allowed: &allowed }];
+        let masks = [Mask { output: 3, index: 0, allowed: &allowed }];
         let masks = if round % 2 == 0 { &masks[..] } else { &[] };
         let mut counts: Vec<TokenCounts> = vec![TokenCounts::default(); ROWS];
         // Twice, so that the device has counted what it sampled.
@@ -167,7 +169,7 @@ fn the_device_samples_what_the_host_samples() {
             let result =
                 step(&mut *executor, &sampling, 2 * round + u64::from(position), position, masks)
                     .expect("every row has a token");
-            for (index, sampled) in result.sampled.iter().enumerate() {
+            for (index, sampled) in result.tokens.iter().enumerate() {
                 if position == 0 {
                     counts[index].open(&sampling[index]);
                 }
@@ -211,7 +213,7 @@ fn rows_fail_alone() {
     let mut executor = executor(&table, Some(2));
     let sampling = vec![SlotSampling::greedy(); 4];
     let nothing = vec![0; VOCAB.div_ceil(32)];
-    let masks = [Mask { output: 1, allowed: &nothing }];
+    let masks = [Mask { output: 1, index: 0, allowed: &nothing }];
     let error = step(&mut *executor, &sampling, 0, 0, &masks).unwrap_err();
     let StepError::Rows(failures) = error else {
         panic!("only rows fail");
@@ -222,5 +224,5 @@ fn rows_fail_alone() {
     assert_eq!(failures, expected);
     // The executor goes on with the others.
     let result = step(&mut *executor, &sampling[..2], 1, 1, &[]).unwrap();
-    assert_eq!(result.sampled.len(), 2);
+    assert_eq!(result.tokens.len(), 2);
 }
