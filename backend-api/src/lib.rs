@@ -24,6 +24,7 @@
 mod backend;
 mod batch;
 mod check;
+mod clip;
 mod error;
 pub mod kit;
 mod options;
@@ -40,6 +41,7 @@ pub use batch::{
     Row, SharedPrefix, SlotEvent, Span, Want,
 };
 pub use check::{BatchBounds, BatchError};
+pub use clip::{Clip, clip};
 pub use error::BackendError;
 pub use options::{Capabilities, CompileOptions, KvFormat, Limits};
 pub use radix_cache::{PageId, Token};

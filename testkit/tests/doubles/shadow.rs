@@ -179,6 +179,7 @@ fn slots_opened_twice_or_used_while_closed_are_found() {
     engine.open(0, &[0]);
     engine.close(0);
     engine.close(0);
+    engine.slots.pages_mut(A, GROUP).push(PageId(0));
     assert_eq!(engine.breach(&[(0, 0, &known([1]), true)]), Violation::Closed { slot: A });
 }
 
