@@ -154,7 +154,7 @@ fn number(name: Option<&str>) -> Namespace {
     let Some(name) = name else { return Namespace::default() };
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
-    Namespace(hasher.finish())
+    Namespace::tenant(hasher.finish())
 }
 
 /// Why a request is not answered.

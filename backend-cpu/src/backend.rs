@@ -2,9 +2,9 @@
 
 use std::thread::available_parallelism;
 
-use engine_core::{
-    backend::{Backend, BackendError, Capabilities, CompileOptions, Executor, Limits},
-    model::Program,
+use backend_api::{
+    Backend, BackendError, Capabilities, CompileOptions, Executor, Limits,
+    program::Program,
     weights::{Format, Weights},
 };
 

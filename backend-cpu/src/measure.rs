@@ -2,18 +2,18 @@
 //!
 //! ```
 //! use backend_cpu::{CpuOptions, measure::LinearKernel};
-//! use engine_core::weights::Format;
+//! use backend_api::weights::Format;
 //!
 //! let mut kernel = LinearKernel::new(Format::Q4_1, 64, 128, 4, &CpuOptions::new().threads(1))?;
 //! kernel.run()?;
 //! assert_eq!(kernel.flops(), 2 * 64 * 128 * 4);
-//! # Ok::<(), engine_core::backend::BackendError>(())
+//! # Ok::<(), backend_api::BackendError>(())
 //! ```
 
 use std::time::Instant;
 
-use engine_core::{
-    backend::BackendError,
+use backend_api::{
+    BackendError,
     weights::{Format, Shape, Tensor},
 };
 
@@ -59,8 +59,7 @@ impl LinearKernel {
             (0..depth * columns).map(|i| ((i * 7919) % 257) as f32 / 128.0 - 1.0).collect();
         let tensor = Tensor::from_f32(format, Shape::matrix(columns, depth), &values)
             .map_err(|error| invalid(error.to_string()))?;
-        let matrix = PackedMatrix::pack(&tensor)
-            .ok_or_else(|| invalid(format!("{format} is not supported")))?;
+        let matrix = PackedMatrix::pack(&tensor);
         let backend = CpuBackend::with_options(options)?;
         let pool = backend.pool()?;
         Ok(Self {

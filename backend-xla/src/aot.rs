@@ -3,9 +3,9 @@
 //! It says whether a deployment fits, and what its compiler expects of it, before anybody rents
 //! the hardware.
 
-use engine_core::{
-    backend::{BackendError, GroupId},
-    model::{Op, Program},
+use backend_api::{
+    BackendError, GroupId,
+    program::{Op, Program},
     weights::Format,
 };
 

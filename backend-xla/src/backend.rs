@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use engine_core::{
-    backend::{Backend, BackendError, Capabilities, CompileOptions, Executor},
-    model::Program,
+use backend_api::{
+    Backend, BackendError, Capabilities, CompileOptions, Executor,
+    program::Program,
     weights::{Format, Weights},
 };
 

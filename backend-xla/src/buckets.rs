@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use engine_core::backend::{Batch, Limits};
+use backend_api::{Batch, Limits};
 
 use crate::lower::step::StepShape;
 
@@ -130,7 +130,7 @@ fn at_least(sizes: &[usize], wanted: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine_core::backend::{OutputRequest, Row, SlotId, Slots, Span, Want};
+    use backend_api::{OutputRequest, Row, SlotId, Slots, Span, Want};
 
     fn limits() -> Limits {
         Limits { rows: 32, tokens: 256, outputs: 100, slots: 32, pages: vec![64] }

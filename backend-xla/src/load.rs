@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Program, Weight},
+use backend_api::{
+    BackendError,
+    program::{Program, Weight},
     weights::{Format, Shape, Tensor, Weights},
 };
 

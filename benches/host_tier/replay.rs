@@ -85,7 +85,7 @@ fn arrival(number: u64, traced: &Request) -> Arrival {
         sampling: Arc::new(SlotSampling::greedy()),
         max_tokens: 1,
         stop_tokens: [].into(),
-        namespace: Namespace(0),
+        namespace: Namespace::tenant(0),
         retention: Retention::default(),
         constrained: false,
     }

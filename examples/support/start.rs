@@ -8,10 +8,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::filter::LevelFilter;
 use understory::WritePolicy;
 use understory::prelude::*;
 
@@ -137,11 +134,11 @@ impl EngineArguments {
 
 /// Runs a program: warnings of the library go to the terminal, and an error ends it with code 1.
 pub(crate) fn run(program: impl FnOnce() -> Result<(), Box<dyn Error>>) -> ExitCode {
-    // What the hub's client can't do comes back as an error; its own log would say it twice.
-    let targets =
-        Targets::new().with_default(LevelFilter::WARN).with_target("hf_hub", LevelFilter::OFF);
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time();
-    tracing_subscriber::registry().with(log.with_filter(targets)).init();
+    tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
     match program() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -293,7 +293,7 @@ impl fmt::Debug for RadixCache {
 impl RadixCache {
     fn effective(&self, namespace: Namespace) -> Namespace {
         if self.tree.planted.is(SeededBug::IgnoreNamespace) {
-            return Namespace(0);
+            return Namespace::tenant(0);
         }
         namespace
     }

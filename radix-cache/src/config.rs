@@ -103,7 +103,7 @@ impl CacheConfig {
     /// let config = CacheConfig::default().page_size(4).windowed_group(8);
     /// let mut cache = RadixCache::new(config)?;
     /// let prompt: Vec<u32> = (0..16).collect();
-    /// let lock = cache.acquire(Namespace(0), &prompt, &mut Vec::new())?.lock;
+    /// let lock = cache.acquire(Namespace::tenant(0), &prompt, &mut Vec::new())?.lock;
     ///
     /// // All full pages, and windowed ones as far back as the engine still has them.
     /// cache.insert(lock, &prompt, &[0, 1, 2, 3].map(PageId), &mut Vec::new())?;
@@ -111,9 +111,9 @@ impl CacheConfig {
     /// cache.release(lock)?;
     ///
     /// // The next token attends to seven positions before it: two pages.
-    /// assert_eq!(cache.probe(Namespace(0), &prompt).tokens, 16);
+    /// assert_eq!(cache.probe(Namespace::tenant(0), &prompt).tokens, 16);
     /// // Nothing shorter can be used, for its window is not there.
-    /// assert_eq!(cache.probe(Namespace(0), &prompt[..12]).tokens, 0);
+    /// assert_eq!(cache.probe(Namespace::tenant(0), &prompt[..12]).tokens, 0);
     /// # Ok::<(), radix_cache::CacheError>(())
     /// ```
     pub fn windowed_group(mut self, window: usize) -> Self {

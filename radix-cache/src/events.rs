@@ -6,8 +6,8 @@
 //! # Hashes
 //!
 //! A page's hash is `XXH3_64(tokens, seed)`: the page's tokens as little-endian 32-bit numbers,
-//! and as seed the hash of the page before it, or for the first page of a prompt the number of
-//! its namespace. Equal hashes thus stand for equal prefixes, as far as 64 bits can tell. The
+//! and as seed the hash of the page before it, or for the first page of a prompt
+//! [`Namespace::seed`]. Equal hashes thus stand for equal prefixes, as far as 64 bits can tell. The
 //! algorithm is part of the interface and will not change within a major version. The cache itself
 //! never relies on it.
 
@@ -80,11 +80,23 @@ pub struct Stored {
     pub tokens: Vec<Token>,
 }
 
-/// The hash of a page that follows a prefix with the hash `seed`, or that starts a prompt of the
-/// namespace with the number `seed`.
+impl Namespace {
+    /// The seed of the [hash](page_hash) of a prompt's first page: the tenant's number without a
+    /// salt, `XXH3_64(salt as 8 little-endian bytes, tenant)` with one.
+    #[must_use]
+    pub fn seed(self) -> u64 {
+        match self.salt {
+            0 => self.tenant,
+            salt => xxh3_64_with_seed(&salt.to_le_bytes(), self.tenant),
+        }
+    }
+}
+
+/// The hash of a page that follows a prefix with the hash `seed`, or that starts a prompt of a
+/// namespace with this [`seed`](Namespace::seed).
 ///
 /// ```
-/// let prompt = radix_cache::page_hash(0, &[1, 2, 3, 4]);
+/// let prompt = radix_cache::page_hash(radix_cache::Namespace::tenant(7).seed(), &[1, 2, 3, 4]);
 /// let longer = radix_cache::page_hash(prompt, &[5, 6, 7, 8]);
 /// assert_ne!(prompt, longer);
 /// ```
@@ -172,7 +184,7 @@ impl RadixCache {
         if !self.events.is_on() {
             return;
         }
-        let seed = self.seed(node, from).unwrap_or(self.tree.namespace_of(node).0);
+        let seed = self.seed(node, from).unwrap_or_else(|| self.tree.namespace_of(node).seed());
         let run = self.tree.node(node).run;
         self.tree.store.chain(run, from, seed);
         let stored = self.stored(node, from..run.pages, Tier::Device);

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::cache::RadixCache;
 use crate::node::{Node, NodeIndex};
+use crate::types::Namespace;
 
 /// Tokens shown at each end of a run; what is between them is counted.
 const SHOWN: usize = 4;
@@ -22,7 +23,7 @@ impl RadixCache {
             let name = index.index();
             let bold = if node.pins > 0 { ", style=bold" } else { "" };
             let label = if self.tree.is_root(index) {
-                format!("namespace {}", self.tree.namespace_of(index).0)
+                format!("namespace {}", self.tree.namespace_of(index))
             } else {
                 let pages = node.run.pages;
                 let windowed = match &self.windowed {
@@ -42,7 +43,7 @@ impl RadixCache {
     }
 
     /// The tree as JSON: a list of nodes, parents first, each with its `id`, its `parent`'s id
-    /// (`null` below a namespace's root), `namespace`, `tokens` (`start`, `length`, and `shown`,
+    /// (`null` below a namespace's root), `tenant` and `salt`, `tokens` (`start`, `length`, and `shown`,
     /// a text with the middle left out), `pages`, how many of them have `windowed` pages, `pins`,
     /// `children`, and when it was last `used`.
     #[must_use]
@@ -58,14 +59,14 @@ impl RadixCache {
             true => "null".to_owned(),
             false => node.parent.index().to_string(),
         };
+        let Namespace { tenant, salt } = self.tree.namespace_of(index);
         let page_size = self.page_size();
         let pages = node.run.pages as usize;
         format!(
-            "{{\"id\":{},\"parent\":{parent},\"namespace\":{},\
+            "{{\"id\":{},\"parent\":{parent},\"tenant\":{tenant},\"salt\":{salt},\
              \"tokens\":{{\"start\":{},\"length\":{},\"shown\":\"{}\"}},\
              \"pages\":{pages},\"windowed\":{},\"pins\":{},\"children\":{},\"used\":{}}}",
             index.index(),
-            self.tree.namespace_of(index).0,
             (node.end as usize - pages) * page_size,
             pages * page_size,
             self.collapsed(node),

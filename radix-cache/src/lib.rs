@@ -17,7 +17,7 @@
 //! use radix_cache::{CacheConfig, Namespace, PageId, RadixCache};
 //!
 //! let mut cache = RadixCache::new(CacheConfig::default().page_size(4))?;
-//! let tenant = Namespace(7);
+//! let tenant = Namespace::tenant(7);
 //! let prompt: Vec<u32> = (0..12).collect();
 //!
 //! // Nothing is cached yet: the engine computes three pages and hands them over.

@@ -42,11 +42,50 @@ impl fmt::Display for PageId {
     }
 }
 
-/// Keeps the prefixes of tenants, adapters or cache salts apart: nothing matches across namespaces.
-#[repr(transparent)]
+/// Whose prefixes are shared: nothing matches across namespaces.
+///
+/// ```
+/// use radix_cache::Namespace;
+///
+/// let shared = Namespace::tenant(7);
+/// let private = shared.salted(0x5EED);
+/// assert_ne!(shared, private);
+/// assert_eq!((shared.to_string(), private.to_string()), ("7".into(), "7 salted 24301".into()));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
-pub struct Namespace(pub u64);
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Namespace {
+    /// The customer, user or adapter that owns the prefixes.
+    pub tenant: u64,
+    /// Divides a tenant's prefixes further: requests share only where their salts are equal. 0 for
+    /// requests that share with the whole tenant.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub salt: u64,
+}
+
+impl Namespace {
+    /// The prefixes that a whole tenant shares.
+    #[must_use]
+    pub const fn tenant(tenant: u64) -> Self {
+        Self { tenant, salt: 0 }
+    }
+
+    /// The same tenant's prefixes under another salt.
+    #[must_use]
+    pub const fn salted(self, salt: u64) -> Self {
+        Self { salt, ..self }
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tenant, salt } = self;
+        match salt {
+            0 => write!(formatter, "{tenant}"),
+            _ => write!(formatter, "{tenant} salted {salt}"),
+        }
+    }
+}
 
 /// One hold on one prefix: everything from the root to the lock's end stays until it is released.
 ///

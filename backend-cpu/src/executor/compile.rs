@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use engine_core::{
-    backend::{BackendError, GroupId, Limits},
-    model::{Activation, Op, Program, RopePairs, RowsOf, ValueId, WeightId},
+use backend_api::{
+    BackendError, GroupId, Limits,
+    program::{Activation, Op, Program, RopePairs, RowsOf, ValueId, WeightId},
     weights::{Shape, Weights},
 };
 
@@ -297,7 +297,6 @@ impl<'a> Placement<'a> {
                 function: match activation {
                     Activation::Silu => Pairwise::SiluTimes,
                     Activation::GeluTanh => Pairwise::GeluTanhTimes,
-                    other => return Err(unsupported(format!("activation {other:?}"))),
                 },
                 a: self.get(*gate)?,
                 b: self.get(*up)?,
@@ -322,7 +321,6 @@ impl<'a> Placement<'a> {
             Op::SelectOutputs { input, out } => {
                 Instruction::SelectOutputs { input: self.get(*input)?, out: self.put(*out)? }
             }
-            other => return Err(unsupported(format!("the operation {other:?}"))),
         })
     }
 }
@@ -355,8 +353,6 @@ fn for_operands(op: &Op, mut visit: impl FnMut(ValueId)) {
         | Op::SoftCap { input, out, .. }
         | Op::SelectOutputs { input, out }
         | Op::Logits { input, out, .. } => [*input, *out].into_iter().for_each(visit),
-        // Compiling it is an error anyway.
-        _ => {}
     }
 }
 
@@ -395,14 +391,7 @@ impl LoadedWeights {
             }
             loaded.push(match tensor.shape() {
                 Shape::Vector(_) => LoadedWeight::Vector(tensor.to_f32()),
-                Shape::Matrix { .. } => {
-                    let packed = PackedMatrix::pack(&tensor);
-                    LoadedWeight::Matrix(packed.ok_or_else(|| BackendError::Format {
-                        name: weight.name.clone(),
-                        format: tensor.format(),
-                        backend: BACKEND,
-                    })?)
-                }
+                Shape::Matrix { .. } => LoadedWeight::Matrix(PackedMatrix::pack(&tensor)),
             });
         }
         let this = Self { loaded };

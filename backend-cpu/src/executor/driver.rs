@@ -2,15 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crossbeam_channel::{Receiver, Sender};
-use engine_core::{
-    Token,
-    backend::{
-        InputToken, Mask, OutputRequest, PageCopy, RowFailure, SlotSampling, Span, StepError,
-        StepResult, Tier, Want,
-    },
+use backend_api::{
+    InputToken, Mask, OutputRequest, PageCopy, RowFailure, SlotSampling, Span, StepError,
+    StepResult, Tier, Token, Want,
     sample::{RowSample, RowSampler, SampleError, TokenCounts},
 };
+use crossbeam_channel::{Receiver, Sender};
 
 use super::{
     forward::Machine,
@@ -343,8 +340,8 @@ fn dead(step: Box<Step>, panic: &TaskPanicked) -> Done {
 fn copy_between(
     from: &[KvLayer],
     to: &mut [KvLayer],
-    from_page: engine_core::PageId,
-    to_page: engine_core::PageId,
+    from_page: backend_api::PageId,
+    to_page: backend_api::PageId,
 ) {
     for (from, to) in from.iter().zip(to) {
         to.copy_page_from(from, from_page, to_page);

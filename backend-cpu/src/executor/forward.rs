@@ -1,9 +1,8 @@
 //! The forward pass: instructions over the rows of a step.
 
-use engine_core::{
-    Token,
-    backend::GroupId,
-    model::{RowsOf, WeightId},
+use backend_api::{
+    GroupId, Token,
+    program::{RowsOf, WeightId},
 };
 
 use super::{

@@ -15,11 +15,11 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use engine_core::backend::{
+use backend_api::{
     BackendError, Batch, Deadline, Executor, Limits, Masks, PageCopy, Progress, StepError,
     StepResult, Ticket, Tier,
 };
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 pub(crate) use self::{compile::compile, driver::Driver, forward::Machine, step::Bounds};
 use self::{
@@ -136,11 +136,10 @@ impl CpuExecutor {
         place.map(|place| self.deferred.swap_remove(place)).is_some()
     }
 
-    fn has_page(&self, copy: &PageCopy, tier: Tier, page: engine_core::PageId) -> bool {
+    fn has_page(&self, copy: &PageCopy, tier: Tier, page: backend_api::PageId) -> bool {
         let pages = match tier {
             Tier::Device => &self.bounds.limits.pages,
             Tier::Host => &self.host_pages,
-            _ => return false,
         };
         pages.get(usize::from(copy.group.0)).is_some_and(|pages| page.0 < *pages)
     }

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use engine_core::{
-    PageId, Token,
-    backend::{
-        Batch, GroupId, InputToken, Limits, OutputRequest, Row, RowFailure, SlotEvent, SlotId,
-        SlotSampling, Span,
-    },
+use backend_api::{
+    Batch, GroupId, InputToken, Limits, OutputRequest, PageId, Row, RowFailure, SlotEvent, SlotId,
+    SlotSampling, Span, Token,
 };
 
 /// A step's inputs. Kept and reused: in steady state copying a batch allocates nothing.

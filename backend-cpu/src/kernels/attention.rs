@@ -13,7 +13,7 @@
 //! flops for each byte of KV divided by two: it is bound by memory bandwidth. A prefill chunk does
 //! [`TOKENS_PER_TASK`] times as many and is bound by the multiply-add units.
 
-use engine_core::PageId;
+use backend_api::PageId;
 
 use super::{kv::KvLayer, math};
 use crate::{

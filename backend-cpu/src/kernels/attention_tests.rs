@@ -1,6 +1,6 @@
 //! Attention against a reference in f64, and against itself in other pages and chunks.
 
-use engine_core::PageId;
+use backend_api::PageId;
 use proptest::prelude::*;
 
 use super::{

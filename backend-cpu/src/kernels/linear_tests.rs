@@ -1,6 +1,6 @@
 //! Products against a reference in f64, and against themselves in other batches.
 
-use engine_core::weights::{Format, Shape, Tensor};
+use backend_api::weights::{Format, Shape, Tensor};
 use proptest::prelude::*;
 
 use super::{
@@ -30,7 +30,7 @@ fn matrix(
 ) -> (Tensor<'static>, PackedMatrix) {
     let values = noise(seed, columns * depth);
     let tensor = Tensor::from_f32(format, Shape::matrix(columns, depth), &values).unwrap();
-    let packed = PackedMatrix::pack(&tensor).unwrap();
+    let packed = PackedMatrix::pack(&tensor);
     (tensor, packed)
 }
 

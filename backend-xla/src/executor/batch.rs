@@ -7,11 +7,8 @@ use crate::lower::{
     sampler::{self, Field, MOST_TOP, Switch, mask_words, reply},
     step::StepShape,
 };
-use engine_core::{
-    backend::{
-        Batch, InputToken, Mask, RowFailure, Sampled, SlotSampling, Span, StepError, StepResult,
-        Want,
-    },
+use backend_api::{
+    Batch, InputToken, Mask, RowFailure, Sampled, SlotSampling, Span, StepError, StepResult, Want,
     sample::SampleError,
 };
 
@@ -288,7 +285,7 @@ fn read_words(bytes: &[u8]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use engine_core::backend::{OutputRequest, Row, SlotId, Slots};
+    use backend_api::{OutputRequest, Row, SlotId, Slots};
 
     use super::*;
     use crate::stablehlo::Element;

@@ -3,16 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use backend_api::{
+    Backend, BackendError, Batch, Capabilities, CompileOptions, Deadline, Executor, Limits, Masks,
+    Progress, StepError, StepResult, Ticket, program::Program, weights::Weights,
+};
 use engine_core::{
-    backend::{
-        Backend, BackendError, Batch, Capabilities, CompileOptions, Deadline, Executor, Limits,
-        Masks, Progress, StepError, StepResult, Ticket,
-    },
     engine::{Engine, EngineOptions, KvMemory},
     error::GenerationError,
-    model::Program,
     request::{Request, SamplingParams},
-    weights::Weights,
 };
 
 use super::{XlaExecutor, plugin_path::plugin_path};

@@ -22,13 +22,9 @@ mod validate;
 
 use std::collections::VecDeque;
 
-use engine_core::{
-    backend::{
-        BackendError, Batch, Deadline, Executor, GroupId, Limits, Mask, Masks, Progress, SlotEvent,
-        SlotId, StepError, StepResult, Ticket,
-    },
-    model::Program,
-    weights::Weights,
+use backend_api::{
+    BackendError, Batch, Deadline, Executor, GroupId, Limits, Mask, Masks, Progress, SlotEvent,
+    SlotId, StepError, StepResult, Ticket, program::Program, weights::Weights,
 };
 
 use crate::{

@@ -7,10 +7,7 @@ use std::{
     thread,
 };
 
-use engine_core::{
-    backend::{BackendError, GroupId, Limits, Progress},
-    model::Program,
-};
+use backend_api::{BackendError, GroupId, Limits, Progress, program::Program};
 
 use super::launch::{floats, upload_as, words};
 use crate::{

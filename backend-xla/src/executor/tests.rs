@@ -2,12 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use engine_core::{
-    backend::{
-        Batch, Deadline, Executor, GroupId, InputToken, Limits, OutputRequest, Row, SlotEvent,
-        SlotId, SlotSampling, Slots, Span, StepError, StepResult, Want,
-    },
-    model::{AttentionOptions, Program, ProgramBuilder, Split},
+use backend_api::{
+    Batch, Deadline, Executor, GroupId, InputToken, Limits, OutputRequest, Row, SlotEvent, SlotId,
+    SlotSampling, Slots, Span, StepError, StepResult, Want,
+    program::{AttentionOptions, Program, ProgramBuilder, Split},
     weights::{Format, MapWeights, Shape, Tensor},
 };
 use radix_cache::PageId;

@@ -1,9 +1,7 @@
 //! Checks a batch before anything of it is taken: a device would read past its arrays, or silently
 //! elsewhere, where a host would notice.
 
-use engine_core::backend::{
-    Batch, GroupId, InputToken, Limits, SlotEvent, SlotId, StepError, Want,
-};
+use backend_api::{Batch, GroupId, InputToken, Limits, SlotEvent, SlotId, StepError, Want};
 
 use crate::lower::Geometry;
 
@@ -51,7 +49,6 @@ pub(super) fn validate(
         let is_known = match output.want {
             Want::Sample => true,
             Want::Score { token, .. } => token < vocab_size,
-            _ => false,
         };
         require(is_known, "an output of another kind, or of a token outside the vocabulary")?;
     }
@@ -93,6 +90,5 @@ fn validate_event(
             let exist = pages(group).is_some_and(|capacity| from.0 < capacity && to.0 < capacity);
             require(exist, "a copy of pages that do not exist")
         }
-        _ => require(false, "an event of slots"),
     }
 }

@@ -13,9 +13,9 @@ mod ragged;
 
 pub(crate) use ragged::{RaggedRows, plan};
 
-use engine_core::{
-    backend::BackendError,
-    model::{Attention, Program},
+use backend_api::{
+    BackendError,
+    program::{Attention, Program},
 };
 
 use super::{

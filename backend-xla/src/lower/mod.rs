@@ -1,4 +1,4 @@
-//! From a [`Program`](engine_core::model::Program) to StableHLO.
+//! From a [`Program`](backend_api::program::Program) to StableHLO.
 //!
 //! A model becomes a handful of modules, which share arrays that stay on the devices:
 //!
@@ -24,7 +24,7 @@ pub(crate) mod step;
 #[cfg(test)]
 mod tests;
 
-use engine_core::{backend::BackendError, model::Program};
+use backend_api::{BackendError, program::Program};
 
 use crate::stablehlo::{Element, Function, Input, Output, Type};
 use placement::Placement;

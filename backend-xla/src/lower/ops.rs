@@ -5,15 +5,12 @@
 
 use std::sync::Arc;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Activation, Op, Residual, RopePairs, Split, ValueId, WeightId},
+use backend_api::{
+    BackendError,
+    program::{Activation, Op, Residual, RopePairs, Split, ValueId, WeightId},
 };
 
-use super::{
-    step::{Lowering, Rotation},
-    unsupported,
-};
+use super::step::{Lowering, Rotation};
 use crate::stablehlo::{Element, Order, Reduction, Sharding, Value};
 
 impl Lowering<'_> {
@@ -38,7 +35,6 @@ impl Lowering<'_> {
             Op::SoftCap { input, cap, out } => self.soft_cap(*input, *cap, *out),
             Op::SelectOutputs { input, out } => self.select_outputs(*input, *out),
             Op::Logits { input, weight, out } => self.logits(*input, *weight, *out),
-            other => Err(unsupported(format!("the operation {other:?}"))),
         }
     }
 
@@ -266,7 +262,6 @@ impl Lowering<'_> {
                 let half = f.scale(&x, 0.5);
                 f.multiply(&half, &sum)
             }
-            other => return Err(unsupported(format!("the activation {other:?}"))),
         };
         let active = f.convert(&active, gate.element());
         let product = f.multiply(&active, &up);

@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Op, Program, Split, ValueId, WeightId},
+use backend_api::{
+    BackendError,
+    program::{Op, Program, Split, ValueId, WeightId},
 };
 
 use super::unsupported;

@@ -1,5 +1,5 @@
 //! The sampler: from logits on the device to tokens, by the pipeline of
-//! [`engine_core::sample`], for all outputs of a step at once.
+//! [`backend_api::sample`], for all outputs of a step at once.
 //!
 //! Differences to the host's sampler, all below the noise of the logits themselves: sums of
 //! probabilities and the Gumbel noise are `f32`, where the host's are `f64`. The random bits are

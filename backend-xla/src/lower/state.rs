@@ -1,6 +1,6 @@
 //! Small modules that keep what is resident on the devices up to date.
 
-use engine_core::{backend::GroupId, model::Program};
+use backend_api::{GroupId, program::Program};
 
 use super::{
     Geometry, Module,

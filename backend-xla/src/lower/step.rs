@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Program, ValueId},
+use backend_api::{
+    BackendError,
+    program::{Program, ValueId},
 };
 
 use super::{
@@ -62,7 +62,7 @@ pub(super) struct Lowering<'a> {
     pub(super) kernels: Option<&'a Kernels>,
     /// By [`ValueId`].
     pub(super) values: Vec<Option<Value>>,
-    /// By [`WeightId`](engine_core::model::WeightId).
+    /// By [`WeightId`](backend_api::program::WeightId).
     pub(super) weights: Vec<Value>,
     /// As they are after the layers so far; see [`Geometry::kv_types`].
     pub(super) kv: Vec<Value>,

@@ -1,9 +1,9 @@
 //! The text of each operation, as it is: read a changed snapshot before accepting it
 //! (`INSTA_UPDATE=always cargo test -p backend-xla lower`).
 
-use engine_core::{
-    backend::GroupId,
-    model::{
+use backend_api::{
+    GroupId,
+    program::{
         Activation, AttentionOptions, Op, Program, ProgramBuilder, RopePairs, Rotary, Split,
         WeightId,
     },
@@ -80,7 +80,6 @@ fn name(program: &Program, op: &Op) -> &'static str {
         Op::SoftCap { .. } => "soft_cap",
         Op::SelectOutputs { .. } => "select_outputs",
         Op::Logits { .. } => "logits",
-        _ => "unknown",
     }
 }
 

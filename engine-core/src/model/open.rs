@@ -9,8 +9,8 @@ use std::{
 
 use super::arch::{OUTPUT_WEIGHT, build};
 use super::config::{ConfigError, GenerationDefaults, ModelConfig, read_text};
-use super::program::{Program, ProgramError};
-use crate::weights::{GgufFile, GgufWeights, SafetensorsWeights, Weights, WeightsError};
+use crate::weights::{GgufFile, GgufWeights, SafetensorsWeights, WeightFileError, Weights};
+use backend_api::program::{Program, ProgramError};
 
 const CONFIG_FILE: &str = "config.json";
 const GENERATION_FILE: &str = "generation_config.json";
@@ -81,7 +81,7 @@ pub enum OpenError {
     Weights {
         /// What is wrong with them.
         #[from]
-        source: WeightsError,
+        source: WeightFileError,
     },
 }
 
@@ -279,7 +279,7 @@ mod tests {
         );
         let error = open(&[(CONFIG_FILE, CONFIG.as_bytes())]);
         let expected =
-            matches!(error, OpenError::Weights { source: WeightsError::NoWeightFiles { .. } });
+            matches!(error, OpenError::Weights { source: WeightFileError::NoWeightFiles { .. } });
         assert!(expected, "{error}");
         let error = open(&[(CONFIG_FILE, CONFIG.as_bytes()), (GENERATION_FILE, b"[]")]);
         assert!(
@@ -291,7 +291,7 @@ mod tests {
         let error = open_model(&elsewhere.path().join("absent")).expect_err("absent");
         assert!(matches!(error, OpenError::NotFound { .. }), "{error}");
         let error = open_model(&elsewhere.path().join("text.gguf")).expect_err("not a model");
-        let expected = matches!(error, OpenError::Weights { source: WeightsError::Gguf { .. } });
+        let expected = matches!(error, OpenError::Weights { source: WeightFileError::Gguf { .. } });
         assert!(expected, "{error}");
     }
 }

@@ -217,7 +217,7 @@ impl RequestReader<'_> {
     fn namespace(&mut self, name: Option<String>) -> Namespace {
         let Some(name) = name else { return Namespace::default() };
         // The default namespace is 0.
-        let new = Namespace(self.namespaces.len() as u64 + 1);
+        let new = Namespace::tenant(self.namespaces.len() as u64 + 1);
         *self.namespaces.entry(name).or_insert(new)
     }
 }

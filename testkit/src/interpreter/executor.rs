@@ -180,8 +180,6 @@ impl Interpreting {
                 SlotEvent::Close { slot } => {
                     self.slots[slot.index()].next = NextToken::None;
                 }
-                // Refused by `find_malformed`.
-                _ => {}
             }
         }
     }

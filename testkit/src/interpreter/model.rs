@@ -99,7 +99,7 @@ impl Model {
                 (*out, attention(op, inputs, sinks, &mut kv[group], table, row.position))
             }
             Op::GatedActivation { gate, up, activation, out } => {
-                let function = ops::gate(*activation).unwrap_or(|_| f64::NAN);
+                let function = ops::gate(*activation);
                 (*out, ops::gated_activation(read(*gate), read(*up), function))
             }
             Op::Add { left, right, out } => (*out, read(*left).zip(read(*right), |x, y| x + y)),
@@ -111,8 +111,6 @@ impl Model {
             Op::Logits { input, weight, out } => {
                 (*out, ops::linear(read(*input), self.weight(*weight), None))
             }
-            // Refused by `check_supported`.
-            _ => return,
         };
         values[out.index()] = result;
     }
@@ -122,27 +120,11 @@ impl Model {
     }
 }
 
-/// Refuses operations that this interpreter doesn't know yet, and attention that reaches further
-/// back than its page group keeps pages.
+/// Refuses attention that reaches further back than its page group keeps pages.
 fn check_supported(program: &Program, op: &Op) -> Result<(), BackendError> {
-    let supported = match op {
-        Op::Attention(attention) => {
-            let kept = program.groups()[usize::from(attention.group.0)].window;
-            kept.is_none_or(|kept| attention.window.is_some_and(|window| window <= kept))
-        }
-        Op::GatedActivation { activation, .. } => ops::gate(*activation).is_some(),
-        Op::Embed { .. }
-        | Op::RmsNorm { .. }
-        | Op::Linear { .. }
-        | Op::Rope { .. }
-        | Op::Add { .. }
-        | Op::Scale { .. }
-        | Op::SoftCap { .. }
-        | Op::SelectOutputs { .. }
-        | Op::Logits { .. } => true,
-        _ => false,
-    };
-    if supported {
+    let Op::Attention(attention) = op else { return Ok(()) };
+    let kept = program.groups()[usize::from(attention.group.0)].window;
+    if kept.is_none_or(|kept| attention.window.is_some_and(|window| window <= kept)) {
         return Ok(());
     }
     Err(BackendError::Unsupported { backend: BACKEND, what: format!("{op:?}") })

@@ -133,7 +133,6 @@ pub(super) fn find_malformed(batch: &Batch<'_>, limits: &Limits) -> Option<&'sta
             let pages = limits.pages.get(usize::from(group.0));
             pages.is_some_and(|&pages| from.0 < pages && to.0 < pages)
         }
-        _ => false,
     };
     if !batch.events.iter().all(known_event) {
         return Some("events about slots or pages that don't exist");

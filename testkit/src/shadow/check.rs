@@ -113,7 +113,6 @@ fn check_outputs(batch: &Batch<'_>, row: usize, vocab_size: u32) -> Result<(), V
                 samples == 1 && output.token as usize + 1 == share.tokens.range().end
             }
             Want::Score { token, .. } => token < vocab_size,
-            _ => false,
         };
         if !is_own || !fits {
             return Err(Violation::Output { row, output: index });

@@ -136,7 +136,6 @@ impl Resident {
                 slot.tables.iter_mut().for_each(Vec::clear);
                 Ok(Some(Command::Close { opening: occupant.opening }))
             }
-            _ => Ok(None),
         }
     }
 

@@ -154,7 +154,7 @@ fn another_namespace_does_not_wait_for_a_prefix_that_it_can_not_use() {
         let prompt = script.tokens(40);
         script.arrive(0, prompt.clone(), 3);
         let mut other = script.request(prompt, 3, 1);
-        other.namespace = Namespace(namespace);
+        other.namespace = Namespace::tenant(namespace);
         script.actions.push((0, Action::Arrive(other)));
         let report = script.run(roomy(8), false);
         assert_eq!(batches(&report).next().map(|batch| batch.rows.len()), Some(rows));
@@ -245,7 +245,7 @@ fn arrival(request: u64, prompt: Vec<Token>, max_tokens: u32) -> Arrival {
         sampling: Arc::new(SlotSampling::greedy()),
         max_tokens,
         stop_tokens: [].into(),
-        namespace: Namespace(0),
+        namespace: Namespace::tenant(0),
         retention: Retention::default(),
         constrained: false,
     }

@@ -229,7 +229,7 @@ impl Driver {
         match self.scheduler.fork(parent, branch.clone()) {
             Ok(()) => {
                 branch.prompt = prompt;
-                branch.namespace.0 = namespace;
+                branch.namespace.tenant = namespace;
                 self.track(branch, 1);
             }
             Err(ForkError::Refused(Refusal::Unknown(_))) if !is_live => {}
@@ -261,7 +261,7 @@ impl Driver {
         let room = self.scheduler.config().context_length - arrival.prompt.len();
         let max_tokens = (arrival.max_tokens as usize).min(room);
         let longest = (arrival.prompt.len() + max_tokens - 1) as u32;
-        let namespace = arrival.namespace.0;
+        let namespace = arrival.namespace.tenant;
         self.ledger.expect(arrival.sampling.seed, Expectation { namespace, longest });
         let tracked = Tracked {
             prompt: arrival.prompt,

@@ -48,7 +48,7 @@ impl Script {
             samples: samples.collect(),
             max_tokens,
             stop_tokens: [].into(),
-            namespace: Namespace(0),
+            namespace: Namespace::tenant(0),
             retention: Retention::default(),
             constrained: false,
         }

@@ -254,7 +254,7 @@ impl Draw {
             Vec::new()
         };
         let max_tokens = random.between(1, most_tokens) as u32;
-        let namespace = Namespace(random.below(namespaces) as u64);
+        let namespace = Namespace::tenant(random.below(namespaces) as u64);
         let samples = vec![self.sampling(30)];
         let constrained = self.random.chance(20);
         let retention = self.retention();

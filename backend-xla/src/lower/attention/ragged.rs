@@ -4,9 +4,9 @@
 //! portable lowering; then each device calls the kernel on its own heads. The kernel reads the KV
 //! array as it lies, so there is no copy of it.
 
-use engine_core::{
-    backend::BackendError,
-    model::{Attention, Op, Program},
+use backend_api::{
+    BackendError,
+    program::{Attention, Op, Program},
 };
 
 use super::{Heads, kv_index};
@@ -270,7 +270,7 @@ impl Heads<'_> {
 
 #[cfg(test)]
 mod tests {
-    use engine_core::model::{AttentionOptions, ProgramBuilder, Split};
+    use backend_api::program::{AttentionOptions, ProgramBuilder, Split};
 
     use super::*;
     use crate::{lower::step::step, stablehlo::Element};

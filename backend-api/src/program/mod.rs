@@ -5,11 +5,15 @@
 //! Operations are as large as a good fused kernel and no larger. Every value is written once,
 //! by the operation that names it as `out`, before it is read.
 //!
-//! Build one with [`ProgramBuilder`](super::ProgramBuilder), which checks shapes.
+//! Build one with [`ProgramBuilder`], which checks shapes.
 
 use std::sync::Arc;
 
-use crate::backend::GroupId;
+use crate::GroupId;
+
+mod builder;
+
+pub use builder::{AttentionOptions, ProgramBuilder, Rotary};
 
 /// Index of a value: an activation matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,13 +40,13 @@ impl WeightId {
 /// A model, ready to be compiled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
-    pub(super) name: String,
-    pub(super) vocab_size: u32,
-    pub(super) ops: Vec<Op>,
-    pub(super) values: Vec<Value>,
-    pub(super) weights: Vec<Weight>,
-    pub(super) groups: Vec<PageGroup>,
-    pub(super) logits: ValueId,
+    name: String,
+    vocab_size: u32,
+    ops: Vec<Op>,
+    values: Vec<Value>,
+    weights: Vec<Weight>,
+    groups: Vec<PageGroup>,
+    logits: ValueId,
 }
 
 impl Program {
@@ -147,7 +151,6 @@ pub struct PageGroup {
 
 /// Nonlinearity of a gated activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
@@ -166,7 +169,6 @@ pub enum RopePairs {
 
 /// One operation. Values are f32; a backend may compute in less where it states so.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Op {
     /// `out[t] = weight[token[t]] * scale`
     Embed {

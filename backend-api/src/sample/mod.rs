@@ -16,7 +16,7 @@
 //! ([`philox4x32`]), so a token does not depend on the batch, on the order of steps or on how the
 //! vocabulary is split. Log probabilities are those of the model itself, before step 1.
 //!
-//! [`SlotSampling::suppress`]: crate::backend::SlotSampling::suppress
+//! [`SlotSampling::suppress`]: crate::SlotSampling::suppress
 
 mod candidates;
 mod counts;

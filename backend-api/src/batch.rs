@@ -2,7 +2,7 @@
 
 use radix_cache::{PageId, Token};
 
-use super::slots::{SlotId, Slots};
+use crate::{SlotId, Slots};
 
 /// A run of entries in one of the batch's flat arrays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -74,9 +74,8 @@ pub struct OutputRequest {
 
 /// What is wanted of a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Want {
-    /// Sample the next token as the slot's [`SlotSampling`](super::SlotSampling) says, and make it the slot's next token.
+    /// Sample the next token as the slot's [`SlotSampling`](crate::SlotSampling) says, and make it the slot's next token.
     Sample,
     /// The log probability of a given next token, and of the `top` likeliest: prompt logprobs.
     Score {
@@ -91,7 +90,6 @@ pub enum Want {
 ///
 /// The data itself is in [`Slots`], which shows the state after all events of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum SlotEvent {
     /// A sequence moves in: forget what the slot held, read its sampling state.
     Open {
@@ -145,7 +143,7 @@ pub struct Batch<'a> {
     pub shared: &'a [SharedPrefix],
     /// State of all slots, after the events.
     pub slots: &'a Slots,
-    /// Don't sample: [`Executor::sample`](super::Executor::sample) will be called for it.
+    /// Don't sample: [`Executor::sample`](crate::Executor::sample) will be called for it.
     pub defer_sampling: bool,
 }
 

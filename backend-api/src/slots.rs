@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use radix_cache::{PageId, Token};
 
-use super::batch::GroupId;
+use crate::GroupId;
 
-/// A sequence's stable place on the device, below [`Limits::slots`](super::Limits::slots).
+/// A sequence's stable place on the device, below [`Limits::slots`](crate::Limits::slots).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotId(pub u32);
 
@@ -19,7 +19,6 @@ impl SlotId {
 
 /// How the tokens of a slot's sequence are sampled. Fixed while the slot is open.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct SlotSampling {
     /// 0 is greedy; then no filter applies and no noise is drawn.
     pub temperature: f32,
@@ -122,7 +121,7 @@ impl Slots {
     }
 
     /// A slot's page table in a group, to change. Every change is announced by a
-    /// [`SlotEvent`](super::SlotEvent) of the next batch.
+    /// [`SlotEvent`](crate::SlotEvent) of the next batch.
     pub fn pages_mut(&mut self, slot: SlotId, group: GroupId) -> &mut Vec<PageId> {
         &mut self.tables[slot.index() * self.groups + usize::from(group.0)]
     }
@@ -132,7 +131,7 @@ impl Slots {
     /// # Panics
     ///
     /// If the slots are the same.
-    pub(crate) fn two_tables(
+    pub fn two_tables(
         &mut self,
         read: SlotId,
         write: SlotId,

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::program::{
+use super::{
     Activation, Attention, Op, PageGroup, Program, ProgramError, Residual, RopePairs, RowsOf,
     Split, Value, ValueId, Weight, WeightId,
 };
-use crate::backend::GroupId;
+use crate::GroupId;
 
 /// Builds a [`Program`].
 ///
@@ -16,7 +16,7 @@ use crate::backend::GroupId;
 /// [`finish_with_logits`](Self::finish_with_logits) returns it.
 ///
 /// ```
-/// use engine_core::model::{Activation, ProgramBuilder, Split};
+/// use backend_api::program::{Activation, ProgramBuilder, Split};
 ///
 /// let mut b = ProgramBuilder::new("a network without attention", 1000);
 /// let x = b.embed("embed.weight", 64, 1.0);
@@ -29,7 +29,7 @@ use crate::backend::GroupId;
 /// let x = b.select_outputs(x);
 /// let program = b.finish_with_logits(x, "embed.weight", None)?;
 /// assert_eq!(program.vocab_size(), 1000);
-/// # Ok::<(), engine_core::model::ProgramError>(())
+/// # Ok::<(), backend_api::program::ProgramError>(())
 /// ```
 #[derive(Debug)]
 pub struct ProgramBuilder {
@@ -40,7 +40,6 @@ pub struct ProgramBuilder {
 
 /// What an attention layer needs beside its three inputs.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct AttentionOptions {
     /// Page group of its KV.
     pub group: GroupId,

@@ -7,7 +7,7 @@ use super::{Tensor, Weights, WeightsError};
 /// Named tensors in memory.
 ///
 /// ```
-/// use engine_core::weights::{Format, MapWeights, Shape, Tensor, Weights};
+/// use backend_api::weights::{Format, MapWeights, Shape, Tensor, Weights};
 ///
 /// let mut weights = MapWeights::new();
 /// let norm = Tensor::from_f32(Format::F32, Shape::Vector(2), &[1.0, 0.5])?;

@@ -14,7 +14,6 @@ pub(crate) const QUANTIZED_BLOCK: usize = 32;
 /// formats byte `i` of a block holds element `i` in its low nibble and element `i + 16` in
 /// its high nibble. Layouts are those of ggml, whose files carry them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Format {
     /// IEEE 754 binary32.
     F32,

@@ -6,7 +6,7 @@ use super::candidates::{Candidate, last_of_fraction, last_of_fraction_of_row, se
 use super::counts::TokenCounts;
 use super::noise::{MOST_NOISE, Noise, TOGETHER, gumbel, may_reach};
 use super::weight::sum_of_weights;
-use crate::backend::{Mask, RowFailure, Sampled, SlotSampling, Span};
+use crate::{Mask, RowFailure, Sampled, SlotSampling, Span};
 
 /// Samples rows, one after another. Holds only scratch memory: which rows it has seen before
 /// makes no difference, and after the first few it allocates nothing.

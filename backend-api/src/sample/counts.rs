@@ -3,7 +3,7 @@
 use hashbrown::HashMap;
 use radix_cache::Token;
 
-use crate::backend::SlotSampling;
+use crate::SlotSampling;
 
 /// A slot's token counts. Empty, and free of cost, unless the slot's penalties are on.
 #[derive(Clone, Debug, Default)]
@@ -16,7 +16,7 @@ pub struct TokenCounts {
 impl TokenCounts {
     /// Starts over for a sequence that moves into the slot, from its
     /// [`history`](SlotSampling::history). Call it for every
-    /// [`SlotEvent::Open`](crate::backend::SlotEvent::Open).
+    /// [`SlotEvent::Open`](crate::SlotEvent::Open).
     pub fn open(&mut self, sampling: &SlotSampling) {
         self.generated.clear();
         self.is_on = sampling.has_penalties();

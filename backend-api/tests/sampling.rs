@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use engine_core::Token;
-use engine_core::backend::{Mask, SlotSampling};
-use engine_core::sample::{RowSampler, SampleError, TokenCounts, philox4x32};
+use backend_api::sample::{RowSampler, SampleError, TokenCounts, philox4x32};
+use backend_api::{Mask, SlotSampling, Token};
 use proptest::prelude::*;
 
 /// The module's eight steps, each written as its definition says.

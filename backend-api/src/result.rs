@@ -2,14 +2,14 @@
 
 use radix_cache::Token;
 
-use super::batch::Span;
+use crate::Span;
 
 /// Results of a step. Kept and reused, so that a step in steady state allocates nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct StepResult {
     /// One or more for each requested output, in the order of
-    /// [`Batch::outputs`](super::Batch::outputs). More than one where a step verified a draft.
+    /// [`Batch::outputs`](crate::Batch::outputs). More than one where a step verified a draft.
     pub sampled: Vec<Sampled>,
     /// Likeliest tokens with their log probabilities, most likely first; [`Sampled::top`] points
     /// here.
@@ -27,7 +27,7 @@ impl StepResult {
 /// One token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {
-    /// The output that it answers, as an index into [`Batch::outputs`](super::Batch::outputs).
+    /// The output that it answers, as an index into [`Batch::outputs`](crate::Batch::outputs).
     pub output: u32,
     /// The token: sampled, or the one that was to be scored.
     pub token: Token,
@@ -41,7 +41,7 @@ pub struct Sampled {
 /// A row that failed alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowFailure {
-    /// The row, as an index into [`Batch::rows`](super::Batch::rows).
+    /// The row, as an index into [`Batch::rows`](crate::Batch::rows).
     pub row: u32,
     /// What happened, for the request's error.
     pub reason: String,
