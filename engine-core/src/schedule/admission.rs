@@ -154,9 +154,8 @@ fn need(state: &State, sequence: &Sequence, cached: usize) -> Need {
 /// arrival.
 fn has_room(state: &State, needed: Need) -> bool {
     let loading = state.transfers.iter().flat_map(Transfers::loading);
-    let loading = loading.filter_map(|(key, end)| {
-        Some(need(state, state.sequences.get(key)?, end).tokens as f64)
-    });
+    let loading = loading
+        .filter_map(|(key, end)| Some(need(state, state.sequences.get(key)?, end).tokens as f64));
     let loading = loading.reduce(|sum, needed| sum + needed);
     if state.sequences.running().is_empty() && loading.is_none() {
         return true;
@@ -202,9 +201,8 @@ fn is_worth_holding(state: &State, sequence: &Sequence, matched: usize) -> bool 
     let mut running = state.sequences.iter_running();
     let mut loading = state.transfers.iter().flat_map(Transfers::loading);
     running.any(|leader| leader.is_prefilling() && leads(leader, leader.known()))
-        || loading.any(|(other, end)| {
-            state.sequences.get(other).is_some_and(|leader| leads(leader, end))
-        })
+        || loading
+            .any(|(other, end)| state.sequences.get(other).is_some_and(|leader| leads(leader, end)))
 }
 
 /// Tokens in whole pages that both begin with.

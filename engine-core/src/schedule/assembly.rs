@@ -5,9 +5,7 @@ use std::ops::Range;
 use super::flights::{LaunchedRow, RowKind};
 use super::report::Deferred;
 use super::sequence::{Sequence, SequenceKey};
-use crate::backend::{
-    Batch, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span, Want,
-};
+use crate::backend::{Batch, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span, Want};
 
 /// Owns the flat arrays of one step.
 #[derive(Debug, Default)]
@@ -43,11 +41,7 @@ impl Assembly {
 
     /// Appends the tokens of a running sequence from `start` to `end`, the known ones and then the
     /// one to be produced, as one row; an output if one is wanted after the last.
-    pub(super) fn push(
-        &mut self,
-        (key, sequence): (SequenceKey, &Sequence),
-        row: NewRow,
-    ) {
+    pub(super) fn push(&mut self, (key, sequence): (SequenceKey, &Sequence), row: NewRow) {
         let NewRow { run, slot, start, end, kind, wants, draft } = row;
         let row = self.rows.len() as u32;
         let first = self.tokens.len() as u32;
@@ -68,10 +62,8 @@ impl Assembly {
                 self.deferred.push(Deferred { output, id: sequence.id });
             }
         }
-        let outputs = Span {
-            start: self.outputs.len() as u32 - u32::from(wants),
-            len: u32::from(wants),
-        };
+        let outputs =
+            Span { start: self.outputs.len() as u32 - u32::from(wants), len: u32::from(wants) };
         self.rows.push(Row { slot, tokens, position: start as u32, outputs });
         self.decode_rows += u32::from(kind == RowKind::Decode);
         self.launched.push(LaunchedRow { key, run, kind, output, end });

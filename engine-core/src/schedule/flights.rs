@@ -14,7 +14,7 @@ pub(super) struct Flights {
     /// Retired ones, for their memory.
     spare: Vec<Vec<LaunchedRow>>,
     next_step: u64,
-    /// KV was lost: nothing is launched until all steps launched before have been committed.
+    /// KV was lost: nothing is launched until all that was launched before has ended.
     is_draining: bool,
 }
 
@@ -73,12 +73,16 @@ impl Flights {
 
     /// Whether another step may be launched.
     pub(super) fn has_room(&self) -> bool {
-        self.in_flight.len() < MAX_IN_FLIGHT && !(self.is_draining && !self.is_empty())
+        self.in_flight.len() < MAX_IN_FLIGHT
     }
 
     /// Launches nothing more until all is committed that is in flight.
     pub(super) fn drain(&mut self) {
         self.is_draining = true;
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining
     }
 
     /// An empty list of rows.

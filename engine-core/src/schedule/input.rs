@@ -52,9 +52,11 @@ pub enum Input<'a> {
     /// before anything else is planned. [`StepError::Dead`] is not committed: the engine ends
     /// instead.
     Commit {
-        /// The result.
+        /// The result. A log keeps its tokens alone: nothing else enters a decision.
+        #[serde(with = "super::logged::result")]
         result: Cow<'a, StepResult>,
         /// The error.
+        #[serde(with = "super::logged::error")]
         error: Option<Cow<'a, StepError>>,
     },
     /// The oldest copies in flight have ended: all that one plan ordered. With the error, if
@@ -63,6 +65,7 @@ pub enum Input<'a> {
     /// them counts, and what was to be loaded is computed instead.
     CopiesDone {
         /// The error.
+        #[serde(with = "super::logged::error")]
         error: Option<Cow<'a, StepError>>,
     },
     /// Time has come to be `now`, in ticks of whatever clock the caller gave

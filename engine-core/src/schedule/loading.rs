@@ -20,8 +20,7 @@ pub(super) enum Load {
 
 /// Tokens of what was `found` on the host that are worth the wait for loading them.
 pub(super) fn worth_loading(state: &State, key: SequenceKey, found: Match) -> usize {
-    let may_load =
-        state.sequences.of(key).waiting().is_some_and(|waiting| !waiting.has_loaded);
+    let may_load = state.sequences.of(key).waiting().is_some_and(|waiting| !waiting.has_loaded);
     let transfers = state.transfers.as_ref().filter(|_| may_load);
     let is_worth = transfers.is_some_and(|transfers| transfers.is_worth_loading(found));
     if is_worth { found.host_tokens } else { 0 }

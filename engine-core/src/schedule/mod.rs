@@ -48,6 +48,7 @@ mod flights;
 mod forks;
 mod input;
 mod loading;
+mod logged;
 mod news;
 mod pages;
 mod planner;

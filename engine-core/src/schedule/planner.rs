@@ -14,6 +14,7 @@ use crate::schedule::config::Speculation;
 /// Puts steps together. Owns what the last plan lends.
 #[derive(Debug)]
 pub(super) struct Planner {
+    decision: Decision,
     assembly: Assembly,
     /// Copies that the last plan starts.
     copies: Vec<PageCopy>,
@@ -34,6 +35,7 @@ pub(super) enum Decision {
 impl Planner {
     pub(super) fn new(events: usize) -> Self {
         Self {
+            decision: Decision::Idle,
             assembly: Assembly::new(events),
             copies: Vec::new(),
             drafts: Vec::new(),
@@ -42,13 +44,18 @@ impl Planner {
     }
 
     /// Decides the next step, and counts it and the copies that go with it as launched.
-    pub(super) fn plan(&mut self, state: &mut State) -> Result<Decision, ScheduleError> {
-        let decision = self.plan_step(state)?;
+    pub(super) fn plan(&mut self, state: &mut State) -> Result<(), ScheduleError> {
+        self.decision = self.plan_step(state)?;
         self.copies.clear();
         if let Some(transfers) = &mut state.transfers {
             transfers.start(&mut self.copies);
         }
-        Ok(decision)
+        Ok(())
+    }
+
+    /// What was decided last.
+    pub(super) fn decision(&self) -> Decision {
+        self.decision
     }
 
     /// The batch of the last [`Decision::Launch`].
@@ -65,7 +72,8 @@ impl Planner {
     }
 
     fn plan_step(&mut self, state: &mut State) -> Result<Decision, ScheduleError> {
-        if !state.flights.has_room() {
+        let waits = state.flights.is_draining() && state.is_anything_in_flight();
+        if waits || !state.flights.has_room() {
             return Ok(Decision::Sync);
         }
         // Each failed attempt puts a sequence back; alone, the first one has room for a row.

@@ -60,9 +60,8 @@ pub(super) fn push_chunk(
 
 /// Pages that the next decode rows need beyond those in their tables.
 pub(super) fn pages_for_decode(state: &State) -> usize {
-    let needs_page = |running: &super::sequence::Running| {
-        running.launched == state.pages.room(&running.holding)
-    };
+    let needs_page =
+        |running: &super::sequence::Running| running.launched == state.pages.room(&running.holding);
     let decoding = state.sequences.iter_running().filter(|sequence| sequence.can_decode());
     decoding.filter_map(|sequence| sequence.running()).filter(|running| needs_page(running)).count()
 }

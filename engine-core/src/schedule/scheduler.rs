@@ -70,9 +70,14 @@ impl Scheduler {
     ///
     /// Broken accounting.
     pub fn plan(&mut self) -> Result<Plan<'_>, ScheduleError> {
-        let decision = self.planner.plan(&mut self.state)?;
+        self.planner.plan(&mut self.state)?;
+        Ok(self.last_plan())
+    }
+
+    /// What the last call of [`plan`](Self::plan) decided, lent once more.
+    pub fn last_plan(&self) -> Plan<'_> {
         let copies = self.planner.copies();
-        Ok(match decision {
+        match self.planner.decision() {
             Decision::Launch => Plan::Launch(Step {
                 batch: self.planner.batch(self.state.pages.slots()),
                 deferred: self.planner.deferred(),
@@ -80,7 +85,7 @@ impl Scheduler {
             }),
             Decision::Sync => Plan::Sync { copies },
             Decision::Idle => Plan::Idle,
-        })
+        }
     }
 
     /// What it was built with.
@@ -179,7 +184,8 @@ fn arrive(state: &mut State, arrival: Arrival) -> Result<(), Refusal> {
 }
 
 fn abort(state: &mut State, request: RequestId, samples: u32) -> Result<(), ScheduleError> {
-    (0..samples).try_for_each(|index| end(state, SequenceId { request, index }, FinishReason::Abort))
+    (0..samples)
+        .try_for_each(|index| end(state, SequenceId { request, index }, FinishReason::Abort))
 }
 
 fn end(state: &mut State, id: SequenceId, reason: FinishReason) -> Result<(), ScheduleError> {

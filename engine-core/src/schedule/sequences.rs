@@ -1,7 +1,6 @@
 //! All living sequences, and which of them run.
 
 use hashbrown::HashMap;
-use radix_cache::Namespace;
 use slotmap::SlotMap;
 
 use super::config::{Refusal, SchedulerConfig};
@@ -61,7 +60,7 @@ impl Sequences {
     /// Nothing is kept for others, so a request shares with itself alone.
     pub(super) fn isolate(&mut self, key: SequenceKey) {
         let sequence = &mut self.all[key];
-        sequence.namespace = Namespace(sequence.id.request.0);
+        sequence.namespace.salt = sequence.id.request.0;
     }
 
     pub(super) fn find(&self, id: SequenceId) -> Option<SequenceKey> {

@@ -133,8 +133,8 @@ impl State {
     /// Checks that every page and slot has exactly one owner.
     pub(super) fn check(&self) -> Result<(), ScheduleError> {
         let holdings = self.sequences.iter_running();
-        let holdings = holdings
-            .filter_map(|sequence| Some((sequence.id, &sequence.running()?.holding)));
+        let holdings =
+            holdings.filter_map(|sequence| Some((sequence.id, &sequence.running()?.holding)));
         let transfers: Vec<_> = self.transfers.iter().flat_map(Transfers::iter).collect();
         self.pages.check(holdings, &transfers)?;
         let waiting = self.queue.len();

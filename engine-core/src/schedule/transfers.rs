@@ -238,10 +238,7 @@ impl Transfers {
 
     /// The KV is lost: copies that are under way are of no use to anyone. Those that are started
     /// still end. Returns the sequences that were being loaded for.
-    pub(super) fn forget(
-        &mut self,
-        pool: &mut KvPool,
-    ) -> Result<Vec<SequenceKey>, ScheduleError> {
+    pub(super) fn forget(&mut self, pool: &mut KvPool) -> Result<Vec<SequenceKey>, ScheduleError> {
         let started = self.started.iter_mut().flat_map(std::mem::take);
         let mut keys = Vec::new();
         for Ordered { transfer, purpose } in started.chain(std::mem::take(&mut self.queued)) {

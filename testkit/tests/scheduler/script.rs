@@ -78,7 +78,6 @@ impl Script {
             actions: self.actions,
             faults: faults.to_vec(),
             transfer_faults: transfer_faults.to_vec(),
-            cache_bug: None,
         };
         driver::run(&case).unwrap_or_else(|failure| panic!("{failure}\n{case:#?}"))
     }
@@ -91,7 +90,7 @@ pub(crate) fn roomy(max_running: u32) -> SchedulerConfig {
 
 pub(crate) fn batches(report: &Report) -> impl Iterator<Item = &Snapshot> {
     report.log.iter().filter_map(|entry| match entry {
-        Entry::Plan(_, batch, _) => batch.as_ref(),
-        _ => None,
+        Entry::Plan(planned) => planned.batch.as_ref(),
+        Entry::Input(_) => None,
     })
 }

@@ -46,7 +46,9 @@ impl Pages {
             }
             let PageCounts { cached_locked, loading, .. } = counts;
             if holdings.is_empty() && transfers.is_empty() && cached_locked + loading > 0 {
-                return broken(format!("nothing runs or is copied, yet pages are held: {counts:?}"));
+                return broken(format!(
+                    "nothing runs or is copied, yet pages are held: {counts:?}"
+                ));
             }
         }
         Ok(())
