@@ -6,6 +6,7 @@ use engine_core::PageId;
 use engine_core::backend::{
     Batch, GroupId, InputToken, Limits, Row, SlotEvent, SlotSampling, Want,
 };
+use engine_core::kv::NO_PAGE;
 
 use super::commands::Command;
 use super::violation::Violation;
@@ -16,6 +17,8 @@ use super::{Expectation, Ledger};
 pub(super) struct Resident {
     slots: Vec<Slot>,
     pages: Vec<u32>,
+    /// Groups whose tables may name no page where the window has left.
+    has_holes: Vec<bool>,
     page_size: usize,
     openings: u64,
     ledger: Arc<Ledger>,
@@ -45,7 +48,13 @@ impl Resident {
     pub(super) fn new(limits: &Limits, page_size: usize, ledger: Arc<Ledger>) -> Self {
         let slot = Slot { occupant: None, tables: vec![Vec::new(); limits.pages.len()] };
         let slots = vec![slot; limits.slots as usize];
-        Self { slots, pages: limits.pages.clone(), page_size, openings: 0, ledger }
+        let has_holes = vec![false; limits.pages.len()];
+        Self { slots, pages: limits.pages.clone(), has_holes, page_size, openings: 0, ledger }
+    }
+
+    /// Which groups are windowed.
+    pub(super) fn allow_holes(&mut self, windows: &[Option<u32>]) {
+        self.has_holes = windows.iter().map(Option::is_some).collect();
     }
 
     pub(super) fn groups(&self) -> usize {
@@ -114,8 +123,11 @@ impl Resident {
                     let (start, end, len) = (range.start, range.end, lent.len());
                     return Err(Violation::Entries { slot: id, start, end, len });
                 }
-                let pages = self.pages[usize::from(group.0)];
-                if let Some(&page) = lent[range.clone()].iter().find(|page| page.0 >= pages) {
+                let index = usize::from(group.0);
+                let (pages, has_holes) = (self.pages[index], self.has_holes[index]);
+                let is_wrong =
+                    |page: &&PageId| page.0 >= pages && !(has_holes && **page == NO_PAGE);
+                if let Some(&page) = lent[range.clone()].iter().find(is_wrong) {
                     return Err(Violation::UnknownPage { group, page });
                 }
                 table.resize(table.len().max(range.end), PageId(0));

@@ -117,7 +117,8 @@ impl Driver {
         );
         options.host_pages = config.host_tier.iter().map(|tier| tier.pages).collect();
         let shadow = ShadowExecutor::new(&options, case.vocab_size, ledger.clone())
-            .map_err(|error| Failure::Rule(error.to_string()))?;
+            .map_err(|error| Failure::Rule(error.to_string()))?
+            .with_windows(case.windows.iter().copied());
         let scheduler = Scheduler::new(config).map_err(broken)?;
         Ok(Self {
             scheduler,

@@ -102,9 +102,24 @@ fn copies_that_fail_change_no_token() {
 }
 
 #[test]
+fn windowed_groups_change_no_token() {
+    let sum = check(Flavour { windowed: true, ..Flavour::default() }, 2000);
+    if sum.cases >= 100 {
+        assert!(sum.cached > sum.cases && sum.retractions > sum.cases / 60, "{sum:?}");
+    }
+}
+
+#[test]
+fn windowed_groups_survive_faults() {
+    check(Flavour { windowed: true, faults: true, ..Flavour::default() }, 800);
+}
+
+#[test]
 fn a_log_of_inputs_replays_every_decision() {
     for seed in seeds(200) {
-        let flavour = Flavour { faults: seed % 3 == 0, host: seed % 2 == 0, wide: false };
+        let faults = seed % 3 == 0;
+        let (host, windowed) = (seed % 4 == 0, seed % 4 == 1);
+        let flavour = Flavour { faults, host, windowed, ..Flavour::default() };
         let case = Case::new(seed, flavour);
         let report = driver::run(&case).unwrap_or_else(|failure| panic!("{seed}: {failure}"));
         let differs = log::replay(case.config.clone(), &report.log);

@@ -103,7 +103,25 @@ impl Driver {
             notice(event, tracked, cached_tokens, admitted)?;
         }
         self.scheduler.clear_events();
+        self.check_windows()?;
         self.scheduler.check().map_err(broken)
+    }
+
+    /// Windowed pages in use are bounded by the window and the chunk, not by anybody's length: each
+    /// sequence has its window and the pages that it fills, and two steps fill a chunk each.
+    fn check_windows(&self) -> Result<(), Failure> {
+        let config = self.scheduler.config();
+        let Some(group) = config.windowed else { return Ok(()) };
+        let pages = |tokens: usize| tokens.div_ceil(config.page_size);
+        let drafted = config.speculation.map_or(0, |s| usize::from(s.max_draft));
+        let each = pages(group.window - 1) + 2 + pages(drafted);
+        let running = self.scheduler.stats().running;
+        let most = running * each + 2 * (pages(config.chunk()) + running);
+        let used = self.scheduler.windowed_pages().in_use();
+        if used > most {
+            return Err(Failure::Rule(format!("{used} windowed pages are in use, not {most}")));
+        }
+        Ok(())
     }
 
     pub(crate) fn check_end(self, case: &Case) -> Result<Report, Failure> {

@@ -75,6 +75,7 @@ impl Script {
             config,
             overlapped,
             vocab_size: VOCABULARY,
+            windows: vec![None],
             actions: self.actions,
             faults: faults.to_vec(),
             transfer_faults: transfer_faults.to_vec(),

@@ -299,12 +299,10 @@ impl Pages {
             let entries = self.slots.pages_mut(slot, windowed.home);
             let is_repointed = self.pool.put_windowed(lock, &mut entries[from..to])?;
             let left = to.saturating_sub(reach);
-            entries[from.saturating_sub(reach).min(left)..left].fill(NO_PAGE);
-            if is_repointed {
-                let changed = from.max(left)..to;
-                windowed.announce(&mut self.slots, &mut self.events, slot, changed);
-            }
-            windowed.mirror(&mut self.slots, slot);
+            let first = from.saturating_sub(reach).min(left);
+            entries[first..left].fill(NO_PAGE);
+            let changed = first..if is_repointed { to } else { left };
+            windowed.announce(&mut self.slots, &mut self.events, slot, changed);
         }
         Ok(())
     }
