@@ -161,7 +161,7 @@ impl Core {
         }
         let masks = outputs.iter().zip(self.constraints.masks());
         let entries: Vec<Mask<'_>> =
-            masks.map(|(&output, allowed)| Mask { output, allowed }).collect();
+            masks.map(|(&output, allowed)| Mask { output, index: 0, allowed }).collect();
         let Some(Flight { step: Some(step), .. }) = self.in_flight.back_mut() else {
             return Ok(());
         };

@@ -16,4 +16,4 @@ mod pool;
 mod windowed;
 
 pub use allocator::{AllocatorError, PageAllocator};
-pub use pool::{GroupKind, KvPool, NO_PAGE, PageCounts, PoolError};
+pub use pool::{GroupKind, KvPool, PageCounts, PoolError};

@@ -7,9 +7,6 @@ use radix_cache::{
 
 use super::allocator::{AllocatorError, PageAllocator};
 
-/// What stands in a page table where there is no page: its positions have left the window.
-pub const NO_PAGE: PageId = PageId(u32::MAX);
-
 /// What the layers of a page group attend to, and so how long its pages are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum GroupKind {

@@ -2,7 +2,7 @@
 
 use radix_cache::{LockId, PageId};
 
-use super::pool::{KvPool, NO_PAGE, PoolError};
+use super::pool::{KvPool, PoolError};
 
 impl KvPool {
     /// Pages that the window in front of a position covers at most; `None` where no group is
@@ -11,7 +11,7 @@ impl KvPool {
         self.windowed.as_ref().map(|windowed| windowed.reach)
     }
 
-    /// Appends the windowed page of each position that a lock holds, [`NO_PAGE`] for those that
+    /// Appends the windowed page of each position that a lock holds, [`PageId::NONE`] for those that
     /// the lock's window has left.
     ///
     /// # Errors
@@ -20,7 +20,7 @@ impl KvPool {
     pub fn windowed_pages(&self, lock: LockId, table: &mut Vec<PageId>) -> Result<(), PoolError> {
         let mut pages = Vec::new();
         let first = self.cache.windowed_pages(lock, &mut pages)? / self.page_size();
-        table.resize(table.len() + first, NO_PAGE);
+        table.resize(table.len() + first, PageId::NONE);
         table.append(&mut pages);
         Ok(())
     }

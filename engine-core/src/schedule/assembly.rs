@@ -5,7 +5,9 @@ use std::ops::Range;
 use super::flights::{LaunchedRow, RowKind};
 use super::report::Deferred;
 use super::sequence::{Sequence, SequenceKey};
-use crate::backend::{Batch, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span, Want};
+use crate::backend::{
+    Batch, Draft, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span, Want,
+};
 
 /// Owns the flat arrays of one step.
 #[derive(Debug, Default)]
@@ -56,9 +58,15 @@ impl Assembly {
 
         let output = wants.then_some(self.outputs.len() as u32);
         if let Some(output) = output {
-            let token = tokens.start + tokens.len - 1;
-            self.outputs.push(OutputRequest { row, token, want: Want::Sample });
-            if sequence.constrained {
+            let (run, want) = match kind {
+                RowKind::Verify { .. } => (tokens, Want::Verify(Draft::Chain)),
+                RowKind::Decode | RowKind::Chunk => {
+                    (Span { start: tokens.start + tokens.len - 1, len: 1 }, Want::Sample)
+                }
+            };
+            let deferred = sequence.constrained;
+            self.outputs.push(OutputRequest { row, tokens: run, want, deferred });
+            if deferred {
                 self.deferred.push(Deferred { output, id: sequence.id });
             }
         }
@@ -85,9 +93,7 @@ impl Assembly {
 
     pub(super) fn batch<'a>(&'a self, slots: &'a Slots) -> Batch<'a> {
         let Self { step, tokens, rows, decode_rows, outputs, events, .. } = self;
-        let mut batch = Batch::new(*step, tokens, rows, *decode_rows, outputs, events, slots);
-        batch.defer_sampling = !self.deferred.is_empty();
-        batch
+        Batch::new(*step, tokens, rows, *decode_rows, outputs, events, slots)
     }
 
     pub(super) fn deferred(&self) -> &[Deferred] {

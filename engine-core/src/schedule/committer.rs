@@ -53,7 +53,7 @@ fn commit_rows(
     result: &StepResult,
     failures: &[RowFailure],
 ) -> Result<(), ScheduleError> {
-    let mut answers = Answers { step, sampled: &result.sampled };
+    let mut answers = Answers { step, result, next: 0 };
     for (index, row) in rows.iter().enumerate() {
         let running = state.sequences.get(row.key).and_then(|sequence| sequence.running());
         if running.is_none_or(|running| running.run != row.run) {
@@ -124,26 +124,26 @@ fn advance(
 /// The answers of a result, which are in the order of the outputs.
 struct Answers<'a> {
     step: u64,
-    /// Those that were not asked for yet.
-    sampled: &'a [Sampled],
+    result: &'a StepResult,
+    /// Answers before this one were asked for.
+    next: usize,
 }
 
 impl<'a> Answers<'a> {
     /// The tokens of an output.
     fn of(&mut self, output: u32, kind: RowKind) -> Result<&'a [Sampled], ScheduleError> {
-        let skipped = self.sampled.iter().take_while(|sampled| sampled.output < output).count();
-        let rest = &self.sampled[skipped..];
-        let found = rest.iter().take_while(|sampled| sampled.output == output).count();
-        let (tokens, rest) = rest.split_at(found);
-        self.sampled = rest;
+        let rest = self.result.outputs.get(self.next..).unwrap_or_default();
+        self.next += rest.iter().take_while(|answer| answer.output < output).count();
+        let answer = self.result.outputs.get(self.next).filter(|answer| answer.output == output);
+        let tokens = answer.map_or(&[][..], |answer| self.result.tokens_of(answer));
         let most = match kind {
             RowKind::Decode | RowKind::Chunk => 1,
             RowKind::Verify { drafted } => drafted as usize + 1,
         };
-        if (1..=most).contains(&found) {
+        if (1..=most).contains(&tokens.len()) {
             return Ok(tokens);
         }
-        Err(ScheduleError::Answer { step: self.step, output, found, most })
+        Err(ScheduleError::Answer { step: self.step, output, found: tokens.len(), most })
     }
 }
 

@@ -70,21 +70,21 @@ pub(super) mod result {
         result: &StepResult,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        let answers = result.sampled.iter().map(|sampled| (sampled.output, sampled.token));
-        serializer.collect_seq(answers)
+        serializer.collect_seq(result.outputs.iter().map(|answer| {
+            let tokens = result.tokens_of(answer).iter().map(|sampled| sampled.token);
+            (answer.output, tokens.collect::<Vec<Token>>())
+        }))
     }
 
     pub(in crate::schedule) fn deserialize<'a, 'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Cow<'a, StepResult>, D::Error> {
-        let answers = Vec::<(u32, Token)>::deserialize(deserializer)?;
+        let answers = Vec::<(u32, Vec<Token>)>::deserialize(deserializer)?;
         let mut result = StepResult::default();
-        result.sampled.extend(answers.into_iter().map(|(output, token)| Sampled {
-            output,
-            token,
-            logprob: f32::NAN,
-            top: Span::default(),
-        }));
+        for (output, tokens) in answers {
+            let sampled = |token| Sampled { token, logprob: f32::NAN, top: Span::default() };
+            result.push_tokens(output, tokens.into_iter().map(sampled));
+        }
         Ok(Cow::Owned(result))
     }
 }

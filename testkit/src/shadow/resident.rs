@@ -6,7 +6,6 @@ use engine_core::PageId;
 use engine_core::backend::{
     Batch, GroupId, InputToken, Limits, Row, SlotEvent, SlotSampling, Want,
 };
-use engine_core::kv::NO_PAGE;
 
 use super::commands::Command;
 use super::violation::Violation;
@@ -17,8 +16,6 @@ use super::{Expectation, Ledger};
 pub(super) struct Resident {
     slots: Vec<Slot>,
     pages: Vec<u32>,
-    /// Groups whose tables may name no page where the window has left.
-    has_holes: Vec<bool>,
     page_size: usize,
     openings: u64,
     ledger: Arc<Ledger>,
@@ -48,17 +45,7 @@ impl Resident {
     pub(super) fn new(limits: &Limits, page_size: usize, ledger: Arc<Ledger>) -> Self {
         let slot = Slot { occupant: None, tables: vec![Vec::new(); limits.pages.len()] };
         let slots = vec![slot; limits.slots as usize];
-        let has_holes = vec![false; limits.pages.len()];
-        Self { slots, pages: limits.pages.clone(), has_holes, page_size, openings: 0, ledger }
-    }
-
-    /// Which groups are windowed.
-    pub(super) fn allow_holes(&mut self, windows: &[Option<u32>]) {
-        self.has_holes = windows.iter().map(Option::is_some).collect();
-    }
-
-    pub(super) fn groups(&self) -> usize {
-        self.pages.len()
+        Self { slots, pages: limits.pages.clone(), page_size, openings: 0, ledger }
     }
 
     /// The sequence in a row's slot, which [`check_row`](Self::check_row) has found there.
@@ -123,11 +110,10 @@ impl Resident {
                     let (start, end, len) = (range.start, range.end, lent.len());
                     return Err(Violation::Entries { slot: id, start, end, len });
                 }
-                let index = usize::from(group.0);
-                let (pages, has_holes) = (self.pages[index], self.has_holes[index]);
-                let is_wrong =
-                    |page: &&PageId| page.0 >= pages && !(has_holes && **page == NO_PAGE);
-                if let Some(&page) = lent[range.clone()].iter().find(is_wrong) {
+                let pages = self.pages[usize::from(group.0)];
+                // Where the window has left, there is none.
+                let is_unknown = |page: &&PageId| page.0 >= pages && **page != PageId::NONE;
+                if let Some(&page) = lent[range.clone()].iter().find(is_unknown) {
                     return Err(Violation::UnknownPage { group, page });
                 }
                 table.resize(table.len().max(range.end), PageId(0));
@@ -203,9 +189,11 @@ impl Resident {
         if names_next && (before.is_none() || occupant.sampled_in != before) {
             return Err(Violation::NoNextToken { slot: id });
         }
-        occupant.next = Some(found);
-        let samples =
-            batch.outputs[row.outputs.range()].iter().any(|output| output.want == Want::Sample);
+        let outputs = &batch.outputs[row.outputs.range()];
+        let verifies = outputs.iter().any(|output| matches!(output.want, Want::Verify(_)));
+        // How much of a draft holds is not known here: the row after it may begin anywhere in it.
+        occupant.next = (!verifies).then_some(found);
+        let samples = verifies || outputs.iter().any(|output| output.want == Want::Sample);
         occupant.sampled_in = samples.then_some(batch.step);
         Ok(())
     }

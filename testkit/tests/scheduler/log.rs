@@ -31,7 +31,7 @@ pub(crate) struct Snapshot {
     pub(crate) decode_rows: u32,
     /// Sampling seeds of the rows' sequences: who they are.
     pub(crate) seeds: Vec<u64>,
-    outputs: Vec<OutputRequest>,
+    pub(crate) outputs: Vec<OutputRequest>,
     deferred: Vec<Deferred>,
     events: Vec<SlotEvent>,
     shared: Vec<SharedPrefix>,

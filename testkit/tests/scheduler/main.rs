@@ -43,6 +43,8 @@ fn check(flavour: Flavour, usually: u64) -> Sum {
                 sum.host_hits += stats.host_hits;
                 sum.to_host += stats.pages_to_host;
                 sum.failed_transfers += stats.failed_transfers;
+                sum.proposed += stats.proposed_tokens;
+                sum.accepted += stats.accepted_tokens;
             }
         }
     }
@@ -61,6 +63,8 @@ struct Sum {
     host_hits: u64,
     to_host: u64,
     failed_transfers: u64,
+    proposed: u64,
+    accepted: u64,
 }
 
 #[test]
@@ -110,6 +114,28 @@ fn windowed_groups_change_no_token() {
 }
 
 #[test]
+fn speculation_changes_no_token() {
+    let sum = check(Flavour { speculation: true, ..Flavour::default() }, 2500);
+    if sum.cases >= 100 {
+        assert!(sum.proposed > 4 * sum.cases && sum.accepted > sum.cases, "{sum:?}");
+    }
+}
+
+#[test]
+fn speculation_survives_faults_and_the_host_tier() {
+    let faults = Flavour { speculation: true, faults: true, ..Flavour::default() };
+    check(faults, 800);
+    check(Flavour { host: true, ..faults }, 600);
+}
+
+#[test]
+fn speculation_in_windowed_groups_changes_no_token() {
+    check(Flavour { speculation: true, windowed: true, ..Flavour::default() }, 1200);
+    let wide = Flavour { speculation: true, windowed: true, wide: true, ..Flavour::default() };
+    check(wide, 30);
+}
+
+#[test]
 fn windowed_groups_survive_faults() {
     check(Flavour { windowed: true, faults: true, ..Flavour::default() }, 800);
 }
@@ -119,7 +145,8 @@ fn a_log_of_inputs_replays_every_decision() {
     for seed in seeds(200) {
         let faults = seed % 3 == 0;
         let (host, windowed) = (seed % 4 == 0, seed % 4 == 1);
-        let flavour = Flavour { faults, host, windowed, ..Flavour::default() };
+        let speculation = seed % 5 < 2;
+        let flavour = Flavour { faults, host, windowed, speculation, wide: false };
         let case = Case::new(seed, flavour);
         let report = driver::run(&case).unwrap_or_else(|failure| panic!("{seed}: {failure}"));
         let differs = log::replay(case.config.clone(), &report.log);

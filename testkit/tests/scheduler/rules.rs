@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use engine_core::Token;
-use engine_core::backend::{Row, StepError};
+use engine_core::backend::{Row, StepError, Want};
 use engine_core::kv::GroupKind;
 use engine_core::schedule::{Event, FinishReason, SchedulerStats, SequenceId};
 use testkit::shadow::{Violation, model};
@@ -58,7 +58,13 @@ impl Driver {
 
     /// Prompts take no more than the chunk budget, and in whole pages unless they end.
     pub(crate) fn check_prefill(&self, batch: &Snapshot) -> Result<(), Failure> {
-        let prefill = &batch.rows[batch.decode_rows as usize..];
+        let wants = |row: &Row| batch.outputs.get(row.outputs.start as usize);
+        let verifies = |row: &Row| {
+            row.outputs.len > 0
+                && wants(row).is_some_and(|output| matches!(output.want, Want::Verify(_)))
+        };
+        let others = &batch.rows[batch.decode_rows as usize..];
+        let prefill: Vec<&Row> = others.iter().filter(|row| !verifies(row)).collect();
         let tokens: usize = prefill.iter().map(|row| row.tokens.len as usize).sum();
         let config = self.scheduler.config();
         if tokens > config.chunk() {
@@ -67,7 +73,7 @@ impl Driver {
         let is_ragged = |row: &Row| {
             row.outputs.len == 0 && !(row.kv_len() as usize).is_multiple_of(config.page_size)
         };
-        match prefill.iter().find(|row| is_ragged(row)) {
+        match prefill.into_iter().find(|row| is_ragged(row)) {
             Some(row) => Err(Failure::Rule(format!("a chunk ends inside a page: {row:?}"))),
             None => Ok(()),
         }

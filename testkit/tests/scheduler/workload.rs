@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use engine_core::backend::SlotSampling;
 use engine_core::kv::GroupKind;
-use engine_core::schedule::{HostTierConfig, QueuePolicy, SchedulerConfig, WindowedConfig};
+use engine_core::schedule::{
+    HostTierConfig, QueuePolicy, SchedulerConfig, Speculation, WindowedConfig,
+};
 use engine_core::{Namespace, Policy, Retention, Token, WritePolicy};
 use testkit::faults::{Fault, TransferFault};
 use testkit::random::Random;
@@ -167,6 +169,15 @@ impl Draw {
             if flavour.faults {
                 transfer_faults = self.transfer_faults();
             }
+        }
+        if flavour.speculation {
+            let random = &mut self.random;
+            let mut speculation = Speculation::default();
+            speculation.max_draft = random.between(1, 8) as u8;
+            speculation.min_match = random.between(1, 3) as u8;
+            speculation.lookback = random.between(4, 100) as u32;
+            speculation.step_tokens = random.between(1, 32) as u32;
+            config.speculation = Some(speculation);
         }
         let windows =
             if flavour.windowed { self.add_windows(&mut config, longest) } else { vec![None] };

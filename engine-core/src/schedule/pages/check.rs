@@ -1,9 +1,9 @@
 //! That every page and slot has exactly one owner, in each kind of group and both tiers.
 
-use radix_cache::{Direction, Transfer};
+use radix_cache::{Direction, PageId, Transfer};
 
 use super::{Holding, Pages, Table};
-use crate::kv::{GroupKind, NO_PAGE, PageCounts};
+use crate::kv::{GroupKind, PageCounts};
 use crate::schedule::report::ScheduleError;
 use crate::schedule::sequence::SequenceId;
 
@@ -83,7 +83,7 @@ impl Pages {
             let (left, window) = protected.split_at(whole.saturating_sub(reach));
             let mut held = Vec::new();
             self.pool.windowed_pages(holding.lock, &mut held)?;
-            if left.iter().any(|&page| page != NO_PAGE) || !held.ends_with(window) {
+            if left.iter().any(|&page| page != PageId::NONE) || !held.ends_with(window) {
                 return broken(format!("the window of {id:?} is not the one that its lock holds"));
             }
         }

@@ -2,12 +2,12 @@
 //!
 //! A table of full groups names a page for each position that is computed or launched. A table of
 //! windowed groups is as long and keeps the absolute place of each entry; entries that the window
-//! has left hold [`NO_PAGE`]:
+//! has left hold [`PageId::NONE`]:
 //!
 //! ```text
-//!            0                        protected           launched
-//! full       |=== the tree's, locked ====|... the sequence's ...|
-//! windowed   |--- NO_PAGE ---|== reach ==|... the sequence's ...|
+//!            0                              protected        launched
+//! full       |=== the tree's, locked =======|... the sequence's ...|
+//! windowed   |------ NONE -------|== reach ==|... the sequence's ...|
 //! ```
 //!
 //! Pages are let go by moving `protected` on: what was the sequence's becomes the tree's, the
@@ -23,7 +23,7 @@ use radix_cache::{CacheConfig, LockId, Match, Namespace, PageId, Retention, Toke
 use super::config::SchedulerConfig;
 use super::report::ScheduleError;
 use crate::backend::{GroupId, SlotEvent, SlotId, SlotSampling, Slots, Span};
-use crate::kv::{GroupKind, KvPool, NO_PAGE, PoolError};
+use crate::kv::{GroupKind, KvPool, PoolError};
 
 /// Beyond its window, a sequence that decodes needs the page that it fills and the next one.
 const PAGES_AHEAD: usize = 2;
@@ -300,7 +300,7 @@ impl Pages {
             let is_repointed = self.pool.put_windowed(lock, &mut entries[from..to])?;
             let left = to.saturating_sub(reach);
             let first = from.saturating_sub(reach).min(left);
-            entries[first..left].fill(NO_PAGE);
+            entries[first..left].fill(PageId::NONE);
             let changed = first..if is_repointed { to } else { left };
             windowed.announce(&mut self.slots, &mut self.events, slot, changed);
         }
