@@ -222,6 +222,10 @@ impl Draw {
             1 => smallest + random.below(smallest * 2),
             _ => smallest * 16,
         };
+        // Chunks are as short as the windowed pages that are left.
+        if let Some(every) = &mut config.retract_every {
+            *every += longest.div_ceil(config.page_size) as u64;
+        }
         let has_window = config.groups.contains(&Windowed);
         config.windowed = has_window.then_some(WindowedConfig { window, pages: pages as u32 });
         if !has_full {
