@@ -106,6 +106,9 @@ pub enum SubmitError {
         /// The most that may wait ([`EngineOptions::max_queued_requests`](crate::engine::EngineOptions)).
         limit: usize,
     },
+    /// A conversation without a message: there is nothing to answer.
+    #[error("the prompt has no messages")]
+    NoMessages,
     /// A token id in the prompt that the model doesn't have.
     #[error("prompt token {index} is {token}, but the vocabulary has {vocab_size}")]
     UnknownToken {
@@ -202,5 +205,52 @@ impl EngineDead {
 impl fmt::Debug for EngineDead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("EngineDead").field(&self.reason).finish()
+    }
+}
+
+/// A text out of a file or a request as messages show it: its beginning, if it is long.
+pub(crate) struct Clip<'a>(&'a str);
+
+/// See [`Clip`].
+pub(crate) fn clip(text: &str) -> Clip<'_> {
+    Clip(text)
+}
+
+impl Clip<'_> {
+    /// Characters; longer than any name or reason that means something.
+    const LIMIT: usize = 200;
+
+    fn parts(&self) -> (&str, &'static str) {
+        match self.0.char_indices().nth(Self::LIMIT) {
+            Some((end, _)) => (&self.0[..end], "..."),
+            None => (self.0, ""),
+        }
+    }
+}
+
+impl fmt::Display for Clip<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (text, dots) = self.parts();
+        write!(f, "{text}{dots}")
+    }
+}
+
+impl fmt::Debug for Clip<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (text, dots) = self.parts();
+        write!(f, "{text:?}{dots}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_text_is_cut_between_characters_and_short_text_is_whole() {
+        assert_eq!(clip("né").to_string(), "né");
+        assert_eq!(format!("{:?}", clip("a\n")), "\"a\\n\"");
+        let long = clip(&"é".repeat(1_000_000)).to_string();
+        assert_eq!(long, format!("{}...", "é".repeat(Clip::LIMIT)));
     }
 }

@@ -104,6 +104,8 @@ impl EngineBuilder {
         let template = ChatTemplate::from_model(&model.files, tokenizer.special_tokens())?;
         self.end_tokens.extend(&model.generation.eos_tokens);
         self.end_tokens.extend(&tokenizer.special_tokens().eos);
+        // A model with ids that it can't sample ends at the others.
+        self.end_tokens.retain(|&token| (token as usize) < model.config.vocab_size);
         self.end_tokens.sort_unstable();
         self.end_tokens.dedup();
         self.tokenizer.get_or_insert(tokenizer);
