@@ -44,6 +44,7 @@ use futures_util::Stream;
 use futures_util::stream::StreamExt;
 use json_request::{JsonRequest, JsonRequestError};
 use serde_json::{Value, json};
+use start::Outcome;
 use understory::Namespace;
 use understory::prelude::*;
 use understory::request::Finished;
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
     start::run(|| run(&arguments))
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Outcome<()> {
     let engine = arguments.engine.start()?;
     // The engine has threads of its own; the runtime's only move bytes.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -1,11 +1,13 @@
 //! Compiles a model for TPUs that aren't there, and says whether it fits and what it costs.
 //!
-//!     cargo run --release --features xla --example tpu_aot -- --plugin libtpu.so \
-//!         --model qwen3-8b --topology v6e:2x2 --batch 32
+//! ```text
+//! cargo run --release --features xla --example tpu_aot -- \
+//!     --model qwen3-8b --topology v6e:2x2 --batch 32
+//! ```
 //!
-//! `python3 scripts/pjrt_plugin.py tpu` fetches a libtpu and prints its path. `--model` takes
-//! `qwen3-8b`, `qwen3-32b`, or the path of a config.json; no weights are read. The model is shared
-//! by all devices of the topology. `--attention pallas` attends with the ragged paged attention
+//! The compiler is libtpu, which is fetched (214 MB). `--model` takes `qwen3-8b`, `qwen3-32b`, or
+//! the path of a config.json; no weights are read. The model is shared by all devices of the
+//! topology. `--attention pallas` attends with the ragged paged attention
 //! kernel, which `scripts/ragged_paged_attention.py` lowers (it needs Python 3.11 or 3.12); where
 //! the kernel can't be had, the row says why, and is about the portable attention.
 //!
@@ -16,16 +18,24 @@
 //! Each compilation runs in a process of its own, since a module that the plugin does not like can
 //! end the process. What the columns mean is in `docs/xla.md`.
 
+#[path = "support/bars.rs"]
+mod bars;
+#[path = "support/program.rs"]
+mod program;
+
 use std::{
-    error::Error,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
     time::Instant,
 };
 
+use bars::Bars;
 use clap::Parser;
-use engine_core::model::{ModelConfig, Program, build};
+use program::Outcome;
 use serde_json::{Value, json};
+use understory::model::{ModelConfig, Program, build};
+use understory::one_line;
+use understory::source::{FetchOptions, PluginSource};
 use understory::xla::{
     aot::{AotOptions, AotReport, AotStep, compile},
     pallas::{AttentionChoice, KernelSource},
@@ -60,9 +70,12 @@ const DEVICES: [(&str, f64, f64); 5] = [
 #[derive(Parser)]
 #[command(about = "Compiles a model for a TPU topology, with no TPU")]
 struct Arguments {
-    /// The TPU's PJRT plugin, libtpu.so.
-    #[arg(long, required_unless_present = "read")]
-    plugin: Option<PathBuf>,
+    /// The TPU's PJRT plugin: `tpu`, which is fetched, or a shared library.
+    #[arg(long, value_name = "SOURCE", default_value = "tpu")]
+    plugin: PluginSource,
+    /// Fetch nothing: take only what is on this machine.
+    #[arg(long)]
+    offline: bool,
     /// `qwen3-8b`, `qwen3-32b`, or the path of a config.json.
     #[arg(long, default_value = "qwen3-8b")]
     model: Vec<String>,
@@ -122,10 +135,14 @@ struct Case<'a> {
     attention: Attention,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
     // SAFETY: no thread has been started yet.
     unsafe { disable_tpu_metadata_query() };
-    let mut arguments = Arguments::parse();
+    let arguments = Arguments::parse();
+    program::run(|| run(arguments))
+}
+
+fn run(mut arguments: Arguments) -> Outcome<()> {
     if let Some(path) = &arguments.read {
         print_head();
         for line in std::fs::read_to_string(path)?.lines() {
@@ -143,8 +160,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     if arguments.batch.is_empty() && arguments.prefill.is_empty() {
         arguments.batch = vec![32];
     }
+    let fetch = FetchOptions::default().offline(arguments.offline);
+    let plugin = arguments.plugin.resolve(&fetch, &mut Bars::default())?;
     if arguments.in_process {
-        println!("{}", compile_one(&arguments)?);
+        println!("{}", compile_one(&arguments, &plugin, &fetch)?);
         return Ok(());
     }
     let decode = arguments.batch.iter().map(|rows| ("--batch", *rows));
@@ -157,7 +176,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         for topology in &arguments.topology {
             for &step in &steps {
                 for &attention in &arguments.attention {
-                    let report = in_child(&arguments, &Case { model, topology, step, attention })?;
+                    let case = Case { model, topology, step, attention };
+                    let report = in_child(&arguments, &plugin, &case)?;
                     if arguments.json { println!("{report}") } else { print_row(&report) }
                 }
             }
@@ -167,10 +187,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Runs this program again for one case. A child that dies is a result too.
-fn in_child(arguments: &Arguments, case: &Case<'_>) -> Result<Value, Box<dyn Error>> {
+fn in_child(arguments: &Arguments, plugin: &Path, case: &Case<'_>) -> Outcome<Value> {
     let &Case { model, topology, step: (flag, size), attention } = case;
     let started = Instant::now();
-    let plugin = arguments.plugin.as_deref().ok_or("no plugin")?;
     let output = Command::new(std::env::current_exe()?)
         // Else libtpu takes a lock that other processes, which use no TPU either, may hold.
         .env("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -200,8 +219,8 @@ fn in_child(arguments: &Arguments, case: &Case<'_>) -> Result<Value, Box<dyn Err
 }
 
 /// Compiles one case in this process.
-fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
-    let program = program(arguments.model.first().ok_or("no model")?)?;
+fn compile_one(arguments: &Arguments, plugin: &Path, fetch: &FetchOptions) -> Outcome<Value> {
+    let program = program_of(arguments.model.first().ok_or("no model")?)?;
     let topology = arguments.topology.first().ok_or("no topology")?;
     let step = match (arguments.batch.first(), arguments.prefill.first()) {
         (Some(&rows), _) => AotStep::Decode { rows },
@@ -216,22 +235,21 @@ fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
         let source = KernelSource::script(
             "python3",
             concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ragged_paged_attention.py"),
-            cache_directory()?,
+            fetch.kernels()?,
         )?;
         options.attention = AttentionChoice::Pallas(source);
     }
-    let plugin = Plugin::load(arguments.plugin.as_deref().ok_or("no plugin")?)?;
+    let plugin = Plugin::load(plugin)?;
     Ok(match compile(&plugin, topology, &program, step, &options) {
         Ok(report) => to_json(&report, topology),
-        Err(error) => json!({ "error": shortened(&error.to_string()) }),
+        Err(error) => json!({ "error": shortened(&one_line(&error)) }),
     })
 }
 
-/// The first line of an error, or, where the compiler found too little memory, what it says of that.
+/// An error, or, where the compiler found too little memory, what it says of that.
 fn shortened(error: &str) -> &str {
-    let line = error.lines().next().unwrap_or_default();
-    let start = line.find("Ran out of memory").unwrap_or(0);
-    line[start..].split(". HLO module").next().unwrap_or(line)
+    let start = error.find("Ran out of memory").unwrap_or(0);
+    error[start..].split(". HLO module").next().unwrap_or(error)
 }
 
 fn to_json(report: &AotReport, topology: &str) -> Value {
@@ -267,17 +285,7 @@ fn to_json(report: &AotReport, topology: &str) -> Value {
     })
 }
 
-/// Where Understory keeps what it fetches.
-fn cache_directory() -> Result<PathBuf, Box<dyn Error>> {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    from("UNDERSTORY_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| from("XDG_CACHE_HOME").map(|home| PathBuf::from(home).join("understory")))
-        .or_else(|| from("HOME").map(|home| PathBuf::from(home).join(".cache/understory")))
-        .ok_or_else(|| "no cache directory: set UNDERSTORY_CACHE".into())
-}
-
-fn program(model: &str) -> Result<Program, Box<dyn Error>> {
+fn program_of(model: &str) -> Outcome<Program> {
     let text = match model {
         "qwen3-8b" => QWEN3_8B.to_owned(),
         "qwen3-32b" => QWEN3_32B.to_owned(),

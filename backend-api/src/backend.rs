@@ -135,6 +135,13 @@ pub trait Progress {
     fn update(&mut self, what: &str, done: u64, total: u64);
 }
 
+/// A closure that takes what is done, how much of it, and how much there is.
+impl<F: FnMut(&str, u64, u64)> Progress for F {
+    fn update(&mut self, what: &str, done: u64, total: u64) {
+        self(what, done, total);
+    }
+}
+
 /// Ignores progress.
 impl Progress for () {
     fn update(&mut self, _what: &str, _done: u64, _total: u64) {}

@@ -290,6 +290,13 @@ pub struct Masks<'a> {
     pub entries: &'a [Mask<'a>],
 }
 
+impl<'a> Masks<'a> {
+    /// The mask of a token of an output's run, if there is one.
+    pub fn of(&self, output: u32, index: u32) -> Option<&Mask<'a>> {
+        self.entries.iter().find(|mask| (mask.output, mask.index) == (output, index))
+    }
+}
+
 /// Which tokens may be sampled at an output row.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask<'a> {

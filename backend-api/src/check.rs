@@ -45,6 +45,17 @@ impl BatchBounds {
         }
     }
 
+    /// The bounds of one program with `vocab_size` ids and page groups of these windows: for test
+    /// doubles that run without a program.
+    pub fn of_sizes(vocab_size: u32, windows: Vec<Option<u32>>, options: &CompileOptions) -> Self {
+        Self {
+            programs: vec![ProgramBounds { vocab_size, first_group: 0, windows }],
+            limits: options.limits.clone(),
+            page_size: options.page_size,
+            context_length: options.context_length,
+        }
+    }
+
     /// The largest step.
     pub fn limits(&self) -> &Limits {
         &self.limits

@@ -45,6 +45,22 @@ impl StepResult {
         self.outputs.push(OutputResult { output, tokens: Span::default(), vector });
     }
 
+    /// Appends another result's answers, to outputs that come after those answered here.
+    pub fn append(&mut self, other: &Self) {
+        let (tokens, top) = (self.tokens.len() as u32, self.top.len() as u32);
+        let vectors = self.vectors.len() as u32;
+        let moved = |span: Span, by: u32| Span { start: span.start + by, ..span };
+        self.outputs.extend(other.outputs.iter().map(|result| OutputResult {
+            tokens: moved(result.tokens, tokens),
+            vector: moved(result.vector, vectors),
+            ..*result
+        }));
+        let moved_top = |sampled: &Sampled| Sampled { top: moved(sampled.top, top), ..*sampled };
+        self.tokens.extend(other.tokens.iter().map(moved_top));
+        self.top.extend_from_slice(&other.top);
+        self.vectors.extend_from_slice(&other.vectors);
+    }
+
     /// The answer to an output; `None` if its row failed.
     pub fn output(&self, output: u32) -> Option<&OutputResult> {
         let place = self.outputs.binary_search_by_key(&output, |result| result.output).ok()?;

@@ -16,7 +16,6 @@ mod json_request;
 #[path = "../support/start.rs"]
 mod start;
 
-use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use std::process::ExitCode;
 use batch::{AnswerLine, BatchOptions, Progress};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use start::Outcome;
 use understory::prelude::{Engine, Shutdown};
 
 /// 64 conversations in 8 groups, each group with a long system prompt of its own.
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
     start::run(|| run(&arguments))
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Outcome<()> {
     // What can be wrong with files is found before a model is fetched.
     let input = open_prompts(arguments.prompts.as_deref())?;
     let mut file = arguments.out.as_deref().map(create).transpose()?;
@@ -121,7 +121,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(engine.shutdown(Shutdown::Drain)?)
 }
 
-fn print(engine: &Engine, summary: &batch::Summary, as_json: bool) -> Result<(), Box<dyn Error>> {
+fn print(engine: &Engine, summary: &batch::Summary, as_json: bool) -> Outcome<()> {
     let mut stdout = io::stdout();
     if as_json {
         writeln!(stdout, "{}", serde_json::to_string(summary)?)?;

@@ -29,6 +29,12 @@ pub enum SampleError {
         /// Its logit.
         value: f32,
     },
+    /// The model computed a hidden state that is not a number.
+    #[error("a hidden state has the element {value}")]
+    HiddenNotFinite {
+        /// The first such element.
+        value: f32,
+    },
     /// Mask and suppressed tokens leave nothing to choose from.
     #[error("the mask forbids every token")]
     NothingAllowed,

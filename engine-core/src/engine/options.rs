@@ -5,6 +5,7 @@ use std::time::Duration;
 use radix_cache::{Policy, WritePolicy};
 
 use crate::schedule::{QueuePolicy, SeededBug};
+use crate::setters::setters;
 
 /// How an engine is set up. What is `None` is derived from model and machine when the engine is
 /// built; [`Engine::limits`](super::Engine::limits) tells what came of it.
@@ -12,9 +13,8 @@ use crate::schedule::{QueuePolicy, SeededBug};
 /// ```
 /// use engine_core::engine::{EngineOptions, KvMemory};
 ///
-/// let mut options = EngineOptions::default();
-/// options.page_size = Some(32);
-/// options.kv_memory = KvMemory::Bytes(1 << 30);
+/// let options = EngineOptions::default().page_size(32).kv_memory(KvMemory::Bytes(1 << 30));
+/// assert_eq!(options.page_size, Some(32));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -93,6 +93,25 @@ impl EngineOptions {
     /// at once is derived.
     pub const TYPICAL_TOKENS: usize = 512;
 }
+
+setters!(EngineOptions {
+    page_size: impl Into<Option<usize>>,
+    max_running_requests: impl Into<Option<u32>>,
+    chunked_prefill_size: impl Into<Option<usize>>,
+    kv_memory: KvMemory,
+    context_length: impl Into<Option<usize>>,
+    cache: bool,
+    cache_events: usize,
+    overlap: bool,
+    queue_policy: QueuePolicy,
+    eviction_policy: Policy,
+    host_kv_memory: KvMemory,
+    host_write_policy: WritePolicy,
+    host_min_load_tokens: usize,
+    max_queued_requests: usize,
+    step_deadline: impl Into<Option<Duration>>,
+    deterministic: bool,
+});
 
 impl Default for EngineOptions {
     fn default() -> Self {

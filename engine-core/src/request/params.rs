@@ -2,8 +2,17 @@
 
 use radix_cache::Token;
 
+use crate::setters::setters;
+
 /// How tokens are sampled and when generation ends. Names and meanings are those of the field
 /// (OpenAI, vLLM, SGLang).
+///
+/// ```
+/// use engine_core::request::SamplingParams;
+///
+/// let sampling = SamplingParams::default().temperature(0.7).top_p(0.9).max_tokens(64);
+/// assert_eq!(sampling.max_tokens, Some(64));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SamplingParams {
@@ -44,6 +53,25 @@ pub struct SamplingParams {
     /// [`SamplingParams::MAX_LOGPROBS`]. Default `None`.
     pub logprobs: Option<u8>,
 }
+
+setters!(SamplingParams {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    logit_bias: impl Into<Vec<(Token, f32)>>,
+    seed: impl Into<Option<u64>>,
+    max_tokens: impl Into<Option<u32>>,
+    min_tokens: u32,
+    stop_token_ids: impl Into<Vec<Token>>,
+    stop: impl Into<Vec<String>>,
+    ignore_eos: bool,
+    n: u32,
+    logprobs: impl Into<Option<u8>>,
+});
 
 impl Default for SamplingParams {
     fn default() -> Self {

@@ -290,12 +290,6 @@ impl Scheduler {
         &self.pool
     }
 
-    /// Plants a bug in the prefix tree, for the tests that have to notice it.
-    #[cfg(feature = "seeded-bugs")]
-    pub fn plant_in_cache(&mut self, bug: radix_cache::SeededBug) {
-        self.pool.plant(bug);
-    }
-
     /// Adds a sequence that is neither waiting nor running yet.
     pub(super) fn add(&mut self, arrival: Arrival) -> Result<SequenceKey, Refusal> {
         let id = arrival.id;
