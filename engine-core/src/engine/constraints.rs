@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 use radix_cache::Token;
 
 use crate::request::TokenConstraint;
-use crate::schedule::SequenceId;
+use crate::schedule::{Deferred, SequenceId};
 
 #[derive(Debug)]
 pub(super) struct Constraints {
@@ -44,10 +44,10 @@ impl Constraints {
     /// with the reason.
     pub(super) fn compute_masks(
         &mut self,
-        outputs: &[(u32, SequenceId)],
+        outputs: &[Deferred],
     ) -> (Vec<u32>, Vec<(SequenceId, &'static str)>) {
         let (mut masked, mut broken) = (Vec::new(), Vec::new());
-        for &(output, id) in outputs {
+        for &Deferred { output, id } in outputs {
             let Some(state) = self.by_sequence.get_mut(&id) else { continue };
             if self.masks.len() == masked.len() {
                 self.masks.push(Vec::new());

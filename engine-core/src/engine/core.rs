@@ -1,5 +1,6 @@
 //! What the scheduler thread owns, and the few verbs that the loops are written in.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,11 +10,13 @@ use super::constraints::Constraints;
 use super::meters::Meters;
 use super::shared::Shared;
 use crate::backend::{
-    Deadline, Executor, Mask, Masks, RowFailure, Sampled, StepError, StepResult, Ticket,
+    Batch, Deadline, Executor, Mask, Masks, PageCopy, RowFailure, StepError, StepResult, Ticket,
 };
 use crate::error::EngineDead;
 use crate::request::TokenLogprobs;
-use crate::schedule::{Event, FinishReason, ForkError, Plan, Scheduler, SequenceId};
+use crate::schedule::{
+    Deferred, Event, FinishReason, Input, InputError, Plan, Scheduler, SequenceId,
+};
 
 /// The scheduler, its executor, and what is in flight between them.
 pub(super) struct Core {
@@ -23,8 +26,9 @@ pub(super) struct Core {
     step_deadline: Option<Duration>,
     /// Started and not committed, oldest first. At most two of them are steps.
     in_flight: VecDeque<Flight>,
-    /// The step launched last waits for [`sample_deferred`](Core::sample_deferred).
-    is_deferred: bool,
+    /// Outputs of the step launched last that wait for
+    /// [`sample_deferred`](Core::sample_deferred).
+    deferred: Vec<Deferred>,
     constraints: Constraints,
     is_closing: bool,
     meters: Meters,
@@ -69,7 +73,7 @@ impl Core {
             executor,
             step_deadline,
             in_flight: VecDeque::with_capacity(2),
-            is_deferred: false,
+            deferred: Vec::new(),
             constraints: Constraints::new(shared.vocab_size),
             is_closing: false,
             meters: Meters::new(),
@@ -89,7 +93,7 @@ impl Core {
     /// it is time to end.
     pub(super) fn receive(&mut self) -> Result<bool, EngineDead> {
         let shared = Arc::clone(&self.shared);
-        self.scheduler.advance(shared.clock.tick());
+        self.tell(Input::Tick { now: shared.clock.tick() })?;
         if !self.scheduler.is_idle() {
             shared.commands.take(&mut self.commands);
         } else if self.is_closing {
@@ -114,74 +118,46 @@ impl Core {
         Ok(true)
     }
 
-    /// Decides the next step.
-    pub(super) fn plan(&mut self) -> Result<Plan, EngineDead> {
-        let plan = self.scheduler.plan().map_err(EngineDead::new)?;
-        if plan == Plan::Launch {
+    /// Decides what is next and starts it: a step, and copies between the tiers behind it, so that
+    /// no step waits for them. Returns whether a step was launched.
+    pub(super) fn start(&mut self) -> Result<bool, EngineDead> {
+        let (step, copies) = match self.scheduler.plan().map_err(EngineDead::new)? {
+            Plan::Launch(step) => {
+                self.deferred.clear();
+                let launched = launch(self.executor.as_mut(), &step.batch)?;
+                if matches!(launched.outcome, Launched::Ticket(_)) {
+                    self.deferred.extend_from_slice(step.deferred);
+                }
+                self.meters.launched(&step.batch);
+                (Some(launched), step.copies)
+            }
+            Plan::Sync { copies } => (None, copies),
+            Plan::Idle => return Ok(false),
+        };
+        let copies = start_copies(self.executor.as_mut(), step.as_ref(), copies)?;
+        let has_launched = step.is_some();
+        if has_launched || copies.is_some() {
+            self.in_flight.push_back(Flight { step, copies });
+        }
+        if has_launched {
             // Sequences that were admitted say so before their first token. They are counted as
             // running before they stop counting as queued.
             self.publish_snapshot();
             self.pass_on_events();
         }
-        Ok(plan)
-    }
-
-    /// Starts the step that was planned.
-    pub(super) fn launch(&mut self) -> Result<(), EngineDead> {
-        let batch = self.scheduler.batch();
-        let rows = batch.rows.len() as u32;
-        let _span = tracing::trace_span!("launch", step = batch.step, rows).entered();
-        let launched_at = Instant::now();
-        let outcome = match self.executor.launch(&batch) {
-            Ok(ticket) => {
-                self.is_deferred = batch.is_deferred();
-                Launched::Ticket(ticket)
-            }
-            Err(StepError::Dead { reason }) => return Err(EngineDead::new(reason)),
-            Err(error) => Launched::Failed(of_whole_step(error, rows)),
-        };
-        self.meters.launched(&batch);
-        let step = Some(Step { outcome, rows, launched_at });
-        self.in_flight.push_back(Flight { step, copies: None });
-        Ok(())
-    }
-
-    /// Starts the copies between the tiers that were planned: after the plan's launch, if there was
-    /// one, so that no step waits for them.
-    pub(super) fn start_copies(&mut self, plan: Plan) -> Result<(), EngineDead> {
-        let copies = self.scheduler.copies();
-        if copies.is_empty() {
-            return Ok(());
-        }
-        if plan != Plan::Launch {
-            self.in_flight.push_back(Flight::default());
-        }
-        let Some(flight) = self.in_flight.back_mut() else { return Ok(()) };
-        let started = match &flight.step {
-            // There is nothing left to copy.
-            Some(Step { outcome: Launched::Failed(error @ StepError::KvLost { .. }), .. }) => {
-                Err(error.clone())
-            }
-            _ => self.executor.transfer(copies),
-        };
-        if let Err(StepError::Dead { reason }) = started {
-            return Err(EngineDead::new(reason));
-        }
-        flight.copies = Some(started);
-        Ok(())
+        Ok(has_launched)
     }
 
     /// Completes the step launched last, if a constraint had its sampling put off. The step
     /// before it has been committed, so constraints have seen its tokens.
     pub(super) fn sample_deferred(&mut self) -> Result<(), EngineDead> {
-        if !std::mem::take(&mut self.is_deferred) {
+        if self.deferred.is_empty() {
             return Ok(());
         }
-        let constrained = self.scheduler.constrained_outputs();
-        let (outputs, broken) = self.constraints.compute_masks(constrained);
+        let (outputs, broken) = self.constraints.compute_masks(&self.deferred);
+        self.deferred.clear();
         for (id, reason) in broken {
-            let reason = FinishReason::Error(reason.to_owned());
-            self.scheduler.end(id, reason).map_err(EngineDead::new)?;
+            self.tell(Input::End { id, reason: FinishReason::Error(reason.to_owned()) })?;
         }
         let masks = outputs.iter().zip(self.constraints.masks());
         let entries: Vec<Mask<'_>> =
@@ -234,7 +210,9 @@ impl Core {
         let now = Instant::now();
         let began = self.last_retired.replace(now).map_or(launched_at, |t| t.max(launched_at));
         self.meters.retired(now - began);
-        self.scheduler.commit(&self.result, error.as_ref()).map_err(EngineDead::new)?;
+        let error = error.as_ref().map(Cow::Borrowed);
+        let commit = Input::Commit { result: Cow::Borrowed(&self.result), error };
+        self.scheduler.apply(commit).map_err(EngineDead::new)?;
         self.pass_on_events();
         self.publish_snapshot();
         Ok(())
@@ -250,10 +228,15 @@ impl Core {
             }
             tracing::warn!(%error, "a copy between the tiers failed");
         }
-        self.scheduler.commit_copies(ended.as_ref().err()).map_err(EngineDead::new)?;
+        self.tell(Input::CopiesDone { error: ended.err().map(Cow::Owned) })?;
         self.pass_on_events();
         self.publish_snapshot();
         Ok(())
+    }
+
+    /// Tells the scheduler something that it can't refuse.
+    fn tell(&mut self, input: Input<'_>) -> Result<(), EngineDead> {
+        self.scheduler.apply(input).map_err(EngineDead::new)
     }
 
     fn deadline(&self) -> Deadline {
@@ -276,9 +259,12 @@ impl Core {
                 for Submission { arrival, constraint, stream } in samples {
                     let id = arrival.id;
                     self.messages.push(TextMessage::Open(id, Box::new(stream)));
-                    match self.scheduler.arrive(arrival) {
+                    match self.scheduler.apply(Input::Arrive(arrival)) {
                         Ok(()) => self.constraints.insert(id, constraint),
-                        Err(refusal) => self.messages.push(TextMessage::Refused { id, refusal }),
+                        Err(InputError::Refused(refusal)) => {
+                            self.messages.push(TextMessage::Refused { id, refusal });
+                        }
+                        Err(error) => return Err(EngineDead::new(error)),
                     }
                 }
                 Ok(())
@@ -286,19 +272,15 @@ impl Core {
             Command::Fork { parent, branches } => {
                 branches.into_iter().try_for_each(|branch| self.fork(parent, branch))
             }
-            Command::Abort { request, samples } => {
-                self.scheduler.abort(request, samples).map_err(EngineDead::new)
-            }
-            Command::Stop(id) => {
-                self.scheduler.end(id, FinishReason::Stop).map_err(EngineDead::new)
-            }
+            Command::Abort { request, samples } => self.tell(Input::Abort { request, samples }),
+            Command::Stop(id) => self.tell(Input::End { id, reason: FinishReason::Stop }),
             Command::Drain => {
                 self.is_closing = true;
                 Ok(())
             }
             Command::AbortAll => {
                 self.is_closing = true;
-                self.scheduler.end_all(&FinishReason::Abort).map_err(EngineDead::new)
+                self.tell(Input::EndAll { reason: FinishReason::Abort })
             }
         }
     }
@@ -307,7 +289,7 @@ impl Core {
         let Submission { arrival, constraint, stream } = branch;
         let id = arrival.id;
         self.messages.push(TextMessage::Open(id, Box::new(stream)));
-        match self.scheduler.fork(parent, arrival) {
+        match self.scheduler.apply(Input::Fork { parent, branch: arrival }) {
             Ok(()) => {
                 let tokens = self.scheduler.tokens(id).unwrap_or_default();
                 let prompt_tokens = tokens.len() as u32;
@@ -316,11 +298,11 @@ impl Core {
                 self.constraints.insert(id, constraint);
                 Ok(())
             }
-            Err(ForkError::Refused(refusal)) => {
+            Err(InputError::Refused(refusal)) => {
                 self.messages.push(TextMessage::Refused { id, refusal });
                 Ok(())
             }
-            Err(ForkError::Schedule(error)) => Err(EngineDead::new(error)),
+            Err(error) => Err(EngineDead::new(error)),
         }
     }
 
@@ -329,19 +311,18 @@ impl Core {
         let at = Instant::now();
         for event in self.scheduler.events() {
             let message = match event {
-                &Event::Admitted { id, cached_tokens } => {
+                Event::Admitted { id, cached_tokens } => {
                     TextMessage::Admitted { id, cached_tokens }
                 }
-                &Event::Token { id, sampled } => {
-                    // The scheduler has read this very entry during its commit.
-                    let Some(sampled) = self.result.tokens.get(sampled as usize) else { continue };
-                    self.constraints.advance(id, sampled.token);
-                    let logprobs = logprobs(sampled, &self.result);
-                    TextMessage::Token { id, token: sampled.token, logprobs, at }
+                Event::Token { id, token, logprob, top } => {
+                    self.constraints.advance(id, token);
+                    let logprobs = logprob
+                        .map(|logprob| Box::new(TokenLogprobs { logprob, top: top.to_vec() }));
+                    TextMessage::Token { id, token, logprobs, at }
                 }
                 Event::Finished { id, reason } => {
-                    self.constraints.remove(*id);
-                    TextMessage::Finished { id: *id, reason: reason.clone(), at }
+                    self.constraints.remove(id);
+                    TextMessage::Finished { id, reason: reason.clone(), at }
                 }
             };
             self.messages.push(message);
@@ -375,13 +356,37 @@ impl Core {
     }
 }
 
-/// Log probabilities, where they were asked for.
-fn logprobs(sampled: &Sampled, result: &StepResult) -> Option<Box<TokenLogprobs>> {
-    if sampled.logprob.is_nan() {
-        return None;
+/// Starts a step.
+fn launch(executor: &mut dyn Executor, batch: &Batch<'_>) -> Result<Step, EngineDead> {
+    let rows = batch.rows.len() as u32;
+    let _span = tracing::trace_span!("launch", step = batch.step, rows).entered();
+    let launched_at = Instant::now();
+    let outcome = match executor.launch(batch) {
+        Ok(ticket) => Launched::Ticket(ticket),
+        Err(StepError::Dead { reason }) => return Err(EngineDead::new(reason)),
+        Err(error) => Launched::Failed(of_whole_step(error, rows)),
+    };
+    Ok(Step { outcome, rows, launched_at })
+}
+
+/// Starts copies, if there are any, after a step if there was one.
+fn start_copies(
+    executor: &mut dyn Executor,
+    step: Option<&Step>,
+    copies: &[PageCopy],
+) -> Result<Option<Result<Ticket, StepError>>, EngineDead> {
+    if copies.is_empty() {
+        return Ok(None);
     }
-    let top = result.top.get(sampled.top.range()).unwrap_or_default().to_vec();
-    Some(Box::new(TokenLogprobs { logprob: sampled.logprob, top }))
+    let started = match step.map(|step| &step.outcome) {
+        // There is nothing left to copy.
+        Some(Launched::Failed(error @ StepError::KvLost { .. })) => Err(error.clone()),
+        _ => executor.transfer(copies),
+    };
+    match started {
+        Err(StepError::Dead { reason }) => Err(EngineDead::new(reason)),
+        started => Ok(Some(started)),
+    }
 }
 
 /// A step that was not completed has no result for any of its rows, whichever it was that failed.

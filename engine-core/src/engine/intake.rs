@@ -123,6 +123,7 @@ impl Intake {
                 namespace,
                 retention,
                 constrained: constraint.is_some(),
+                speculation: true,
             };
             let constraint = constraint.as_ref().map(|constraint| constraint.duplicate());
             Submission { arrival, constraint, stream }

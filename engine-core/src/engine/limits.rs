@@ -201,7 +201,6 @@ impl EngineLimits {
             config.host_tier = Some(tier);
         }
         config.retract_every = options.retract_every;
-        config.seeded_bug = options.seeded_bug;
         config
     }
 

@@ -2,7 +2,6 @@
 
 use super::core::Core;
 use crate::error::EngineDead;
-use crate::schedule::Plan;
 
 /// Plans and launches a step while the previous one runs.
 ///
@@ -12,15 +11,10 @@ use crate::schedule::Plan;
 /// ```
 pub(super) fn overlapped(core: &mut Core) -> Result<(), EngineDead> {
     while core.receive()? {
-        let plan = core.plan()?;
-        if plan == Plan::Launch {
-            core.launch()?;
-        }
-        core.start_copies(plan)?;
+        let has_launched = core.start()?;
         // What was just launched stays in flight while the next step is planned; the step before
         // it is waited for, as is everything where there was nothing to launch.
-        let keep = usize::from(plan == Plan::Launch);
-        if core.in_flight() > keep {
+        if core.in_flight() > usize::from(has_launched) {
             core.retire()?;
         }
         core.sample_deferred()?;
@@ -36,12 +30,8 @@ pub(super) fn overlapped(core: &mut Core) -> Result<(), EngineDead> {
 /// ```
 pub(super) fn plain(core: &mut Core) -> Result<(), EngineDead> {
     while core.receive()? {
-        let plan = core.plan()?;
-        if plan == Plan::Launch {
-            core.launch()?;
-            core.sample_deferred()?;
-        }
-        core.start_copies(plan)?;
+        core.start()?;
+        core.sample_deferred()?;
         core.retire()?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use radix_cache::{Policy, WritePolicy};
 
-use crate::schedule::{QueuePolicy, SeededBug};
+use crate::schedule::QueuePolicy;
 use crate::setters::setters;
 
 /// How an engine is set up. What is `None` is derived from model and machine when the engine is
@@ -66,9 +66,6 @@ pub struct EngineOptions {
     /// For tests: put a request back every so many steps.
     #[doc(hidden)]
     pub retract_every: Option<u64>,
-    /// For tests: plant a bug.
-    #[doc(hidden)]
-    pub seeded_bug: Option<SeededBug>,
 }
 
 /// How much memory KV takes.
@@ -133,7 +130,6 @@ impl Default for EngineOptions {
             step_deadline: Some(Duration::from_secs(120)),
             deterministic: false,
             retract_every: None,
-            seeded_bug: None,
         }
     }
 }

@@ -14,8 +14,7 @@ mod rules;
 mod script;
 mod workload;
 
-use engine_core::schedule::SeededBug;
-use rules::{Failure, Report};
+use rules::Report;
 use workload::{Case, Flavour};
 
 /// Seeds to run: as many as the test wants, or what the environment says.
@@ -111,29 +110,4 @@ fn a_log_of_inputs_replays_every_decision() {
         let differs = log::replay(case.config.clone(), &report.log);
         assert_eq!(differs, None, "UNDERSTORY_SEED={seed}: the replay decides otherwise there");
     }
-}
-
-/// Cases that a planted bug has to be caught in. Without a bug they pass: see the tests above.
-const CASES_A_BUG: u64 = 800;
-
-/// Plants a bug in one case after the other. Returns what the first one that fails finds.
-fn catch(plant: impl Fn(&mut Case)) -> Option<(u64, Failure)> {
-    (0..CASES_A_BUG).find_map(|number| {
-        let flavour = Flavour { faults: number % 2 == 1, host: number % 4 >= 2, wide: false };
-        let mut case = Case::new(number / 4, flavour);
-        plant(&mut case);
-        // A broken cache may well overflow a count, which in this build is a panic.
-        let found = std::panic::catch_unwind(|| driver::run(&case).err());
-        found.unwrap_or(Some(Failure::Panic)).map(|failure| (number, failure))
-    })
-}
-
-#[test]
-fn every_bug_planted_in_the_scheduler_is_caught() {
-    let missed = SeededBug::ALL.iter().filter(|&&bug| {
-        let caught = catch(|case| case.config.seeded_bug = Some(bug));
-        println!("{bug:?}: {caught:?}");
-        caught.is_none()
-    });
-    assert_eq!(missed.collect::<Vec<_>>(), Vec::<&SeededBug>::new());
 }

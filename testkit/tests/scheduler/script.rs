@@ -90,7 +90,7 @@ pub(crate) fn roomy(max_running: u32) -> SchedulerConfig {
 
 pub(crate) fn batches(report: &Report) -> impl Iterator<Item = &Snapshot> {
     report.log.iter().filter_map(|entry| match entry {
-        Entry::Plan(_, batch, _) => batch.as_ref(),
-        _ => None,
+        Entry::Plan(planned) => planned.batch.as_ref(),
+        Entry::Input(_) => None,
     })
 }
