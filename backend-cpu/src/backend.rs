@@ -4,8 +4,7 @@ use std::thread::available_parallelism;
 
 use backend_api::{
     Backend, BackendError, Capabilities, CompileOptions, Executor, KvFormat, Limits,
-    program::Program,
-    weights::Weights,
+    program::Program, weights::Weights,
 };
 
 use crate::{

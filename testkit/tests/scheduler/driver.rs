@@ -12,8 +12,8 @@ use engine_core::backend::{
 };
 use engine_core::kv::GroupKind;
 use engine_core::schedule::{
-    Arrival, Deferred, FinishReason, Input, InputError, Plan, Refusal, RequestId, Scheduler,
-    SchedulerConfig, SequenceId,
+    Arrival, Deferred, FinishReason, Input, InputError, Plan, PromptWant, Refusal, RequestId,
+    Scheduler, SchedulerConfig, SequenceId,
 };
 use testkit::faults::Faults;
 use testkit::shadow::{Expectation, Ledger, ShadowExecutor};
@@ -424,6 +424,8 @@ fn arrival(id: SequenceId, request: &Request, sampling: &Arc<SlotSampling>) -> A
         retention: request.retention,
         constrained: request.constrained,
         speculation: true,
+        priority: 0,
+        want: PromptWant::Nothing,
     }
 }
 
