@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use engine_core::backend::{Deadline, Executor, Limits, SlotSampling, StepResult};
 use engine_core::schedule::{
-    Arrival, HostTierConfig, Input, Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats,
-    SequenceId,
+    Arrival, HostTierConfig, Input, Plan, PromptWant, RequestId, Scheduler, SchedulerConfig,
+    SchedulerStats, SequenceId,
 };
 use engine_core::{Namespace, Retention};
 use testkit::null::NullBackend;
@@ -91,5 +91,7 @@ fn arrival(number: u64, traced: &Request) -> Arrival {
         retention: Retention::default(),
         constrained: false,
         speculation: false,
+        priority: 0,
+        want: PromptWant::Nothing,
     }
 }

@@ -4,7 +4,7 @@ use super::assembly::Assembly;
 use super::loading::{self, Load};
 use super::report::ScheduleError;
 use super::reserve::CLIPPED_OUTPUT;
-use super::rows;
+use super::rows::{self, Budget};
 use super::sequence::{Sequence, SequenceKey};
 use super::state::State;
 use super::transfers::Transfers;
@@ -36,12 +36,12 @@ struct Need {
     windowed: usize,
 }
 
-/// Admits from the queue while slots, `budget` tokens of prompt and pages last, with a first
+/// Admits from the queue while slots, the `budget` of prompts and pages last, with a first
 /// chunk each.
 pub(super) fn admit(
     state: &mut State,
     assembly: &mut Assembly,
-    mut budget: usize,
+    mut budget: Budget,
 ) -> Result<(), ScheduleError> {
     if state.queue.is_empty() || state.pages.free_slots() == 0 {
         return Ok(());
@@ -53,7 +53,7 @@ pub(super) fn admit(
     });
     let mut index = 0;
     let mut newest_admitted = None;
-    while budget > 0 && state.unreserved_slots() > 0 {
+    while budget.tokens > 0 && state.unreserved_slots() > 0 {
         let Some(key) = state.queue.get(index) else { break };
         match try_admit(state, key)? {
             Admission::Full => break,
@@ -70,8 +70,7 @@ pub(super) fn admit(
             Admission::Admitted => {
                 let arrival = state.sequences.of(key).arrival;
                 newest_admitted = newest_admitted.max(Some(arrival));
-                let computed = rows::push_chunk(state, assembly, key, budget)?;
-                budget -= computed;
+                let computed = rows::push_chunk(state, assembly, key, &mut budget)?;
                 if computed == 0 {
                     break;
                 }

@@ -1,12 +1,14 @@
 //! A step or copies have ended: tokens become known, KV becomes cacheable.
 
+use radix_cache::Token;
+
 use super::admission::admit_loaded;
 use super::flights::{LaunchedRow, RowKind};
 use super::report::ScheduleError;
-use super::sequence::{FinishReason, Phase, SequenceKey};
+use super::sequence::{FinishReason, Phase, PromptWant, SequenceId, SequenceKey};
 use super::state::State;
 use super::transfers::Loaded;
-use crate::backend::{RowFailure, Sampled, StepError, StepResult};
+use crate::backend::{OutputResult, RowFailure, Sampled, Span, StepError, StepResult};
 
 /// Retires the oldest step in flight.
 pub(super) fn commit(
@@ -46,6 +48,28 @@ pub(super) fn copies_done(
     loads.iter().try_for_each(|loaded| admit_loaded(state, loaded.key))
 }
 
+/// A sequence goes on with tokens that were not sampled.
+pub(super) fn append(
+    state: &mut State,
+    id: SequenceId,
+    tokens: &[Token],
+) -> Result<(), ScheduleError> {
+    let Some(key) = state.sequences.find(id) else { return Ok(()) };
+    let sequence = state.sequences.of_mut(key);
+    if let Ok(running) = sequence.running_mut() {
+        if !state.flights.preempt(key, running.run) {
+            return Ok(());
+        }
+        running.pending -= 1;
+    }
+    let sampled = |&token| Sampled { token, logprob: f32::NAN, top: Span::default() };
+    let tokens: Vec<Sampled> = tokens.iter().map(sampled).collect();
+    match take(state, key, &tokens, &StepResult::default()) {
+        Some(reason) => state.finish(key, reason),
+        None => Ok(()),
+    }
+}
+
 fn commit_rows(
     state: &mut State,
     step: u64,
@@ -53,7 +77,6 @@ fn commit_rows(
     result: &StepResult,
     failures: &[RowFailure],
 ) -> Result<(), ScheduleError> {
-    let mut answers = Answers { step, result, next: 0 };
     for (index, row) in rows.iter().enumerate() {
         let running = state.sequences.get(row.key).and_then(|sequence| sequence.running());
         if running.is_none_or(|running| running.run != row.run) {
@@ -65,10 +88,17 @@ fn commit_rows(
             continue;
         }
         let tokens = match row.output {
-            Some(output) => answers.of(output, row.kind)?,
+            Some(output) => answer(step, result, output, row.kind)?,
             None => &[],
         };
-        let finished = advance(state, row, tokens, result)?;
+        let mut finished = advance(state, row, tokens, result)?;
+        if let Some((output, positions)) = row.of_prompt {
+            tell_of_prompt(state, row.key, step, result.output(output), positions, result)?;
+            let sequence = state.sequences.of(row.key);
+            if sequence.max_tokens == 0 && sequence.unanswered.is_empty() {
+                finished = Some(FinishReason::Length);
+            }
+        }
         // Windows move on with every page; for the others, what is generated is cached at the end.
         if row.kind == RowKind::Chunk || state.config.windowed.is_some() {
             state.protect(row.key)?;
@@ -107,44 +137,71 @@ fn advance(
             }
         }
     }
-    for sampled in tokens {
-        sequence.tokens.push(sampled.token);
+    Ok(take(state, row.key, tokens, result))
+}
+
+/// Makes tokens known, up to one that ends the sequence. Returns the reason if there is one.
+fn take(
+    state: &mut State,
+    key: SequenceKey,
+    tokens: &[Sampled],
+    result: &StepResult,
+) -> Option<FinishReason> {
+    let sequence = state.sequences.of_mut(key);
+    tokens.iter().find_map(|sampled| {
         state.stats.generated_tokens += 1;
         state.news.token(sequence.id, sampled, result);
-        if sequence.stop_tokens.contains(&sampled.token) {
-            return Ok(Some(FinishReason::Stop));
-        }
-        if sequence.generated() >= sequence.max_tokens {
-            return Ok(Some(FinishReason::Length));
-        }
-    }
-    Ok(None)
+        sequence.append(sampled.token)
+    })
 }
 
-/// The answers of a result, which are in the order of the outputs.
-struct Answers<'a> {
+/// Passes on what a row tells of the prompt, after so many more positions.
+fn tell_of_prompt(
+    state: &mut State,
+    key: SequenceKey,
     step: u64,
-    result: &'a StepResult,
-    /// Answers before this one were asked for.
-    next: usize,
+    answer: Option<&OutputResult>,
+    positions: u32,
+    result: &StepResult,
+) -> Result<(), ScheduleError> {
+    let sequence = state.sequences.of_mut(key);
+    let first = sequence.unanswered.start;
+    sequence.unanswered.start += positions as usize;
+    match sequence.want {
+        PromptWant::Nothing => {}
+        PromptWant::Scores { .. } => {
+            let tokens = answer.map_or(&[][..], |answer| result.tokens_of(answer));
+            if tokens.len() != positions as usize {
+                let (output, found) = (answer.map_or(u32::MAX, |a| a.output), tokens.len());
+                let most = positions as usize;
+                return Err(ScheduleError::Answer { step, output, found, most });
+            }
+            state.news.scored(sequence.id, first + 1, tokens, result);
+        }
+        PromptWant::Vector(_) => {
+            let vector = answer.map_or(&[][..], |answer| result.vector_of(answer));
+            state.news.pooled(sequence.id, positions, vector);
+        }
+    }
+    Ok(())
 }
 
-impl<'a> Answers<'a> {
-    /// The tokens of an output.
-    fn of(&mut self, output: u32, kind: RowKind) -> Result<&'a [Sampled], ScheduleError> {
-        let rest = self.result.outputs.get(self.next..).unwrap_or_default();
-        self.next += rest.iter().take_while(|answer| answer.output < output).count();
-        let answer = self.result.outputs.get(self.next).filter(|answer| answer.output == output);
-        let tokens = answer.map_or(&[][..], |answer| self.result.tokens_of(answer));
-        let most = match kind {
-            RowKind::Decode | RowKind::Chunk => 1,
-            RowKind::Verify { drafted } => drafted as usize + 1,
-        };
-        if (1..=most).contains(&tokens.len()) {
-            return Ok(tokens);
-        }
-        Err(ScheduleError::Answer { step: self.step, output, found: tokens.len(), most })
+/// The tokens of an output.
+fn answer(
+    step: u64,
+    result: &StepResult,
+    output: u32,
+    kind: RowKind,
+) -> Result<&[Sampled], ScheduleError> {
+    let tokens = result.output(output).map_or(&[][..], |answer| result.tokens_of(answer));
+    let most = match kind {
+        RowKind::Decode | RowKind::Chunk => 1,
+        RowKind::Verify { drafted } => drafted as usize + 1,
+    };
+    if (1..=most).contains(&tokens.len()) {
+        return Ok(tokens);
     }
+    Err(ScheduleError::Answer { step, output, found: tokens.len(), most })
 }
 
 /// The KV memory is gone. The sequences of the step's rows end; the others are computed again.

@@ -24,6 +24,9 @@ pub struct SchedulerConfig {
     pub max_running: u32,
     /// Most prompt tokens in a step. Rounded down to pages, at least one page.
     pub chunked_prefill_size: usize,
+    /// Most tokens of prompts in a step after which something is wanted (scores, means of vectors).
+    /// Whole pages, at least one. Default 64.
+    pub prompt_outputs: usize,
     /// The longest sequence, in tokens.
     pub context_length: usize,
     /// Most sequences that wait.
@@ -122,6 +125,7 @@ impl SchedulerConfig {
             windowed: None,
             max_running,
             chunked_prefill_size: 512,
+            prompt_outputs: 64,
             context_length,
             max_waiting: 4096,
             cache: true,
@@ -141,13 +145,19 @@ impl SchedulerConfig {
 
     /// Most new tokens in a step: a decode row for each slot, proposed tokens, and a chunk.
     pub fn step_tokens(&self) -> usize {
-        self.step_outputs() + self.chunk()
+        self.step_outputs() - self.prompt_outputs() + self.chunk()
     }
 
-    /// Most tokens of a step after which something is wanted: one for each slot, and proposed
-    /// ones.
+    /// Most tokens of a step after which something is wanted: one for each slot, proposed ones, and
+    /// [`prompt_outputs`](Self::prompt_outputs).
     pub fn step_outputs(&self) -> usize {
-        self.max_running as usize + self.speculation.map_or(0, |s| s.step_tokens as usize)
+        let proposed = self.speculation.map_or(0, |s| s.step_tokens as usize);
+        self.max_running as usize + proposed + self.prompt_outputs()
+    }
+
+    /// Most tokens of prompts in a step after which something is wanted, in whole pages.
+    pub(super) fn prompt_outputs(&self) -> usize {
+        (self.prompt_outputs / self.page_size).max(1) * self.page_size
     }
 
     /// Most tokens that are proposed for one sequence in a step.
@@ -159,17 +169,14 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// An empty prompt, a limit of zero, a prompt without room for a token in the context, or a
-    /// prompt and limit that can never be in the pool together.
+    /// An empty prompt, one without room for a token in the context (with a limit of 0: for
+    /// itself), or a prompt and limit that can never be in the pool together.
     pub fn check(&self, prompt_len: usize, max_tokens: usize) -> Result<(), Refusal> {
         if prompt_len == 0 {
             return Err(Refusal::EmptyPrompt);
         }
-        if max_tokens == 0 {
-            return Err(Refusal::NothingToGenerate);
-        }
         let context_length = self.context_length;
-        if prompt_len >= context_length {
+        if prompt_len.saturating_add(max_tokens.min(1)) > context_length {
             return Err(Refusal::PromptTooLong { prompt_len, context_length });
         }
         let longest = prompt_len.saturating_add(max_tokens).min(context_length);
@@ -220,7 +227,11 @@ impl SchedulerConfig {
     }
 
     pub(super) fn check_arrival(&self, arrival: &Arrival) -> Result<(), Refusal> {
-        self.check(arrival.prompt.len(), arrival.max_tokens as usize)
+        let prompt_len = arrival.prompt.len();
+        if arrival.max_tokens == 0 && arrival.want.positions(prompt_len).is_empty() {
+            return Err(Refusal::NothingToGenerate);
+        }
+        self.check(prompt_len, arrival.max_tokens as usize)
     }
 }
 
@@ -231,7 +242,7 @@ pub enum Refusal {
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
-    /// The limit is zero tokens.
+    /// The limit is zero tokens, and nothing is wanted of the prompt.
     #[error("max_tokens is 0, so there is nothing to generate")]
     NothingToGenerate,
     /// The prompt leaves no room for a token.

@@ -32,8 +32,10 @@ pub(super) struct LaunchedRow {
     /// Which of the sequence's runs it belongs to.
     pub(super) run: u64,
     pub(super) kind: RowKind,
-    /// The batch's output that belongs to it.
+    /// The batch's output whose tokens continue the sequence.
     pub(super) output: Option<u32>,
+    /// The batch's output that tells something of the prompt, and after how many positions.
+    pub(super) of_prompt: Option<(u32, u32)>,
     /// Positions that exist once the row has run. Of a verification, those that exist in any case.
     pub(super) end: usize,
 }
@@ -99,6 +101,20 @@ impl Flights {
         self.is_draining = false;
         self.in_flight.push_back(Launched { step, rows });
         step
+    }
+
+    /// The token that a row of the run was to produce is known without. False if no row produces
+    /// one token.
+    pub(super) fn preempt(&mut self, key: SequenceKey, run: u64) -> bool {
+        let rows = self.in_flight.iter_mut().flat_map(|launched| &mut launched.rows);
+        let produces = |row: &&mut LaunchedRow| {
+            let is_one = !matches!(row.kind, RowKind::Verify { .. });
+            row.key == key && row.run == run && row.output.is_some() && is_one
+        };
+        match rows.filter(produces).last() {
+            Some(row) => row.output.take().is_some(),
+            None => false,
+        }
     }
 
     /// The oldest step has ended.

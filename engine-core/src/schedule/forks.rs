@@ -22,9 +22,10 @@ pub(super) fn fork(
     if state.queue.len() >= state.config.max_waiting {
         return Err(Refusal::QueueFull { waiting: state.queue.len() }.into());
     }
+    let priority = branch.priority;
     let branch = state.sequences.add(branch, &state.config)?;
     if !settle_beside(state, key, branch)? {
-        state.queue.join(branch);
+        state.queue.join(branch, priority);
     }
     Ok(())
 }

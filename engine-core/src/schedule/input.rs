@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use radix_cache::Token;
 use serde::{Deserialize, Serialize};
 
 use super::sequence::{Arrival, FinishReason, RequestId, SequenceId};
@@ -33,6 +34,15 @@ pub enum Input<'a> {
         id: SequenceId,
         /// Why.
         reason: FinishReason,
+    },
+    /// A sequence continues with these tokens without a choice, in place of the token that the
+    /// oldest of its rows in flight would produce. They are known from now on, as far as they don't
+    /// end it. Nothing happens where that row verifies proposals, or there is none.
+    Append {
+        /// Which.
+        id: SequenceId,
+        /// The tokens, at least one.
+        tokens: Cow<'a, [Token]>,
     },
     /// A request's sequences end wherever they are. Rows that are in flight will be dropped.
     Abort {

@@ -39,6 +39,28 @@ impl LoggedError {
     }
 }
 
+pub(super) mod pooling {
+    use serde::{Deserializer, Serializer};
+
+    use super::{Deserialize, Serialize};
+    use crate::backend::{PoolKind, Pooling};
+
+    pub(in crate::schedule) fn serialize<S: Serializer>(
+        pooling: &Pooling,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        (pooling.kind == PoolKind::Mean, pooling.normalize).serialize(serializer)
+    }
+
+    pub(in crate::schedule) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Pooling, D::Error> {
+        let (is_mean, normalize) = Deserialize::deserialize(deserializer)?;
+        let kind = if is_mean { PoolKind::Mean } else { PoolKind::Last };
+        Ok(Pooling { kind, normalize })
+    }
+}
+
 pub(super) mod error {
     use serde::{Deserializer, Serializer};
 
@@ -70,10 +92,11 @@ pub(super) mod result {
         result: &StepResult,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(result.outputs.iter().map(|answer| {
+        let answers = result.outputs.iter().map(|answer| {
             let tokens = result.tokens_of(answer).iter().map(|sampled| sampled.token);
             (answer.output, tokens.collect::<Vec<Token>>())
-        }))
+        });
+        serializer.collect_seq(answers)
     }
 
     pub(in crate::schedule) fn deserialize<'a, 'de, D: Deserializer<'de>>(

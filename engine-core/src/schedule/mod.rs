@@ -70,4 +70,4 @@ pub use config::{
 pub use input::Input;
 pub use report::{Deferred, Event, InputError, Plan, ScheduleError, SchedulerStats, Step};
 pub use scheduler::Scheduler;
-pub use sequence::{Arrival, FinishReason, RequestId, SequenceId};
+pub use sequence::{Arrival, FinishReason, PromptWant, RequestId, SequenceId};

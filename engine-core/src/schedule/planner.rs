@@ -5,7 +5,7 @@ use super::assembly::Assembly;
 use super::proposer;
 use super::report::{Deferred, ScheduleError};
 use super::retraction;
-use super::rows;
+use super::rows::{self, Budget};
 use super::sequence::SequenceKey;
 use super::state::State;
 use crate::backend::{Batch, PageCopy, Slots};
@@ -101,10 +101,11 @@ impl Planner {
         }
         self.assembly.begin(state.flights.rows());
         self.plan_decode(state)?;
-        let mut budget = state.config.chunk();
+        let config = &state.config;
+        let mut budget = Budget { tokens: config.chunk(), answers: config.prompt_outputs() };
         for index in 0..state.sequences.running().len() {
             let key = state.sequences.running()[index];
-            budget -= rows::push_chunk(state, &mut self.assembly, key, budget)?;
+            rows::push_chunk(state, &mut self.assembly, key, &mut budget)?;
         }
         admission::admit(state, &mut self.assembly, budget)?;
         let rows = self.assembly.take_rows();

@@ -19,11 +19,13 @@ pub(super) struct Queue {
     policy: QueuePolicy,
     /// Resumed ones in front.
     keys: VecDeque<SequenceKey>,
+    /// One that joined had a priority, since the queue was empty last.
+    has_priorities: bool,
 }
 
 impl Queue {
     pub(super) fn new(policy: QueuePolicy) -> Self {
-        Self { policy, keys: VecDeque::new() }
+        Self { policy, keys: VecDeque::new(), has_priorities: false }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -47,7 +49,8 @@ impl Queue {
     }
 
     /// Somebody new.
-    pub(super) fn join(&mut self, key: SequenceKey) {
+    pub(super) fn join(&mut self, key: SequenceKey, priority: i32) {
+        self.has_priorities = priority != 0 || (self.has_priorities && !self.keys.is_empty());
         self.keys.push_back(key);
     }
 
@@ -63,12 +66,13 @@ impl Queue {
     /// Puts the queue into the policy's order. `cached` says how many leading tokens of a sequence
     /// need not be computed.
     pub(super) fn order(&mut self, sequences: &Sequences, cached: impl Fn(&Sequence) -> usize) {
-        if self.policy == QueuePolicy::FirstCome {
+        let is_first_come = self.policy == QueuePolicy::FirstCome;
+        if is_first_come && !self.has_priorities {
             // The queue is in this order already: arrivals join at its end, resumed ones in
             // front.
             return;
         }
-        let by_prefix = self.keys.len() <= MOST_ORDERED;
+        let by_prefix = !is_first_come && self.keys.len() <= MOST_ORDERED;
         self.keys.make_contiguous().sort_by_cached_key(|&key| {
             let sequence = sequences.of(key);
             let class = match sequence.waiting() {
@@ -76,8 +80,11 @@ impl Queue {
                 Some(waiting) if waiting.passed_over >= MOST_PASSED_OVER => 1,
                 _ => 2,
             };
-            let cached = if class == 2 && by_prefix { cached(sequence) } else { 0 };
-            (class, Reverse(cached), sequence.arrival)
+            let (priority, cached) = match class {
+                2 => (sequence.priority, if by_prefix { cached(sequence) } else { 0 }),
+                _ => (0, 0),
+            };
+            (class, Reverse(priority), Reverse(cached), sequence.arrival)
         });
     }
 

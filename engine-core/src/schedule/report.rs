@@ -4,7 +4,7 @@ use radix_cache::Token;
 
 use super::config::Refusal;
 use super::sequence::{FinishReason, SequenceId};
-use crate::backend::{Batch, PageCopy};
+use crate::backend::{Batch, PageCopy, Sampled};
 use crate::kv::PoolError;
 
 /// What the engine does next.
@@ -62,6 +62,26 @@ pub enum Event<'a> {
         logprob: Option<f32>,
         /// The likeliest tokens in its place, most likely first, where they were asked for.
         top: &'a [(Token, f32)],
+    },
+    /// How likely a run of its prompt's tokens is.
+    Scored {
+        /// Who.
+        id: SequenceId,
+        /// Position of the run's first token.
+        position: u32,
+        /// The tokens with their log probabilities. Their [`Sampled::top`] point into `top`.
+        tokens: &'a [Sampled],
+        /// The likeliest tokens in their places.
+        top: &'a [(Token, f32)],
+    },
+    /// A part of the vector of its prompt.
+    Pooled {
+        /// Who.
+        id: SequenceId,
+        /// How many positions it is the mean of.
+        positions: u32,
+        /// The vector.
+        vector: &'a [f32],
     },
     /// It ended and holds nothing any more.
     Finished {

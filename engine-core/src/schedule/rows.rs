@@ -27,16 +27,25 @@ pub(super) fn push_decode(
     push(state, assembly, key, end, kind, draft)
 }
 
-/// Appends a chunk of at most `budget` tokens of what a running sequence came with, where one is
+/// What a step has left for prompts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    /// Tokens to compute.
+    pub(super) tokens: usize,
+    /// Positions after which something of a prompt is wanted.
+    pub(super) answers: usize,
+}
+
+/// Appends a chunk of what fits into `budget` of what a running sequence came with, where one is
 /// left and its pages can be had. Returns its length.
 pub(super) fn push_chunk(
     state: &mut State,
     assembly: &mut Assembly,
     key: SequenceKey,
-    budget: usize,
+    budget: &mut Budget,
 ) -> Result<usize, ScheduleError> {
     let sequence = state.sequences.of(key);
-    let known = sequence.known();
+    let known = sequence.to_compute();
     let Some(running) = sequence.running() else { return Ok(0) };
     let start = running.launched;
     if running.pending > 0 || running.is_verifying || start >= known {
@@ -44,8 +53,15 @@ pub(super) fn push_chunk(
     }
     // Whole pages, so that what a chunk computes can be cached at once; but for the last.
     let page_size = state.config.page_size;
-    let whole = (start + budget) / page_size * page_size;
-    let end = if known - start <= budget { known } else { whole };
+    let unanswered = sequence.unanswered.clone();
+    let most = match unanswered.is_empty() {
+        true => budget.tokens,
+        false => {
+            budget.tokens.min(unanswered.start.saturating_sub(start).saturating_add(budget.answers))
+        }
+    };
+    let whole = (start + most) / page_size * page_size;
+    let end = if known - start <= most { known } else { whole };
     // Windowed pages come back with each commit, so a shorter chunk gets further than none.
     let (pages, holding) = (&state.pages, &running.holding);
     let windowed = pages.available_of(GroupKind::Windowed).saturating_mul(page_size);
@@ -55,7 +71,15 @@ pub(super) fn push_chunk(
     }
     push(state, assembly, key, end, RowKind::Chunk, 0..0)?;
     state.stats.prefill_tokens += (end - start) as u64;
+    budget.tokens -= end - start;
+    budget.answers -= answered_by(&unanswered, start, end).len();
     Ok(end - start)
+}
+
+/// Which of the unanswered positions a row from `start` to `end` answers.
+fn answered_by(unanswered: &Range<usize>, start: usize, end: usize) -> Range<usize> {
+    let first = unanswered.start.max(start);
+    first..unanswered.end.min(end).max(first)
 }
 
 /// Pages that the next decode rows need beyond those in their tables.
@@ -77,18 +101,20 @@ fn push(
     draft: Range<usize>,
 ) -> Result<(), ScheduleError> {
     let sequence = state.sequences.of_mut(key);
-    let known = sequence.known();
+    let (known, generates) = (sequence.known(), sequence.max_tokens > 0);
+    let unanswered = sequence.unanswered.clone();
     let running = sequence.running_mut()?;
     let start = running.launched;
     running.launched = end + draft.len();
     state.pages.grow(&running.holding, running.launched)?;
-    let wants = end == known + running.pending;
+    let wants = generates && end == known + running.pending;
+    let of_prompt = answered_by(&unanswered, start, end);
     match kind {
         RowKind::Verify { .. } => running.is_verifying = true,
         RowKind::Decode | RowKind::Chunk => running.pending += usize::from(wants),
     }
     let (run, slot) = (running.run, running.holding.slot());
-    let row = NewRow { run, slot, start, end, kind, wants, draft };
+    let row = NewRow { run, slot, start, end, kind, wants, draft, of_prompt };
     assembly.push((key, sequence), row);
     Ok(())
 }

@@ -46,6 +46,7 @@ impl Scheduler {
             Input::Arrive(arrival) => return Ok(arrive(state, arrival)?),
             Input::Fork { parent, branch } => return forks::fork(state, parent, branch),
             Input::End { id, reason } => end(state, id, reason)?,
+            Input::Append { id, tokens } => committer::append(state, id, &tokens)?,
             Input::Abort { request, samples } => abort(state, request, samples)?,
             Input::EndAll { reason } => end_all(state, &reason)?,
             Input::Commit { result, error } => {
@@ -175,11 +176,12 @@ fn arrive(state: &mut State, arrival: Arrival) -> Result<(), Refusal> {
     if state.queue.len() >= state.config.max_waiting {
         return Err(Refusal::QueueFull { waiting: state.queue.len() });
     }
+    let priority = arrival.priority;
     let key = state.sequences.add(arrival, &state.config)?;
     if !state.config.cache {
         state.sequences.isolate(key);
     }
-    state.queue.join(key);
+    state.queue.join(key, priority);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use slotmap::new_key_type;
 use super::pages::Holding;
 use super::proposer::Drafting;
 use super::report::ScheduleError;
-use crate::backend::SlotSampling;
+use crate::backend::{PoolKind, Pooling, SlotSampling};
 
 /// A request's number, chosen by whoever submits it. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,6 +47,42 @@ pub struct Arrival {
     /// Its tokens may be proposed and verified several at a time, where the scheduler's
     /// [`speculation`](super::SchedulerConfig::speculation) is on. Changes no token.
     pub speculation: bool,
+    /// Higher ones leave the queue first, whatever its policy.
+    pub priority: i32,
+    /// What is wanted of its prompt.
+    pub want: PromptWant,
+}
+
+/// What is wanted of a prompt, beside its continuation. With `max_tokens` 0 the sequence ends once
+/// that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PromptWant {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The log probabilities of the tokens from position `from` (1 at least) on, and of the `top`
+    /// likeliest in the place of each.
+    Scores {
+        /// Position of the first token.
+        from: u32,
+        /// How many of the likeliest tokens.
+        top: u8,
+    },
+    /// A vector. The mean of several positions comes in parts, and is not normalized.
+    Vector(#[serde(with = "super::logged::pooling")] Pooling),
+}
+
+impl PromptWant {
+    /// The positions of a prompt after which something is wanted.
+    pub(super) fn positions(self, prompt_len: usize) -> Range<usize> {
+        let last = prompt_len.saturating_sub(1);
+        match self {
+            Self::Nothing => 0..0,
+            Self::Scores { from, .. } => (from as usize).saturating_sub(1).min(last)..last,
+            Self::Vector(Pooling { kind: PoolKind::Last, .. }) => last..prompt_len,
+            Self::Vector(Pooling { kind: PoolKind::Mean, .. }) => 0..prompt_len,
+        }
+    }
 }
 
 /// Why a sequence ended.
@@ -81,6 +117,10 @@ pub(super) struct Sequence {
     pub(super) namespace: Namespace,
     pub(super) retention: Retention,
     pub(super) constrained: bool,
+    pub(super) priority: i32,
+    pub(super) want: PromptWant,
+    /// The positions after which something is wanted and was not told yet.
+    pub(super) unanswered: Range<usize>,
     /// `None` where nothing may be proposed for it.
     pub(super) drafting: Option<Drafting>,
     /// Order of arrival.
@@ -132,18 +172,21 @@ pub(super) struct Running {
 impl Sequence {
     pub(super) fn new(arrival: Arrival, number: u64, drafting: Option<Drafting>) -> Self {
         let Arrival { id, prompt, sampling, max_tokens, stop_tokens, .. } = arrival;
-        let Arrival { namespace, retention, constrained, .. } = arrival;
+        let Arrival { namespace, retention, constrained, priority, want, .. } = arrival;
         Self {
             id,
             prompt_len: prompt.len(),
-            tokens: prompt,
             max_tokens: max_tokens as usize,
             stop_tokens,
             sampling,
             namespace,
             retention,
             constrained,
+            priority,
+            want,
+            unanswered: want.positions(prompt.len()),
             drafting,
+            tokens: prompt,
             arrival: number,
             phase: Phase::Waiting(Waiting::default()),
         }
@@ -158,14 +201,34 @@ impl Sequence {
         self.tokens.len() - self.prompt_len
     }
 
-    /// Positions that its longest form takes. The KV of its last token is never needed.
+    /// Positions that its longest form takes. The KV of its last token is never needed, but where a
+    /// vector is made of it.
     pub(super) fn longest(&self) -> usize {
-        self.prompt_len + self.max_tokens - 1
+        (self.prompt_len + self.max_tokens).saturating_sub(1).max(self.unanswered.end)
     }
 
-    /// The tokens that may be taken from the cache: one must be computed, to have logits.
+    /// Known tokens that are to be computed: all, unless only something of the prompt is wanted.
+    pub(super) fn to_compute(&self) -> usize {
+        if self.max_tokens == 0 { self.unanswered.end } else { self.known() }
+    }
+
+    /// The tokens that may be taken from the cache: one must be computed, to have logits, and all
+    /// after which something is wanted.
     pub(super) fn matchable(&self) -> &[Token] {
-        &self.tokens[..self.known().saturating_sub(1)]
+        let first = if self.unanswered.is_empty() { usize::MAX } else { self.unanswered.start };
+        &self.tokens[..self.known().saturating_sub(1).min(first)]
+    }
+
+    /// Appends a known token. Returns the reason if it is the last one.
+    pub(super) fn append(&mut self, token: Token) -> Option<FinishReason> {
+        self.tokens.push(token);
+        if self.stop_tokens.contains(&token) {
+            Some(FinishReason::Stop)
+        } else if self.generated() >= self.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
     }
 
     pub(super) fn running(&self) -> Option<&Running> {

@@ -45,8 +45,8 @@ impl Sequences {
         if self.by_id.contains_key(&id) {
             return Err(Refusal::Exists(id));
         }
-        let may_draft = arrival.speculation && !arrival.constrained;
-        let drafting = config.speculation.filter(|_| may_draft).map(Drafting::new);
+        let speculation = config.speculation.filter(|_| arrival.speculation);
+        let drafting = speculation.map(Drafting::new);
         let mut sequence = Sequence::new(arrival, self.arrivals, drafting);
         // The context's limit is a limit like the request's own. Arrivals leave room for a token.
         let room = config.context_length.saturating_sub(sequence.prompt_len);

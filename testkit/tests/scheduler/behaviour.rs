@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use engine_core::backend::{SlotSampling, StepError, StepResult};
 use engine_core::schedule::{
-    Arrival, Input, InputError, Plan, QueuePolicy, Refusal, RequestId, ScheduleError, Scheduler,
-    SchedulerConfig, SequenceId,
+    Arrival, Input, InputError, Plan, PromptWant, QueuePolicy, Refusal, RequestId, ScheduleError,
+    Scheduler, SchedulerConfig, SequenceId,
 };
 use engine_core::{Namespace, Retention, Token};
 use testkit::shadow::model;
@@ -250,6 +250,8 @@ fn arrival(request: u64, prompt: Vec<Token>, max_tokens: u32) -> Arrival {
         retention: Retention::default(),
         constrained: false,
         speculation: false,
+        priority: 0,
+        want: PromptWant::Nothing,
     }
 }
 

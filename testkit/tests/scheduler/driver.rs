@@ -12,8 +12,8 @@ use engine_core::backend::{
 };
 use engine_core::kv::GroupKind;
 use engine_core::schedule::{
-    Arrival, Deferred, FinishReason, Input, InputError, Plan, Refusal, RequestId, Scheduler,
-    SchedulerConfig, SequenceId,
+    Arrival, Deferred, FinishReason, Input, InputError, Plan, PromptWant, Refusal, RequestId,
+    Scheduler, SchedulerConfig, SequenceId,
 };
 use testkit::faults::Faults;
 use testkit::shadow::{Expectation, Ledger, ShadowExecutor};
@@ -427,6 +427,8 @@ fn arrival(id: SequenceId, request: &Request, sampling: &Arc<SlotSampling>) -> A
         constrained: request.constrained,
         // Some don't wish it.
         speculation: !sampling.seed.is_multiple_of(8),
+        priority: 0,
+        want: PromptWant::Nothing,
     }
 }
 

@@ -6,20 +6,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::command::{Command, Submission, TextMessage};
-use super::constraints::Constraints;
+use super::constraints::{Constraints, Wanted};
+use super::embeddings::Embeddings;
 use super::meters::Meters;
+use super::options::EngineOptions;
 use super::shared::Shared;
 use crate::backend::{
-    Batch, Deadline, Executor, Mask, Masks, PageCopy, RowFailure, StepError, StepResult, Ticket,
+    Batch, Deadline, Executor, InputToken, Mask, Masks, PageCopy, RowFailure, StepError,
+    StepResult, Ticket,
 };
 use crate::error::EngineDead;
 use crate::request::TokenLogprobs;
 use crate::schedule::{
-    Deferred, Event, FinishReason, Input, InputError, Plan, Scheduler, SequenceId,
+    Arrival, Deferred, Event, FinishReason, Input, InputError, Plan, PromptWant, Scheduler,
+    SequenceId,
 };
 
 /// The scheduler, its executor, and what is in flight between them.
-pub(super) struct Core {
+pub(super) struct Driver {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
     shared: Arc<Shared>,
@@ -27,9 +31,12 @@ pub(super) struct Core {
     /// Started and not committed, oldest first. At most two of them are steps.
     in_flight: VecDeque<Flight>,
     /// Outputs of the step launched last that wait for
-    /// [`sample_deferred`](Core::sample_deferred).
-    deferred: Vec<Deferred>,
+    /// [`sample_deferred`](Driver::sample_deferred).
+    deferred: Vec<Wanted>,
     constraints: Constraints,
+    embeddings: Embeddings,
+    /// Sequences that ended by their constraint, until the scheduler says so, and why.
+    broken: Vec<(SequenceId, String)>,
     is_closing: bool,
     meters: Meters,
     last_retired: Option<Instant>,
@@ -61,20 +68,23 @@ enum Launched {
     Failed(StepError),
 }
 
-impl Core {
+impl Driver {
     pub(super) fn new(
         scheduler: Scheduler,
         executor: Box<dyn Executor>,
         shared: Arc<Shared>,
-        step_deadline: Option<Duration>,
+        constraints: Constraints,
+        options: &EngineOptions,
     ) -> Self {
         Self {
             scheduler,
             executor,
-            step_deadline,
+            step_deadline: options.step_deadline,
             in_flight: VecDeque::with_capacity(2),
             deferred: Vec::new(),
-            constraints: Constraints::new(shared.vocab_size),
+            constraints,
+            embeddings: Embeddings::default(),
+            broken: Vec::new(),
             is_closing: false,
             meters: Meters::new(),
             last_retired: None,
@@ -126,7 +136,7 @@ impl Core {
                 self.deferred.clear();
                 let launched = launch(self.executor.as_mut(), &step.batch)?;
                 if matches!(launched.outcome, Launched::Ticket(_)) {
-                    self.deferred.extend_from_slice(step.deferred);
+                    self.deferred.extend(step.deferred.iter().map(|d| wanted(d, &step.batch)));
                 }
                 self.meters.launched(&step.batch);
                 (Some(launched), step.copies)
@@ -154,19 +164,36 @@ impl Core {
         if self.deferred.is_empty() {
             return Ok(());
         }
-        let (outputs, broken) = self.constraints.compute_masks(&self.deferred);
-        self.deferred.clear();
-        for (id, reason) in broken {
-            self.tell(Input::End { id, reason: FinishReason::Error(reason.to_owned()) })?;
+        let masked = self.constraints.compute(&mut self.deferred);
+        for output in &masked {
+            let id = output.id;
+            if let Some(problem) = &output.problem {
+                self.broken.push((id, problem.clone()));
+                let reason = FinishReason::Error(format!("its token constraint {problem}"));
+                self.tell(Input::End { id, reason })?;
+            } else if !output.forced.is_empty() {
+                self.tell(Input::Append { id, tokens: Cow::Borrowed(&output.forced) })?;
+            }
         }
-        let masks = outputs.iter().zip(self.constraints.masks());
-        let entries: Vec<Mask<'_>> =
-            masks.map(|(&output, allowed)| Mask { output, index: 0, allowed }).collect();
+        self.pass_on_events();
+        let mut entries = Vec::with_capacity(masked.len());
+        for of_output in masked.iter().filter(|output| output.problem.is_none()) {
+            for (mask, index) in of_output.masks.iter().zip(0..) {
+                entries.push(Mask { output: of_output.output, index, allowed: mask });
+            }
+        }
+        let sampled = self.sample(&Masks { entries: &entries });
+        drop(entries);
+        self.constraints.recycle(masked);
+        sampled
+    }
+
+    fn sample(&mut self, masks: &Masks<'_>) -> Result<(), EngineDead> {
         let Some(Flight { step: Some(step), .. }) = self.in_flight.back_mut() else {
             return Ok(());
         };
         let Launched::Ticket(ticket) = &step.outcome else { return Ok(()) };
-        match self.executor.sample(ticket, &Masks { entries: &entries }) {
+        match self.executor.sample(ticket, masks) {
             Ok(()) => Ok(()),
             Err(StepError::Dead { reason }) => Err(EngineDead::new(reason)),
             Err(error) => {
@@ -255,25 +282,23 @@ impl Core {
 
     fn obey(&mut self, command: Command) -> Result<(), EngineDead> {
         match command {
-            Command::Submit(samples) => {
-                for Submission { arrival, constraint, stream } in samples {
-                    let id = arrival.id;
-                    self.messages.push(TextMessage::Open(id, Box::new(stream)));
-                    match self.scheduler.apply(Input::Arrive(arrival)) {
-                        Ok(()) => self.constraints.insert(id, constraint),
-                        Err(InputError::Refused(refusal)) => {
-                            self.messages.push(TextMessage::Refused { id, refusal });
-                        }
-                        Err(error) => return Err(EngineDead::new(error)),
-                    }
-                }
+            Command::Submit(samples) => samples.into_iter().try_for_each(|sample| {
+                let id = sample.arrival.id;
+                self.open(id, sample, None)
+            }),
+            Command::Fork { parent, branches } => branches.into_iter().try_for_each(|branch| {
+                let id = branch.arrival.id;
+                self.open(id, branch, Some(parent))
+            }),
+            Command::Abort { request, samples } => self.tell(Input::Abort { request, samples }),
+            Command::End { id, reason } => self.tell(Input::End { id, reason }),
+            Command::ClearCache => self.tell(Input::ClearCache),
+            Command::DumpCache(answer) => {
+                // Waiting changes come before what the dump says.
+                self.pass_on_cache_events();
+                answer.give(self.scheduler.pool().cache().dump_events());
                 Ok(())
             }
-            Command::Fork { parent, branches } => {
-                branches.into_iter().try_for_each(|branch| self.fork(parent, branch))
-            }
-            Command::Abort { request, samples } => self.tell(Input::Abort { request, samples }),
-            Command::Stop(id) => self.tell(Input::End { id, reason: FinishReason::Stop }),
             Command::Drain => {
                 self.is_closing = true;
                 Ok(())
@@ -285,25 +310,48 @@ impl Core {
         }
     }
 
-    fn fork(&mut self, parent: SequenceId, branch: Submission) -> Result<(), EngineDead> {
-        let Submission { arrival, constraint, stream } = branch;
-        let id = arrival.id;
-        self.messages.push(TextMessage::Open(id, Box::new(stream)));
-        match self.scheduler.apply(Input::Fork { parent, branch: arrival }) {
-            Ok(()) => {
-                let tokens = self.scheduler.tokens(id).unwrap_or_default();
-                let prompt_tokens = tokens.len() as u32;
-                let last_token = tokens.last().copied();
-                self.messages.push(TextMessage::Forked { id, prompt_tokens, last_token });
-                self.constraints.insert(id, constraint);
-                Ok(())
+    /// A sample arrives: one of its own, or a branch of a parent.
+    fn open(
+        &mut self,
+        id: SequenceId,
+        sample: Submission,
+        parent: Option<SequenceId>,
+    ) -> Result<(), EngineDead> {
+        let Submission { mut arrival, constraint, text } = sample;
+        self.messages.push(TextMessage::Open(id, Box::new(text)));
+        let counts_tokens = arrival.sampling.has_penalties();
+        let pooling = match arrival.want {
+            PromptWant::Vector(pooling) => Some(pooling),
+            _ => None,
+        };
+        let arrived = match parent {
+            None => self.scheduler.apply(Input::Arrive(arrival)),
+            Some(parent) => {
+                let taken_over = self.scheduler.tokens(parent).map_or(0, <[_]>::len);
+                count_from(&mut arrival, taken_over);
+                self.scheduler.apply(Input::Fork { parent, branch: arrival })
             }
+        };
+        match arrived {
+            Ok(()) => {}
             Err(InputError::Refused(refusal)) => {
                 self.messages.push(TextMessage::Refused { id, refusal });
-                Ok(())
+                return Ok(());
             }
-            Err(error) => Err(EngineDead::new(error)),
+            Err(error) => return Err(EngineDead::new(error)),
         }
+        if parent.is_some() {
+            let tokens = self.scheduler.tokens(id).unwrap_or_default();
+            let (prompt_tokens, last_token) = (tokens.len() as u32, tokens.last().copied());
+            self.messages.push(TextMessage::Forked { id, prompt_tokens, last_token });
+        }
+        if let Some(constraint) = constraint {
+            self.constraints.insert(id, constraint, !counts_tokens);
+        }
+        if let Some(pooling) = pooling {
+            self.embeddings.open(id, pooling);
+        }
+        Ok(())
     }
 
     /// Tells the text thread what happened, and constraints what was sampled.
@@ -312,7 +360,18 @@ impl Core {
         for event in self.scheduler.events() {
             let message = match event {
                 Event::Admitted { id, cached_tokens } => {
-                    TextMessage::Admitted { id, cached_tokens }
+                    TextMessage::Admitted { id, cached_tokens, at }
+                }
+                Event::Scored { id, position, tokens, top } => {
+                    let logprobs = tokens.iter().map(|scored| {
+                        let top = top.get(scored.top.range()).unwrap_or_default().to_vec();
+                        TokenLogprobs { logprob: scored.logprob, top }
+                    });
+                    TextMessage::Prompt { id, position, logprobs: logprobs.collect() }
+                }
+                Event::Pooled { id, positions, vector } => {
+                    self.embeddings.add(id, positions, vector);
+                    continue;
                 }
                 Event::Token { id, token, logprob, top } => {
                     self.constraints.advance(id, token);
@@ -322,7 +381,16 @@ impl Core {
                 }
                 Event::Finished { id, reason } => {
                     self.constraints.remove(id);
-                    TextMessage::Finished { id, reason: reason.clone(), at }
+                    if let Some(vector) = self.embeddings.close(id)
+                        && *reason == FinishReason::Length
+                    {
+                        self.messages.push(TextMessage::Embedding { id, vector });
+                    }
+                    let broken = self.broken.iter().position(|(broken, _)| *broken == id);
+                    match broken.map(|place| self.broken.swap_remove(place)) {
+                        Some((id, problem)) => TextMessage::Broken { id, problem },
+                        None => TextMessage::Finished { id, reason: reason.clone(), at },
+                    }
                 }
             };
             self.messages.push(message);
@@ -338,7 +406,11 @@ impl Core {
             return;
         }
         let mut events = self.shared.cache_events.lock();
+        let before = events.len();
         events.extend(self.scheduler.drain_cache_events());
+        if events.len() > before {
+            self.shared.cache_changed.notify_all();
+        }
         // Whoever reads too seldom finds a gap in the sequence numbers.
         let surplus = events.len().saturating_sub(most);
         events.drain(..surplus);
@@ -354,6 +426,30 @@ impl Core {
         let snapshot = self.meters.observe(stats, pages, cache, queued, compiles);
         *self.shared.snapshot.lock() = snapshot;
     }
+}
+
+/// Moves what counts positions behind the tokens that a branch takes over.
+fn count_from(branch: &mut Arrival, taken_over: usize) {
+    let taken_over = u32::try_from(taken_over).unwrap_or(u32::MAX);
+    if branch.sampling.suppress_before > 0 {
+        let sampling = Arc::make_mut(&mut branch.sampling);
+        sampling.suppress_before = sampling.suppress_before.saturating_add(taken_over);
+    }
+    if let PromptWant::Scores { from, .. } = &mut branch.want {
+        // What the branch adds is scored, its first token too: the parent's precede it.
+        *from = taken_over;
+    }
+}
+
+/// An output that waits for masks, with the tokens proposed for it.
+fn wanted(deferred: &Deferred, batch: &Batch<'_>) -> Wanted {
+    let output = batch.outputs.get(deferred.output as usize);
+    let run = output.and_then(|output| batch.tokens.get(output.tokens.range()));
+    let proposals = run.unwrap_or_default().iter().skip(1).filter_map(|token| match token {
+        InputToken::Known(token) => Some(*token),
+        InputToken::Produced(_) => None,
+    });
+    Wanted { output: deferred.output, id: deferred.id, drafted: proposals.collect() }
 }
 
 /// Starts a step.
