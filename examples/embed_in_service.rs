@@ -100,8 +100,12 @@ async fn generate(
     State(engine): State<Engine>,
     body: String,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
-    let JsonRequest { prompt, sampling, namespace } =
-        JsonRequest::parse(&body, &engine.recommended_sampling())?;
+    let fields = JsonRequest::fields(&body)?;
+    let JsonRequest { prompt, sampling, namespace, unknown } =
+        JsonRequest::from_fields(fields, &engine.recommended_sampling())?;
+    if let Some(field) = unknown.into_iter().next() {
+        return Err(Refused::UnknownField { field });
+    }
     let request = Request::new(prompt).sampling(sampling).namespace(number(namespace.as_deref()));
     // Tokenizing a long prompt takes a while, which the runtime's threads don't have.
     let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
@@ -163,6 +167,8 @@ fn number(name: Option<&str>) -> Namespace {
 enum Refused {
     #[error(transparent)]
     Request(#[from] JsonRequestError),
+    #[error("there is no field {field:?}")]
+    UnknownField { field: String },
     #[error(transparent)]
     Submit(#[from] SubmitError),
     #[error("the service is ending")]
@@ -176,7 +182,9 @@ impl IntoResponse for Refused {
             Self::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) | Self::Interrupted => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Request(_) | Self::Submit(_) => StatusCode::BAD_REQUEST,
+            Self::Request(_) | Self::UnknownField { .. } | Self::Submit(_) => {
+                StatusCode::BAD_REQUEST
+            }
         };
         refusal(status, &self)
     }
