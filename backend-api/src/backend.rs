@@ -3,8 +3,8 @@
 use crate::program::Program;
 use crate::weights::Weights;
 use crate::{
-    BackendError, Batch, Capabilities, CompileOptions, Deadline, Limits, Masks, PageCopy,
-    StepError, StepResult, Ticket,
+    BackendError, Batch, Capabilities, CompileOptions, Deadline, GroupId, KvFormat, Limits, Masks,
+    PageCopy, StepError, StepResult, Ticket,
 };
 
 /// A device, or several that act as one.
@@ -12,11 +12,23 @@ pub trait Backend: Send + Sync {
     /// What the device has and what the backend promises on it.
     fn capabilities(&self) -> Capabilities;
 
-    /// Turns programs that share slots, pages and an order of execution into one executor.
+    /// Bytes that a page of a program's group takes on the device, over all its layers.
+    fn page_bytes(
+        &self,
+        program: &Program,
+        group: GroupId,
+        page_size: u32,
+        format: KvFormat,
+    ) -> u64 {
+        format.bytes(program.kv_elements(group).saturating_mul(page_size.into()))
+    }
+
+    /// Turns programs (a target, then drafts; at least one) into one executor. The programs share
+    /// slots, sampling state and the order of execution. Each has page groups of its own, which
+    /// follow each other in `options.limits.pages`, and a next token of its own in each slot.
     ///
     /// Weights are read (and repacked where the backend likes) before this returns; `weights`
-    /// is not needed afterwards. Today an engine passes one program; a draft model for
-    /// speculation will be a second.
+    /// is not needed afterwards.
     ///
     /// # Errors
     ///
@@ -44,16 +56,16 @@ pub trait Executor: Send {
     /// Starts a step and returns.
     ///
     /// Applies `batch.events` in order, runs the forward pass over `batch.rows`, writes the KV
-    /// of every new token, and, unless `batch.defer_sampling`, samples the requested outputs
-    /// and makes each sampled token the slot's next token.
+    /// of every new token, answers the requested outputs that are not deferred, and makes the last
+    /// token of each sampled or verified output the slot's next token.
     ///
     /// # Errors
     ///
     /// As for [`wait`](Executor::wait). After an error no ticket exists.
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError>;
 
-    /// Completes a step that was launched with `defer_sampling`: samples its outputs under
-    /// `masks`. Outputs without a mask are sampled freely. Returns at once, as `launch` does.
+    /// Completes a step that has deferred outputs: samples those outputs under `masks`, and freely
+    /// where no mask is given. Returns at once, as `launch` does.
     ///
     /// # Errors
     ///
@@ -65,13 +77,15 @@ pub trait Executor: Send {
     /// Blocks until the step has finished or the deadline has passed, and fills `result`
     /// (cleared first, its memory reused).
     ///
-    /// Tickets are awaited in the order of their launches. A deferred step that nobody sampled is
-    /// given up: its tokens' KV is written, its outputs have no answers, and its slots no next
-    /// token. Nothing blocks for its masks, and later steps are unharmed.
+    /// Tickets are awaited in the order of their launches. A step whose deferred outputs were never
+    /// sampled is given up: the KV of its tokens is written, its outputs have no answers, and the
+    /// slots of the deferred outputs no next token. Nothing blocks for the masks, and later steps
+    /// are unharmed.
     ///
     /// # Errors
     ///
-    /// [`StepError::Unsupported`] for a deferred step that was not sampled; `result` is empty.
+    /// [`StepError::Unsupported`] for a step whose deferred outputs were not sampled; `result` is
+    /// empty.
     /// [`StepError::Rows`]: `result` holds the outputs of the other rows.
     /// [`StepError::KvLost`], [`StepError::Dead`]: `result` is empty. A passed deadline is
     /// `Dead`: the device can't be trusted any more.

@@ -23,7 +23,10 @@
 
 mod backend;
 mod batch;
+mod check;
+mod clip;
 mod error;
+pub mod kit;
 mod options;
 pub mod program;
 mod result;
@@ -34,12 +37,14 @@ pub mod weights;
 
 pub use backend::{Backend, Executor, Progress};
 pub use batch::{
-    Batch, GroupId, InputToken, Mask, Masks, OutputRequest, Row, SharedPrefix, SlotEvent, Span,
-    Want,
+    Batch, Draft, GroupId, InputToken, Mask, Masks, OutputRequest, PoolKind, Pooling, ProgramId,
+    Row, SharedPrefix, SlotEvent, Span, Want,
 };
+pub use check::{BatchBounds, BatchError};
+pub use clip::{Clip, clip};
 pub use error::BackendError;
-pub use options::{Capabilities, CompileOptions, Limits};
+pub use options::{Capabilities, CompileOptions, KvFormat, Limits};
 pub use radix_cache::{PageId, Token};
-pub use result::{RowFailure, Sampled, StepError, StepResult};
-pub use slots::{SlotId, SlotSampling, Slots};
+pub use result::{OutputResult, RowFailure, Sampled, StepError, StepResult};
+pub use slots::{AdapterId, SlotId, SlotSampling, SlotState, Slots};
 pub use ticket::{Deadline, PageCopy, Ticket, Tier};

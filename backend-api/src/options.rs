@@ -1,6 +1,6 @@
 //! What a device offers, and what the engine decided before compiling.
 
-use crate::weights::Format;
+use std::fmt;
 
 /// What a device has and what its backend promises.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct Capabilities {
     /// Page sizes that it takes, in tokens, ascending. Never empty.
     pub page_sizes: Vec<u32>,
     /// Formats in which it can hold KV, preferred first. Never empty.
-    pub kv_formats: Vec<Format>,
+    pub kv_formats: Vec<KvFormat>,
     /// A row's result does not depend on what else is in the batch, nor on how its prompt was
     /// chunked or cached.
     pub batch_invariant: bool,
@@ -29,7 +29,7 @@ impl Capabilities {
             memory_bytes,
             host_memory_bytes: 0,
             page_sizes: (0..=9).map(|power| 1 << power).collect(),
-            kv_formats: vec![Format::F32],
+            kv_formats: vec![KvFormat::F32],
             batch_invariant: false,
         }
     }
@@ -46,12 +46,15 @@ pub struct CompileOptions {
     /// The longest sequence, in tokens.
     pub context_length: u32,
     /// How KV is stored.
-    pub kv_format: Format,
+    pub kv_format: KvFormat,
     /// Pages of the host tier for each page group; empty where there is none.
     pub host_pages: Vec<u32>,
     /// Give up speed for results that don't depend on the batch, where the backend doesn't
     /// promise that anyway.
     pub deterministic: bool,
+    /// Hidden states or pooled vectors may be wanted of a batch. A backend that prepares its shapes
+    /// refuses such a batch otherwise.
+    pub hidden: bool,
 }
 
 impl CompileOptions {
@@ -61,9 +64,10 @@ impl CompileOptions {
             limits,
             page_size,
             context_length,
-            kv_format: Format::F32,
+            kv_format: KvFormat::F32,
             host_pages: Vec::new(),
             deterministic: false,
+            hidden: false,
         }
     }
 }
@@ -75,11 +79,43 @@ pub struct Limits {
     pub rows: u32,
     /// New tokens in a batch, over all rows.
     pub tokens: u32,
-    /// Requested outputs in a batch.
+    /// Output rows in a batch: tokens in the runs of all outputs.
     pub outputs: u32,
     /// Slots: sequences that are resident at once.
     pub slots: u32,
     /// Pages for each page group; page ids run from 0 to this, exclusive. A backend that needs
     /// a page for padding keeps one of its own beyond these.
     pub pages: Vec<u32>,
+}
+
+/// How the elements of cached keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KvFormat {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+}
+
+impl KvFormat {
+    /// Bytes that so many elements take.
+    pub fn bytes(self, elements: u64) -> u64 {
+        match self {
+            Self::F32 => elements.saturating_mul(4),
+            Self::F16 | Self::Bf16 => elements.saturating_mul(2),
+        }
+    }
+}
+
+impl fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
 }

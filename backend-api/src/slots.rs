@@ -17,6 +17,30 @@ impl SlotId {
     }
 }
 
+/// An adapter (LoRA) that a slot's sequence runs with; 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub u32);
+
+impl AdapterId {
+    /// The model as it is.
+    pub const NONE: Self = Self(0);
+}
+
+/// What a slot holds beside its page tables. Fixed while the slot is open.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotState {
+    /// How tokens are sampled.
+    pub sampling: Arc<SlotSampling>,
+    /// What the model is adapted with.
+    pub adapter: AdapterId,
+}
+
+impl From<Arc<SlotSampling>> for SlotState {
+    fn from(sampling: Arc<SlotSampling>) -> Self {
+        Self { sampling, adapter: AdapterId::NONE }
+    }
+}
+
 /// How the tokens of a slot's sequence are sampled. Fixed while the slot is open.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlotSampling {
@@ -89,41 +113,42 @@ impl SlotSampling {
 #[derive(Clone, Debug)]
 pub struct Slots {
     groups: usize,
-    /// `slot * groups + group`.
+    /// `slot * groups + group`. Entries of a windowed group whose positions have all left the
+    /// window may be [`PageId::NONE`].
     tables: Vec<Vec<PageId>>,
-    sampling: Vec<Arc<SlotSampling>>,
+    states: Vec<SlotState>,
 }
 
 impl Slots {
     /// Empty slots.
     pub fn new(slots: u32, groups: usize) -> Self {
-        let greedy = Arc::new(SlotSampling::greedy());
+        let empty = SlotState::from(Arc::new(SlotSampling::greedy()));
         Self {
             groups,
             tables: vec![Vec::new(); slots as usize * groups],
-            sampling: vec![greedy; slots as usize],
+            states: vec![empty; slots as usize],
         }
     }
 
     /// Number of slots.
     pub fn len(&self) -> usize {
-        self.sampling.len()
+        self.states.len()
     }
 
     /// Whether there is no slot.
     pub fn is_empty(&self) -> bool {
-        self.sampling.is_empty()
+        self.states.is_empty()
     }
 
     /// A slot's page table in a group.
     pub fn pages(&self, slot: SlotId, group: GroupId) -> &[PageId] {
-        &self.tables[slot.index() * self.groups + usize::from(group.0)]
+        &self.tables[slot.index() * self.groups + group.index()]
     }
 
     /// A slot's page table in a group, to change. Every change is announced by a
     /// [`SlotEvent`](crate::SlotEvent) of the next batch.
     pub fn pages_mut(&mut self, slot: SlotId, group: GroupId) -> &mut Vec<PageId> {
-        &mut self.tables[slot.index() * self.groups + usize::from(group.0)]
+        &mut self.tables[slot.index() * self.groups + group.index()]
     }
 
     /// The page tables of two different slots: one to read, one to change.
@@ -137,19 +162,29 @@ impl Slots {
         write: SlotId,
         group: GroupId,
     ) -> (&[PageId], &mut Vec<PageId>) {
-        let index = |slot: SlotId| slot.index() * self.groups + usize::from(group.0);
+        let index = |slot: SlotId| slot.index() * self.groups + group.index();
         let (read, write) = (index(read), index(write));
         let (low, high) = self.tables.split_at_mut(read.max(write));
         if read < write { (&low[read], &mut high[0]) } else { (&high[0], &mut low[write]) }
     }
 
-    /// How the slot's tokens are sampled.
-    pub fn sampling(&self, slot: SlotId) -> &Arc<SlotSampling> {
-        &self.sampling[slot.index()]
+    /// What the slot holds.
+    pub fn state(&self, slot: SlotId) -> &SlotState {
+        &self.states[slot.index()]
     }
 
-    /// Moves a sequence in: sets its sampling state. Its page tables are the caller's to set.
-    pub fn open(&mut self, slot: SlotId, sampling: Arc<SlotSampling>) {
-        self.sampling[slot.index()] = sampling;
+    /// How the slot's tokens are sampled.
+    pub fn sampling(&self, slot: SlotId) -> &Arc<SlotSampling> {
+        &self.states[slot.index()].sampling
+    }
+
+    /// Moves a sequence in. Its page tables are the caller's to set.
+    pub fn open(&mut self, slot: SlotId, state: impl Into<SlotState>) {
+        self.states[slot.index()] = state.into();
+    }
+
+    /// Number of page groups.
+    pub fn groups(&self) -> usize {
+        self.groups
     }
 }

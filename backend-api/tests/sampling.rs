@@ -146,7 +146,7 @@ proptest! {
         mask in prop::option::of(prop::collection::vec(any::<u32>(), 1..14)),
     ) {
         let words = mask.unwrap_or_default();
-        let mask = Mask { output: 0, allowed: &words };
+        let mask = Mask { output: 0, index: 0, allowed: &words };
         let mask = (!words.is_empty()).then_some(&mask);
         let history = if sampling.has_penalties() { &sampling.history[..] } else { &[] };
         let mut sampling = sampling.clone();
@@ -270,7 +270,7 @@ fn logits_that_are_not_finite_fail_the_row_by_name() {
 
 #[test]
 fn a_mask_that_forbids_everything_fails_the_row() {
-    let mask = Mask { output: 0, allowed: &[0] };
+    let mask = Mask { output: 0, index: 0, allowed: &[0] };
     let sampling = noisy(1.0, 0);
     let token = sample(&mut RowSampler::default(), &[0.0; 40], &sampling, &[], 0, Some(&mask));
     assert_eq!(token, Err(SampleError::NothingAllowed));

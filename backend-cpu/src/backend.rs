@@ -3,13 +3,12 @@
 use std::thread::available_parallelism;
 
 use backend_api::{
-    Backend, BackendError, Capabilities, CompileOptions, Executor, Limits,
-    program::Program,
-    weights::{Format, Weights},
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, KvFormat, Limits,
+    program::Program, weights::Weights,
 };
 
 use crate::{
-    executor::{BACKEND, Bounds, CpuExecutor, Driver, Machine, compile},
+    executor::{BACKEND, CpuExecutor, Driver, Machine, compile},
     kernels::kv::{KvLayer, PageShape},
     memory,
     path::{InstructionSet, Path},
@@ -166,16 +165,11 @@ impl Backend for CpuBackend {
             limits.outputs as usize,
         );
         let host = kv_memory(program, &shapes, &options.host_pages);
-        let vocab_size = program.vocab_size();
-        let driver = Driver::new(machine, host, vocab_size as usize, limits.slots as usize);
-        let bounds = Bounds {
-            limits: limits.clone(),
-            page_size: options.page_size,
-            vocab_size,
-            windows: program.groups().iter().map(|group| group.window).collect(),
-        };
+        let driver = Driver::new(machine, host, limits.slots as usize);
+        let bounds = BatchBounds::new(programs, options);
+        let groups = vec![shapes.len()];
         let host_pages = options.host_pages.clone();
-        Ok(Box::new(CpuExecutor::start("understory-cpu", driver, bounds, host_pages)?))
+        Ok(Box::new(CpuExecutor::start("understory-cpu", driver, bounds, groups, host_pages)?))
     }
 }
 
@@ -189,7 +183,7 @@ fn check_options(program: &Program, options: &CompileOptions) -> Result<(), Back
     if !page_size.is_power_of_two() || page_size > 512 {
         return invalid("page_size", format!("{page_size} is not a power of two up to 512"));
     }
-    if options.kv_format != Format::F32 {
+    if options.kv_format != KvFormat::F32 {
         return Err(BackendError::Unsupported {
             backend: BACKEND,
             what: format!("KV in {}", options.kv_format),

@@ -36,7 +36,7 @@
 pub mod aot;
 mod backend;
 mod buckets;
-mod cache;
+mod compiler;
 mod error;
 mod executor;
 pub mod hlo;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use radix_cache::Token;
 
 use crate::backend::BackendError;
+pub(crate) use crate::backend::clip;
 use crate::model::{OpenError, ProgramError};
 use crate::request::ParamsError;
 use crate::schedule::{Refusal, ScheduleError};
@@ -106,6 +107,9 @@ pub enum SubmitError {
         /// The most that may wait ([`EngineOptions::max_queued_requests`](crate::engine::EngineOptions)).
         limit: usize,
     },
+    /// A conversation without a message: there is nothing to answer.
+    #[error("the prompt has no messages")]
+    NoMessages,
     /// A token id in the prompt that the model doesn't have.
     #[error("prompt token {index} is {token}, but the vocabulary has {vocab_size}")]
     UnknownToken {

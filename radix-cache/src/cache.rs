@@ -4,7 +4,6 @@ use core::fmt;
 
 use hashbrown::HashMap;
 
-use crate::bugs::SeededBug;
 use crate::config::{CacheConfig, Policy};
 use crate::error::CacheError;
 use crate::events::EventLog;
@@ -92,7 +91,7 @@ impl RadixCache {
     /// used, and allocates nothing: a scheduler may ask for every waiting request.
     #[must_use]
     pub fn probe(&self, namespace: Namespace, tokens: &[Token]) -> Match {
-        let Some(&root) = self.roots.get(&self.effective(namespace)) else {
+        let Some(&root) = self.roots.get(&namespace) else {
             return Match::default();
         };
         let descent = self.find(root, tokens, |_, _| {}).descent;
@@ -119,7 +118,7 @@ impl RadixCache {
     ) -> Result<Acquired, CacheError> {
         self.reserve(0)?;
         self.locks.check_room()?;
-        let root = self.root(self.effective(namespace))?;
+        let root = self.root(namespace)?;
         let (tree, before) = (&self.tree, pages.len());
         let Found { descent, full_pages } = self.find(root, tokens, |node, matched| {
             tree.store.copy_pages(tree.node(node).run, matched, pages);
@@ -196,13 +195,6 @@ impl RadixCache {
         }
         let present_pages = descent.pages;
         let inserted = Inserted { present_pages, new_pages: pages.len() - present_pages };
-        #[cfg(feature = "seeded-bugs")]
-        self.replace_present(old_end, tokens, pages);
-
-        let unlock_first = self.tree.planted.is(SeededBug::UnlockBeforeLock);
-        if unlock_first {
-            self.unpin(old_end);
-        }
         let new_tokens = &tokens[present_pages * page_size..];
         let new_pages = &pages[present_pages..];
         let present_end = self.split_at(&descent)?;
@@ -216,9 +208,7 @@ impl RadixCache {
         let end = self.attach(attach, is_own_end, rest_tokens, &new_pages[adopted..], retention)?;
         self.pin(end);
         self.unpin(attach);
-        if !unlock_first {
-            self.unpin(old_end);
-        }
+        self.unpin(old_end);
         self.locks.set_end(lock, end);
         self.raise(attach, retention);
         self.move_window(old_position, end);
@@ -271,12 +261,6 @@ impl RadixCache {
     pub fn eviction_order_steps(&self) -> u64 {
         self.leaves.steps()
     }
-
-    /// Plants a known bug, for the tests that have to notice it.
-    #[cfg(feature = "seeded-bugs")]
-    pub fn plant(&mut self, bug: SeededBug) {
-        self.tree.planted.bug = Some(bug);
-    }
 }
 
 impl fmt::Debug for RadixCache {
@@ -291,13 +275,6 @@ impl fmt::Debug for RadixCache {
 }
 
 impl RadixCache {
-    fn effective(&self, namespace: Namespace) -> Namespace {
-        if self.tree.planted.is(SeededBug::IgnoreNamespace) {
-            return Namespace::tenant(0);
-        }
-        namespace
-    }
-
     /// The root of a namespace; a new one if it has none.
     pub(crate) fn root(&mut self, namespace: Namespace) -> Result<NodeIndex, CacheError> {
         if let Some(&root) = self.roots.get(&namespace) {
@@ -356,21 +333,5 @@ impl RadixCache {
             && !node.host
             && (node.hits == 0 || !self.counts_hits)
             && !self.counts_age
-    }
-
-    /// [`SeededBug::ReplaceOnInsert`].
-    #[cfg(feature = "seeded-bugs")]
-    fn replace_present(&mut self, end: NodeIndex, tokens: &[Token], pages: &[PageId]) {
-        if !self.tree.planted.is(SeededBug::ReplaceOnInsert) {
-            return;
-        }
-        let mut hits = Vec::new();
-        self.tree.descend(end, tokens, |_| true, |node, matched| hits.push((node, matched)));
-        let mut rest = pages;
-        for (node, matched) in hits {
-            let (these, others) = rest.split_at(matched as usize);
-            self.tree.store.replace_pages(self.tree.node(node).run, these);
-            rest = others;
-        }
     }
 }

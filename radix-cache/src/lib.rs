@@ -69,11 +69,9 @@
 //! # Features
 //!
 //! - `serde`: snapshots, events and ids can be written and read.
-//! - `seeded-bugs`: for this crate's own tests.
 
 #![forbid(unsafe_code)]
 
-mod bugs;
 mod cache;
 mod config;
 mod error;
@@ -95,8 +93,6 @@ mod tree;
 mod types;
 mod windowed;
 
-#[cfg(feature = "seeded-bugs")]
-pub use bugs::SeededBug;
 pub use cache::RadixCache;
 pub use config::{CacheConfig, Policy};
 pub use error::{CacheError, InvariantViolation};

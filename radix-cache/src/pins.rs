@@ -1,6 +1,5 @@
 //! Uses and pins, and how they move leaves into and out of the orders of eviction.
 
-use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::node::NodeIndex;
 use crate::order::{Place, Record};
@@ -53,9 +52,7 @@ impl RadixCache {
                 tier.idle -= host;
                 tier.order.remove(node);
             }
-            if !self.tree.planted.is(SeededBug::EvictLocked) {
-                self.leaves.remove(node);
-            }
+            self.leaves.remove(node);
             node = parent;
         }
     }

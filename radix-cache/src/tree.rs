@@ -2,7 +2,6 @@
 
 use hashbrown::{HashMap, HashTable};
 
-use crate::bugs::{Planted, SeededBug};
 use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::node::{Node, NodeIndex};
@@ -30,7 +29,6 @@ pub(crate) struct Tree {
     /// The namespace of each root.
     namespaces: HashMap<NodeIndex, Namespace>,
     seed: u64,
-    pub(crate) planted: Planted,
 }
 
 impl Tree {
@@ -42,7 +40,6 @@ impl Tree {
             children: HashTable::new(),
             namespaces: HashMap::new(),
             seed: config.hash_seed,
-            planted: Planted::default(),
         }
     }
 
@@ -134,10 +131,7 @@ impl Tree {
                 break;
             }
             let run = node.run;
-            let mut matched = self.store.common_pages(run, rest);
-            if self.planted.is(SeededBug::TrustHash) {
-                matched = matched.max(1);
-            }
+            let matched = self.store.common_pages(run, rest);
             visit(child, matched);
             descent.pages += matched as usize;
             if matched < run.pages {
@@ -231,14 +225,13 @@ impl Tree {
     /// Splits a node after `at` of its pages and returns the new upper part. The old node stays
     /// itself, as the lower part, so whatever ends at it still does.
     pub(crate) fn split(&mut self, lower: NodeIndex, at: u32) -> Result<NodeIndex, CacheError> {
-        let forget_locks = self.planted.is(SeededBug::SplitForgetsLockCount);
         let below = self.node(lower);
         let (parent, hash) = (below.parent, below.hash);
         let upper = Node {
             parent,
             run: Run::EMPTY,
             end: below.end - (below.run.pages - at),
-            pins: u32::from(below.pins > 0 && !forget_locks),
+            pins: u32::from(below.pins > 0),
             children: 1,
             device_children: u32::from(below.device),
             host_children: u32::from(below.host),
@@ -324,10 +317,7 @@ impl Tree {
         let hash = self.hash(parent, page);
         let is_it = |&child: &NodeIndex| {
             let node = self.node(child);
-            node.hash == hash
-                && node.parent == parent
-                && (self.store.first_page(node.run) == page
-                    || self.planted.is(SeededBug::TrustHash))
+            node.hash == hash && node.parent == parent && self.store.first_page(node.run) == page
         };
         self.children.find(spread(hash), is_it).copied()
     }

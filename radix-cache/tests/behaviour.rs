@@ -257,11 +257,3 @@ fn mistaken_siblings(mut cache: RadixCache) -> usize {
 fn a_hash_collision_never_serves_another_prompt() {
     assert_eq!(mistaken_siblings(cache(1)), 0);
 }
-
-#[cfg(feature = "seeded-bugs")]
-#[test]
-fn trusting_the_hash_would_serve_another_prompt() {
-    let mut cache = cache(1);
-    cache.plant(radix_cache::SeededBug::TrustHash);
-    assert!(mistaken_siblings(cache) > 0);
-}

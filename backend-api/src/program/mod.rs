@@ -85,6 +85,16 @@ impl Program {
         self.logits
     }
 
+    /// The value that the logits are computed from: `[outputs, width]`, the hidden states.
+    pub fn hidden(&self) -> ValueId {
+        let inputs = self.ops.iter().rev().map(|op| match op {
+            Op::Logits { input, .. } => Some(*input),
+            _ => None,
+        });
+        // The builder ends every program with logits.
+        inputs.flatten().next().unwrap_or(self.logits)
+    }
+
     /// Elements of K and V together that one position takes in a group, over all its layers.
     pub fn kv_elements(&self, group: GroupId) -> u64 {
         let group = &self.groups[usize::from(group.0)];

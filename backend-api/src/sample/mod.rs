@@ -1,6 +1,6 @@
 //! From a row of logits to a token, on the host.
 //!
-//! A backend that has its logits in host memory calls [`RowSampler`]; a backend that samples on
+//! A backend that has its logits in host memory calls [`OutputSampler`]; a backend that samples on
 //! a device does the same arithmetic there. In order:
 //!
 //! 1. tokens below a minimum length are suppressed ([`SlotSampling::suppress`]);
@@ -21,9 +21,11 @@
 mod candidates;
 mod counts;
 mod noise;
+mod output;
 mod row;
 mod weight;
 
 pub use counts::TokenCounts;
 pub use noise::philox4x32;
-pub use row::{RowSample, RowSampler, SampleError};
+pub use output::{OutputRows, OutputSampler, normalize, pool};
+pub use row::{RowSampler, SampleError};

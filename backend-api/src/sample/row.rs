@@ -17,25 +17,6 @@ pub struct RowSampler {
     candidates: Vec<Candidate>,
 }
 
-/// What came of one row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RowSample {
-    /// The token: sampled, or the one that was to be scored.
-    pub token: Token,
-    /// Its log probability under the model; NaN unless asked for.
-    pub logprob: f32,
-    /// The likeliest tokens, in the list that the caller passed.
-    pub top: Span,
-}
-
-impl RowSample {
-    /// As the answer to an output of a batch.
-    pub fn answer(self, output: u32) -> Sampled {
-        let Self { token, logprob, top } = self;
-        Sampled { output, token, logprob, top }
-    }
-}
-
 /// Why a row has no token. Only its own sequence fails.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -46,6 +27,12 @@ pub enum SampleError {
         /// The first such token.
         token: Token,
         /// Its logit.
+        value: f32,
+    },
+    /// The model computed a hidden state that is not a number.
+    #[error("a hidden state has the element {value}")]
+    HiddenNotFinite {
+        /// The first such element.
         value: f32,
     },
     /// Mask and suppressed tokens leave nothing to choose from.
@@ -86,7 +73,7 @@ impl RowSampler {
         position: u32,
         mask: Option<&Mask<'_>>,
         top: &mut Vec<(Token, f32)>,
-    ) -> Result<RowSample, SampleError> {
+    ) -> Result<Sampled, SampleError> {
         check_finite(logits)?;
         if sampling.logprobs.is_some() {
             self.raw.clear();
@@ -106,7 +93,7 @@ impl RowSampler {
         }
         let token = self.choose(logits, sampling, position)?;
         match sampling.logprobs {
-            None => Ok(RowSample { token, logprob: f32::NAN, top: Span::default() }),
+            None => Ok(Sampled { token, logprob: f32::NAN, top: Span::default() }),
             Some(wanted) => {
                 let raw = std::mem::take(&mut self.raw);
                 let sample = self.report(&raw, token, wanted, top);
@@ -128,7 +115,7 @@ impl RowSampler {
         token: Token,
         wanted: u8,
         top: &mut Vec<(Token, f32)>,
-    ) -> Result<RowSample, SampleError> {
+    ) -> Result<Sampled, SampleError> {
         check_finite(logits)?;
         self.report(logits, token, wanted, top)
     }
@@ -139,7 +126,7 @@ impl RowSampler {
         token: Token,
         wanted: u8,
         top: &mut Vec<(Token, f32)>,
-    ) -> Result<RowSample, SampleError> {
+    ) -> Result<Sampled, SampleError> {
         let unknown = SampleError::UnknownToken { token, len: raw.len() };
         let logit = *raw.get(token as usize).ok_or(unknown)?;
         let normalizer = log_sum_exp(raw);
@@ -147,7 +134,7 @@ impl RowSampler {
         select_largest(raw, wanted.into(), &mut self.candidates);
         let span = Span { start: top.len() as u32, len: self.candidates.len() as u32 };
         top.extend(self.candidates.iter().map(|c| (c.token, logprob(c.value))));
-        Ok(RowSample { token, logprob: logprob(logit), top: span })
+        Ok(Sampled { token, logprob: logprob(logit), top: span })
     }
 
     /// The token that wins under temperature, filters and noise.

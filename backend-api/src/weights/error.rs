@@ -3,6 +3,7 @@
 use std::{error::Error, ops::Range, path::PathBuf};
 
 use super::{Format, Shape};
+use crate::clip;
 
 /// A tensor whose format, shape and bytes don't fit together, or a slice that doesn't fit
 /// the tensor.
@@ -72,14 +73,15 @@ pub enum TensorError {
 #[non_exhaustive]
 pub enum WeightsError {
     /// No tensor of that name.
-    #[error("the model has no tensor `{name}`")]
+    #[error("the model has no tensor `{name}`", name = clip(name))]
     MissingTensor {
         /// The name asked for.
         name: String,
     },
     /// A tensor stored in a way that this crate does not read.
     #[error(
-        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and from GGUF files Q4_0, Q4_1, Q8_0)"
+        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and from GGUF files Q4_0, Q4_1, Q8_0)",
+        name = clip(name)
     )]
     UnsupportedType {
         /// The tensor.
@@ -88,7 +90,7 @@ pub enum WeightsError {
         kind: String,
     },
     /// A tensor that is neither a vector nor a matrix.
-    #[error("tensor `{name}` has shape {shape:?}; only vectors and matrices are supported")]
+    #[error("tensor `{name}` has shape {shape:?}; only vectors and matrices are supported", name = clip(name))]
     UnsupportedRank {
         /// The tensor.
         name: String,
@@ -96,7 +98,7 @@ pub enum WeightsError {
         shape: Vec<usize>,
     },
     /// A tensor that is inconsistent in itself.
-    #[error("tensor `{name}` is malformed")]
+    #[error("tensor `{name}` is malformed", name = clip(name))]
     Tensor {
         /// The tensor.
         name: String,
@@ -104,7 +106,7 @@ pub enum WeightsError {
         source: TensorError,
     },
     /// The file that holds the tensor is malformed where the tensor needs the file to be right.
-    #[error("{} can't give tensor `{name}`", path.display())]
+    #[error("{} can't give tensor `{name}`", path.display(), name = clip(name))]
     File {
         /// The tensor.
         name: String,

@@ -24,11 +24,13 @@ use crate::kernels::{
 pub(crate) struct Compiled {
     pub(crate) instructions: Vec<Instruction>,
     /// What rows each buffer has room for, and how wide they are.
-    pub(crate) buffers: Vec<(RowsOf, usize)>,
+    pub(crate) buffers: Vec<(BufferRows, usize)>,
     pub(crate) weights: LoadedWeights,
     /// Angles to compute for a step: inverse frequencies and the factor on cosine and sine.
     pub(crate) rotaries: Vec<(Arc<[f32]>, f32)>,
     pub(crate) logits: Buffer,
+    /// What the logits are computed from.
+    pub(crate) hidden: Buffer,
 }
 
 impl Compiled {
@@ -36,8 +38,8 @@ impl Compiled {
     pub(crate) fn activation_bytes(&self, limits: &Limits) -> u64 {
         self.buffers.iter().fold(0, |sum: u64, (rows, width)| {
             let rows = match rows {
-                RowsOf::Tokens => limits.tokens,
-                RowsOf::Outputs => limits.outputs,
+                BufferRows::Tokens => limits.tokens,
+                BufferRows::Outputs | BufferRows::Logits => limits.outputs,
             };
             let values = u64::from(rows).saturating_mul(*width as u64);
             sum.saturating_add(values.saturating_mul(size_of::<f32>() as u64))
@@ -45,11 +47,22 @@ impl Compiled {
     }
 }
 
+/// What the rows of a buffer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BufferRows {
+    /// New tokens.
+    Tokens,
+    /// Output rows.
+    Outputs,
+    /// Output rows that need logits: the first ones.
+    Logits,
+}
+
 /// A value's place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Buffer {
     pub(crate) index: usize,
-    pub(crate) rows: RowsOf,
+    pub(crate) rows: BufferRows,
     pub(crate) width: usize,
 }
 
@@ -143,12 +156,14 @@ pub(crate) fn compile(program: &Program, weights: &dyn Weights) -> Result<Compil
         placement.release_before(next);
     }
     let logits = placement.get(program.logits())?;
+    let hidden = placement.get(program.hidden())?;
     Ok(Compiled {
         instructions,
         buffers: placement.buffers,
         weights: LoadedWeights::load(program, weights)?,
         rotaries,
         logits,
+        hidden,
     })
 }
 
@@ -165,7 +180,9 @@ struct Placement<'a> {
     last_use: Vec<usize>,
     /// By value.
     placed: Vec<Option<Buffer>>,
-    buffers: Vec<(RowsOf, usize)>,
+    buffers: Vec<(BufferRows, usize)>,
+    /// Whether the logits are placed. What follows them is made of them.
+    has_logits: bool,
     /// Buffers that nobody reads any more.
     free: Vec<usize>,
 }
@@ -180,17 +197,24 @@ impl<'a> Placement<'a> {
                 }
             });
         }
-        if let Some(last) = last_use.get_mut(program.logits().index()) {
-            *last = usize::MAX;
+        for kept in [program.logits(), program.hidden()] {
+            if let Some(last) = last_use.get_mut(kept.index()) {
+                *last = usize::MAX;
+            }
         }
         let placed = vec![None; program.values().len()];
-        Self { program, last_use, placed, buffers: Vec::new(), free: Vec::new() }
+        Self { program, last_use, placed, buffers: Vec::new(), has_logits: false, free: Vec::new() }
     }
 
     /// A buffer for a value that is about to be written.
     fn put(&mut self, value: ValueId) -> Result<Buffer, BackendError> {
         let described = self.program.values().get(value.index()).ok_or_else(unknown_value)?;
-        let (rows, width) = (described.rows, described.width as usize);
+        let rows = match described.rows {
+            RowsOf::Tokens => BufferRows::Tokens,
+            RowsOf::Outputs if self.has_logits => BufferRows::Logits,
+            RowsOf::Outputs => BufferRows::Outputs,
+        };
+        let width = described.width as usize;
         let reusable = self.free.iter().position(|&index| self.buffers[index] == (rows, width));
         let index = match reusable {
             Some(position) => self.free.swap_remove(position),
@@ -259,6 +283,7 @@ impl<'a> Placement<'a> {
             Op::Linear { .. } => self.linear(std::slice::from_ref(op))?,
             Op::Logits { input, weight, out } => {
                 let input = self.get(*input)?;
+                self.has_logits = true;
                 let part = LinearPart { weight: *weight, bias: None, out: self.put(*out)? };
                 Instruction::Linear { input, parts: vec![part] }
             }

@@ -1,13 +1,10 @@
 //! The forward pass: instructions over the rows of a step.
 
-use backend_api::{
-    GroupId, Token,
-    program::{RowsOf, WeightId},
-};
+use backend_api::{GroupId, Token, program::WeightId};
 
 use super::{
-    compile::{Buffer, Compiled, Instruction, LinearPart},
-    step::Step,
+    compile::{Buffer, BufferRows, Compiled, Instruction, LinearPart},
+    owned_batch::OwnedBatch,
 };
 use crate::{
     kernels::{
@@ -53,15 +50,17 @@ struct StepShape {
     /// By token.
     positions: Vec<u32>,
     outputs: usize,
+    logits: usize,
     /// Attention's tasks, for one KV head: row and tokens.
     queries: Vec<(usize, QueryTokens)>,
 }
 
 impl StepShape {
-    fn fill(&mut self, step: &Step) {
+    fn fill(&mut self, step: &OwnedBatch) {
         self.positions.clear();
         self.queries.clear();
-        self.outputs = step.outputs.len();
+        self.outputs = step.output_tokens.len();
+        self.logits = step.logit_rows;
         for (index, row) in step.rows.iter().enumerate() {
             self.positions.extend(row.position..row.kv_len());
             let (count, position) = (row.tokens.len as usize, row.position as usize);
@@ -78,10 +77,11 @@ impl StepShape {
         }
     }
 
-    fn rows(&self, of: RowsOf) -> usize {
+    fn rows(&self, of: BufferRows) -> usize {
         match of {
-            RowsOf::Tokens => self.positions.len(),
-            RowsOf::Outputs => self.outputs,
+            BufferRows::Tokens => self.positions.len(),
+            BufferRows::Outputs => self.outputs,
+            BufferRows::Logits => self.logits,
         }
     }
 }
@@ -96,9 +96,9 @@ impl Machine {
         tokens: usize,
         outputs: usize,
     ) -> Self {
-        let room = |(rows, width): &(RowsOf, usize)| match rows {
-            RowsOf::Tokens => vec![0.0; tokens * width],
-            RowsOf::Outputs => vec![0.0; outputs * width],
+        let room = |(rows, width): &(BufferRows, usize)| match rows {
+            BufferRows::Tokens => vec![0.0; tokens * width],
+            BufferRows::Outputs | BufferRows::Logits => vec![0.0; outputs * width],
         };
         let threads = pool.threads();
         Self {
@@ -124,35 +124,58 @@ impl Machine {
         self.kv.get_mut(usize::from(group.0)).map_or(&mut [], Vec::as_mut_slice)
     }
 
-    /// Runs the program. `tokens` are the step's input tokens. Afterwards
-    /// [`take_logits`](Self::take_logits) has the outputs' logits.
+    /// Runs the program. Afterwards [`take_logits`](Self::take_logits) and
+    /// [`take_hidden`](Self::take_hidden) have what it computed.
     ///
     /// # Errors
     /// If a kernel panicked.
-    pub(crate) fn forward(&mut self, step: &Step, tokens: &[Token]) -> Result<(), TaskPanicked> {
+    pub(crate) fn forward(&mut self, step: &OwnedBatch) -> Result<(), TaskPanicked> {
         self.shape.fill(step);
         for (angles, (frequencies, factor)) in self.angles.iter_mut().zip(&self.compiled.rotaries) {
             angles.compute(&self.shape.positions, frequencies, *factor);
         }
         for index in 0..self.compiled.instructions.len() {
-            self.execute(index, step, tokens)?;
+            self.execute(index, step, &step.resolved)?;
         }
         Ok(())
     }
 
-    /// The logits of the last forward pass, `[outputs, vocab_size]`, with their memory. Give it
-    /// back with [`return_logits`](Self::return_logits) before the next pass, or another of the
-    /// same size.
+    /// Columns of the logits.
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.compiled.logits.width
+    }
+
+    /// Columns of the hidden states.
+    pub(crate) fn hidden_width(&self) -> usize {
+        self.compiled.hidden.width
+    }
+
+    /// The logits of the last forward pass, `[logit rows, vocab_size]` and room for more, with
+    /// their memory. Give it back with [`return_logits`](Self::return_logits).
     pub(crate) fn take_logits(&mut self) -> Vec<f32> {
-        std::mem::take(&mut self.buffers[self.compiled.logits.index])
+        self.take(self.compiled.logits)
     }
 
-    /// Memory for the next pass's logits.
     pub(crate) fn return_logits(&mut self, logits: Vec<f32>) {
-        self.buffers[self.compiled.logits.index] = logits;
+        self.put_back(self.compiled.logits, logits);
     }
 
-    fn execute(&mut self, index: usize, step: &Step, tokens: &[Token]) -> Result<(), TaskPanicked> {
+    /// The hidden states of the last forward pass, `[output rows, width]` and room for more, with
+    /// their memory. Give it back with [`return_hidden`](Self::return_hidden).
+    pub(crate) fn take_hidden(&mut self) -> Vec<f32> {
+        self.take(self.compiled.hidden)
+    }
+
+    pub(crate) fn return_hidden(&mut self, hidden: Vec<f32>) {
+        self.put_back(self.compiled.hidden, hidden);
+    }
+
+    fn execute(
+        &mut self,
+        index: usize,
+        step: &OwnedBatch,
+        tokens: &[Token],
+    ) -> Result<(), TaskPanicked> {
         match self.compiled.instructions[index] {
             Instruction::Embed { weight, scale, out } => self.embed(weight, scale, tokens, out),
             Instruction::RmsNorm { input, residual, weight, offset, epsilon, out } => {
@@ -239,7 +262,7 @@ impl Machine {
         let Instruction::Linear { input, ref parts } = self.compiled.instructions[index] else {
             return Ok(());
         };
-        let rows = self.shape.rows(input.rows);
+        let rows = parts.first().map_or(0, |part| self.shape.rows(part.out.rows));
         let mut memories: Vec<Vec<f32>> =
             parts.iter().map(|part| std::mem::take(&mut self.buffers[part.out.index])).collect();
         let input = &self.buffers[input.index][..rows * input.width];
@@ -284,7 +307,7 @@ impl Machine {
         result
     }
 
-    fn attention(&mut self, index: usize, step: &Step) -> Result<(), TaskPanicked> {
+    fn attention(&mut self, index: usize, step: &OwnedBatch) -> Result<(), TaskPanicked> {
         let Instruction::Attention {
             query,
             key,
@@ -379,11 +402,17 @@ impl Machine {
         result
     }
 
-    fn select(&mut self, input: Buffer, out: Buffer, step: &Step) -> Result<(), TaskPanicked> {
+    fn select(
+        &mut self,
+        input: Buffer,
+        out: Buffer,
+        step: &OwnedBatch,
+    ) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let input = &self.buffers[input.index];
-        for (output, to) in step.outputs.iter().zip(memory.chunks_exact_mut(out.width.max(1))) {
-            to.copy_from_slice(&input[output.token as usize * out.width..][..out.width]);
+        let rows = memory.chunks_exact_mut(out.width.max(1));
+        for (token, to) in step.output_tokens.iter().zip(rows) {
+            to.copy_from_slice(&input[*token as usize * out.width..][..out.width]);
         }
         self.put_back(out, memory);
         Ok(())

@@ -10,7 +10,7 @@ use backend_api::{
     program::{Activation, Op, Residual, RopePairs, Split, ValueId, WeightId},
 };
 
-use super::step::{Lowering, Rotation};
+use super::step::{Lowering, Rotation, StepShape};
 use crate::stablehlo::{Element, Order, Reduction, Sharding, Value};
 
 impl Lowering<'_> {
@@ -299,7 +299,8 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// `out = input × weightᵀ` in `f32`. Each device computes its share of the vocabulary.
+    /// `out = input × weightᵀ` in `f32`, of the rows whose logits are wanted; what is wanted of the
+    /// rows behind them is the input. Each device computes its share of the vocabulary.
     ///
     /// One row is multiplied as two: XLA's CPU compiler has a slow product for a single row and a
     /// matrix of this layout, several times slower than for two.
@@ -311,7 +312,13 @@ impl Lowering<'_> {
     ) -> Result<(), BackendError> {
         let input = self.value(input)?;
         let sharding = self.placement.weights[weight.index()].sharding;
+        let StepShape { outputs, hidden, .. } = self.shape;
         let f = &mut self.function;
+        if hidden > 0 {
+            let states = f.slice(&input, 0, outputs, hidden);
+            self.hidden = Some(f.convert(&states, Element::F32));
+        }
+        let input = f.slice(&input, 0, 0, outputs);
         let is_single = input.dim(0) == 1;
         let input = if is_single { f.concatenate(&[&input, &input], 0) } else { input };
         let mut logits = f.dot((&input, &self.weights[weight.index()]), &[], (1, 1), Element::F32);

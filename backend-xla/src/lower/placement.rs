@@ -107,6 +107,11 @@ impl HeadLayout {
         }
         layout
     }
+
+    /// KV heads over `devices` devices, where the model has `kv_heads`.
+    pub(crate) fn kv_heads(kv_heads: usize, devices: usize) -> usize {
+        if kv_heads == 0 { 0 } else { Self::new(kv_heads, kv_heads, devices).kv.len() }
+    }
 }
 
 /// What the columns of a value are, where they are heads.
@@ -216,7 +221,7 @@ impl Placement {
 
     /// KV heads over all devices, where the model has `kv_heads`.
     pub(crate) fn kv_heads(&self, kv_heads: usize) -> usize {
-        HeadLayout::new(kv_heads, kv_heads, self.devices).kv.len()
+        HeadLayout::kv_heads(kv_heads, self.devices)
     }
 }
 

@@ -104,6 +104,8 @@ impl EngineBuilder {
         let template = ChatTemplate::from_model(&model.files, tokenizer.special_tokens())?;
         self.end_tokens.extend(&model.generation.eos_tokens);
         self.end_tokens.extend(&tokenizer.special_tokens().eos);
+        // A model with ids that it can't sample ends at the others.
+        self.end_tokens.retain(|&token| (token as usize) < model.config.vocab_size);
         self.end_tokens.sort_unstable();
         self.end_tokens.dedup();
         self.tokenizer.get_or_insert(tokenizer);
@@ -131,8 +133,7 @@ impl EngineBuilder {
         let capabilities = backend.capabilities();
         let model_context = self.context_length.unwrap_or(DEFAULT_CONTEXT);
         let weight_bytes = weight_bytes(&program, weights);
-        let limits =
-            EngineLimits::derive(options, &program, model_context, weight_bytes, &capabilities)?;
+        let limits = EngineLimits::derive(options, &program, model_context, weight_bytes, backend)?;
         tracing::info!(?limits, backend = capabilities.description, "engine limits");
         for warning in &limits.warnings {
             tracing::warn!("{warning}");

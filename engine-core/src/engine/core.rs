@@ -134,7 +134,7 @@ impl Core {
         let launched_at = Instant::now();
         let outcome = match self.executor.launch(&batch) {
             Ok(ticket) => {
-                self.is_deferred = batch.defer_sampling;
+                self.is_deferred = batch.is_deferred();
                 Launched::Ticket(ticket)
             }
             Err(StepError::Dead { reason }) => return Err(EngineDead::new(reason)),
@@ -185,7 +185,7 @@ impl Core {
         }
         let masks = outputs.iter().zip(self.constraints.masks());
         let entries: Vec<Mask<'_>> =
-            masks.map(|(&output, allowed)| Mask { output, allowed }).collect();
+            masks.map(|(&output, allowed)| Mask { output, index: 0, allowed }).collect();
         let Some(Flight { step: Some(step), .. }) = self.in_flight.back_mut() else {
             return Ok(());
         };
@@ -334,7 +334,7 @@ impl Core {
                 }
                 &Event::Token { id, sampled } => {
                     // The scheduler has read this very entry during its commit.
-                    let Some(sampled) = self.result.sampled.get(sampled as usize) else { continue };
+                    let Some(sampled) = self.result.tokens.get(sampled as usize) else { continue };
                     self.constraints.advance(id, sampled.token);
                     let logprobs = logprobs(sampled, &self.result);
                     TextMessage::Token { id, token: sampled.token, logprobs, at }

@@ -41,11 +41,18 @@ impl Intake {
         let sampling = &request.sampling;
         sampling.validate(self.vocab_size)?;
         let prompt = self.tokens(&request.prompt, true)?;
+        // What continues a text has its spaces; the answer in a conversation is a text of its own.
+        let continued = match request.prompt {
+            Prompt::Messages(_) => Vec::new(),
+            Prompt::Text(_) | Prompt::Tokens(_) => prompt.clone(),
+        };
         // A prompt that leaves no room is refused for that, not for a limit of zero.
         let left = self.config.context_length.saturating_sub(prompt.len()).max(1);
         let max_tokens = sampling.max_tokens.map_or(left, |max| left.min(max as usize));
         self.config.check(prompt.len(), max_tokens)?;
-        self.samples(id, request, prompt, max_tokens as u32, queue)
+        let (mut samples, reader) = self.samples(id, request, prompt, max_tokens as u32, queue)?;
+        samples.iter_mut().for_each(|sample| sample.stream.continue_after(&continued));
+        Ok((samples, reader))
     }
 
     /// As [`admit`](Self::admit), for branches of a sample whose tokens only the scheduler knows:
@@ -149,6 +156,9 @@ impl Intake {
     }
 
     fn render(&self, messages: &[ChatMessage]) -> Result<Vec<Token>, SubmitError> {
+        if messages.is_empty() {
+            return Err(SubmitError::NoMessages);
+        }
         let what = "a prompt of messages";
         let template = self.chat_template.as_ref();
         let template = template.ok_or(SubmitError::NoText { what, needed: "chat template" })?;
@@ -181,10 +191,12 @@ fn slot_sampling(
     stop_tokens: &Arc<[Token]>,
 ) -> SlotSampling {
     let has_minimum = sampling.min_tokens > 0;
+    // No probability at all still leaves the likeliest token.
+    let is_greedy = sampling.top_p == 0.0;
     SlotSampling {
-        temperature: sampling.temperature,
+        temperature: if is_greedy { 0.0 } else { sampling.temperature },
         top_k: sampling.top_k,
-        top_p: sampling.top_p,
+        top_p: if is_greedy { 1.0 } else { sampling.top_p },
         min_p: sampling.min_p,
         repetition_penalty: sampling.repetition_penalty,
         frequency_penalty: sampling.frequency_penalty,

@@ -3,11 +3,11 @@
 use std::fmt;
 
 use super::options::{EngineOptions, KvMemory};
-use crate::backend::{Capabilities, CompileOptions, GroupId, Limits};
+use crate::backend::{Backend, Capabilities, CompileOptions, GroupId, KvFormat, Limits};
 use crate::error::EngineError;
 use crate::model::Program;
 use crate::schedule::{HostTierConfig, SchedulerConfig};
-use crate::weights::{Format, Weights};
+use crate::weights::Weights;
 
 const DEFAULT_PAGE_SIZE: usize = 16;
 const DEFAULT_CHUNK: usize = 512;
@@ -106,14 +106,17 @@ impl EngineLimits {
         program: &Program,
         model_context: usize,
         weight_bytes: u64,
-        capabilities: &Capabilities,
+        backend: &dyn Backend,
     ) -> Result<Self, EngineError> {
+        let capabilities = &backend.capabilities();
         let page_size = page_size(options, capabilities)?;
         let kv_format = kv_format(capabilities)?;
-        let position_bytes: u64 = (0..program.groups().len())
-            .map(|group| kv_bytes(kv_format, program.kv_elements(GroupId(group as u8))))
-            .sum();
-        let page_bytes = position_bytes.max(1) * page_size as u64;
+        let page_bytes = (0..program.groups().len())
+            .map(|group| {
+                backend.page_bytes(program, GroupId(group as u8), page_size as u32, kv_format)
+            })
+            .sum::<u64>()
+            .max(1);
         let wanted_context = positive("context_length", options.context_length)?;
         let full_context = wanted_context.unwrap_or(model_context);
         let most_running = options.max_running_requests.unwrap_or(MOST_RUNNING);
@@ -295,15 +298,11 @@ fn part(option: &'static str, fraction: f64, of: u64) -> Result<u64, EngineError
     Err(EngineError::Option { option, reason })
 }
 
-fn kv_format(capabilities: &Capabilities) -> Result<Format, EngineError> {
+fn kv_format(capabilities: &Capabilities) -> Result<KvFormat, EngineError> {
     capabilities.kv_formats.first().copied().ok_or_else(|| EngineError::Option {
         option: "kv_format",
         reason: "the backend takes none".to_owned(),
     })
-}
-
-fn kv_bytes(format: Format, elements: u64) -> u64 {
-    elements.div_ceil(format.block_elements() as u64) * format.block_bytes() as u64
 }
 
 fn positive(option: &'static str, value: Option<usize>) -> Result<Option<usize>, EngineError> {

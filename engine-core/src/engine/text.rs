@@ -26,7 +26,7 @@ pub(super) struct TextStream {
     pub(super) stop_strings: Option<StopMatcher>,
     /// End the sample without being part of its text.
     pub(super) stop_tokens: Arc<[Token]>,
-    /// Stop strings count from here on.
+    /// A stop string that is complete before this many tokens doesn't count.
     pub(super) min_tokens: u32,
     pub(super) usage: Usage,
 }
@@ -108,9 +108,13 @@ fn handle(message: TextMessage, streams: &mut Streams, commands: &Mailbox<Comman
 impl TextStream {
     fn continue_from(&mut self, prompt_tokens: u32, last_token: Option<Token>) {
         self.usage.prompt_tokens = prompt_tokens;
-        if let (Some(detokenizer), Some(token)) = (&mut self.detokenizer, last_token) {
-            // Its text belongs to the prompt; what follows it is no beginning of a text.
-            detokenizer.push(token);
+        self.continue_after(last_token.as_slice());
+    }
+
+    /// The sample's text continues that of the tokens, rather than being one of its own.
+    pub(super) fn continue_after(&mut self, tokens: &[Token]) {
+        if let Some(detokenizer) = &mut self.detokenizer {
+            detokenizer.continue_after(tokens);
         }
     }
 
@@ -126,12 +130,15 @@ impl TextStream {
         }
         let text = detokenizer.push(token);
         let text = match &mut self.stop_strings {
-            Some(matcher) if self.usage.completion_tokens >= self.min_tokens => {
+            Some(matcher) if self.usage.completion_tokens < self.min_tokens => {
+                matcher.push_early(text)
+            }
+            Some(matcher) => {
                 let scan = matcher.push(text);
                 push_text(&self.feed, sample, scan.text);
                 return scan.stopped.is_some();
             }
-            _ => text,
+            None => text,
         };
         push_text(&self.feed, sample, text);
         false

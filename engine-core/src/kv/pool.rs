@@ -286,12 +286,6 @@ impl KvPool {
         Self::give_all(&mut self.pages, &self.scratch)
     }
 
-    /// Plants a bug in the prefix tree, for the tests that have to notice it.
-    #[cfg(feature = "seeded-bugs")]
-    pub fn plant(&mut self, bug: radix_cache::SeededBug) {
-        self.cache.plant(bug);
-    }
-
     pub(super) fn give_all(
         allocator: &mut PageAllocator,
         pages: &[PageId],

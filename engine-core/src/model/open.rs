@@ -122,7 +122,7 @@ fn open_gguf(path: &Path) -> Result<LoadedModel, OpenError> {
     let file = Arc::new(GgufFile::open(path)?);
     let config = ModelConfig::from_gguf(&file).map_err(failed)?;
     Ok(LoadedModel {
-        generation: GenerationDefaults::from_gguf(&file).map_err(failed)?,
+        generation: GenerationDefaults::from_gguf(&file),
         weights: Box::new(GgufWeights::new(Arc::clone(&file), &config)?),
         config,
         files: ModelFiles::Gguf { file },

@@ -20,8 +20,8 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all. Default 0.
     pub top_k: u32,
-    /// Keep the smallest set of likeliest tokens whose probability reaches this. In (0, 1];
-    /// default 1.
+    /// Keep the smallest set of likeliest tokens whose probability reaches this. In [0, 1], where
+    /// 0 is greedy; default 1.
     pub top_p: f32,
     /// Keep tokens at least this fraction as likely as the likeliest. In [0, 1]; default 0.
     pub min_p: f32,
@@ -165,20 +165,20 @@ impl SamplingParams {
     ///
     /// The first parameter outside its range.
     pub fn validate(&self, vocab_size: u32) -> Result<(), ParamsError> {
+        // NaN compares false with everything, so `ok` is false for it.
+        let check = |name, range, value: f64, ok: bool| {
+            if ok { Ok(()) } else { Err(ParamsError::OutOfRange { name, range, value }) }
+        };
+        // The decimal that the caller wrote: 0.1 is not 0.10000000149011612.
         let in_range = |name, range, value: f32, ok: bool| {
-            // NaN compares false with everything, so `ok` is false for it.
-            if ok {
-                Ok(())
-            } else {
-                Err(ParamsError::OutOfRange { name, range, value: value.into() })
-            }
+            check(name, range, value.to_string().parse().unwrap_or(value.into()), ok)
         };
         let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         let Self { frequency_penalty, presence_penalty, .. } = *self;
         let penalty = -2.0..=2.0;
         let ok = (0.0..=100.0).contains(&temperature);
         in_range("temperature", "from 0 to 100", temperature, ok)?;
-        in_range("top_p", "above 0 and at most 1", top_p, top_p > 0.0 && top_p <= 1.0)?;
+        in_range("top_p", "from 0 to 1", top_p, (0.0..=1.0).contains(&top_p))?;
         in_range("min_p", "from 0 to 1", min_p, (0.0..=1.0).contains(&min_p))?;
         let ok = repetition_penalty > 0.0 && repetition_penalty <= 100.0;
         in_range("repetition_penalty", "above 0 and at most 100", repetition_penalty, ok)?;
@@ -190,10 +190,10 @@ impl SamplingParams {
             in_range("logit_bias", "from -100 to 100", bias, (-100.0..=100.0).contains(&bias))?;
         }
         let samples = 1..=Self::MAX_SAMPLES;
-        in_range("n", "from 1 to 128", self.n as f32, samples.contains(&self.n))?;
-        in_range("max_tokens", "at least 1", 0.0, self.max_tokens != Some(0))?;
+        check("n", "from 1 to 128", self.n.into(), samples.contains(&self.n))?;
+        check("max_tokens", "at least 1", 0.0, self.max_tokens != Some(0))?;
         if let Some(top) = self.logprobs {
-            in_range("logprobs", "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
+            check("logprobs", "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
         }
         if let Some(max) = self.max_tokens
             && self.min_tokens > max

@@ -39,7 +39,6 @@ impl Scheduler {
         result: &StepResult,
         failures: &[RowFailure],
     ) -> Result<(), ScheduleError> {
-        let mut sampled = result.sampled.iter().enumerate().peekable();
         for (index, row) in launched.rows.iter().enumerate() {
             let mut answers = row.outputs.range().map(|output| output as u32);
             let key = match self.sequences.get(row.key) {
@@ -59,11 +58,14 @@ impl Scheduler {
             sequence.computed = row.end;
             let mut finished = None;
             if let Some(output) = answers.next() {
-                while sampled.next_if(|(_, s)| s.output < output).is_some() {}
-                let Some((sampled, answer)) = sampled.next_if(|(_, s)| s.output == output) else {
+                let answer = result.output(output).map(|answer| answer.tokens.range());
+                let sampled = answer.filter(|tokens| tokens.len() == 1).map(|tokens| tokens.start);
+                let token =
+                    sampled.and_then(|place| Some((place, result.tokens.get(place)?.token)));
+                let Some((sampled, token)) = token else {
                     return Err(ScheduleError::MissingOutput { step: launched.step, output });
                 };
-                finished = self.append(key, answer.token, sampled as u32);
+                finished = self.append(key, token, sampled as u32);
             }
             if row.is_prefill && (was_prefilling || self.sequences[key].generated() <= 1) {
                 self.insert_computed(key)?;

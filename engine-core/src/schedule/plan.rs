@@ -4,7 +4,7 @@ use super::report::ScheduleError;
 use super::scheduler::{GROUP, LaunchedRow, Scheduler};
 use super::seeded::SeededBug;
 use super::sequence::{Place, SequenceKey};
-use crate::backend::{InputToken, OutputRequest, Row, SlotEvent, SlotId, Span, Want};
+use crate::backend::{InputToken, OutputRequest, Row, SlotEvent, SlotId, Span};
 
 impl Scheduler {
     /// A decode row for each running sequence that may generate more.
@@ -131,7 +131,9 @@ impl Scheduler {
             if sequence.constrained {
                 batch.constrained.push((batch.outputs.len() as u32, sequence.id));
             }
-            batch.outputs.push(OutputRequest { row, token, want: Want::Sample });
+            let mut output = OutputRequest::sample(row, token);
+            output.deferred = sequence.constrained;
+            batch.outputs.push(output);
             sequence.pending += 1;
         }
         sequence.launched = end;

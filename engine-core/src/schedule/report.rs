@@ -29,7 +29,7 @@ pub enum Event {
     Token {
         /// Who.
         id: SequenceId,
-        /// Index into [`StepResult::sampled`](crate::backend::StepResult::sampled) of the result that was committed.
+        /// Index into [`StepResult::tokens`](crate::backend::StepResult::tokens) of the result that was committed.
         sampled: u32,
     },
     /// It ended and holds nothing any more.

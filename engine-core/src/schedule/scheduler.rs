@@ -234,9 +234,7 @@ impl Scheduler {
     pub fn batch(&self) -> Batch<'_> {
         let NextBatch { tokens, rows, decode_rows, outputs, events, launched, .. } = &self.next;
         let step = self.in_flight.back().map_or(launched.step, |launched| launched.step);
-        let mut batch = Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots);
-        batch.defer_sampling = !self.next.constrained.is_empty();
-        batch
+        Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots)
     }
 
     /// Outputs of the last batch whose sequences are constrained. If there are any, the batch
@@ -290,12 +288,6 @@ impl Scheduler {
     /// The page pool, to look at.
     pub fn pool(&self) -> &KvPool {
         &self.pool
-    }
-
-    /// Plants a bug in the prefix tree, for the tests that have to notice it.
-    #[cfg(feature = "seeded-bugs")]
-    pub fn plant_in_cache(&mut self, bug: radix_cache::SeededBug) {
-        self.pool.plant(bug);
     }
 
     /// Adds a sequence that is neither waiting nor running yet.

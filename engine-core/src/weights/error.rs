@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use super::GgufError;
+use crate::error::clip;
 
 /// A model file that can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -59,13 +60,13 @@ pub enum WeightFileError {
         actual: usize,
     },
     /// An index that names a shard outside its directory.
-    #[error("`{file}` in the index is not the name of a file next to it")]
+    #[error("`{file}` in the index is not the name of a file next to it", file = clip(file))]
     ShardName {
         /// What the index says.
         file: String,
     },
     /// An index that places a tensor in a shard that does not hold it.
-    #[error("{} does not hold tensor `{name}`, contrary to the index", shard.display())]
+    #[error("{} does not hold tensor `{name}`, contrary to the index", shard.display(), name = clip(name))]
     NotInShard {
         /// The tensor.
         name: String,

@@ -119,9 +119,11 @@ struct Index {
 
 /// A shard is a file next to the index, never elsewhere.
 fn shard_path(directory: &Path, file: &str) -> Result<PathBuf, WeightFileError> {
+    /// No file system has longer names.
+    const MAX_NAME: usize = 255;
     let mut parts = Path::new(file).components();
     match (parts.next(), parts.next()) {
-        (Some(Component::Normal(name)), None) => Ok(directory.join(name)),
+        (Some(Component::Normal(name)), None) if name.len() <= MAX_NAME => Ok(directory.join(name)),
         _ => Err(WeightFileError::ShardName { file: file.to_owned() }),
     }
 }

@@ -149,16 +149,6 @@ impl Store {
         let extent = self.extents.get(index as usize)?;
         self.hashes.get((extent.start + inside - 1) as usize).copied()
     }
-
-    /// Overwrites the numbers of the run's first pages.
-    #[cfg(feature = "seeded-bugs")]
-    pub(crate) fn replace_pages(&mut self, run: Run, mut pages: &[PageId]) {
-        for slots in slots_of(&self.extents, run) {
-            let count = slots.len().min(pages.len());
-            self.pages[slots.start..slots.start + count].copy_from_slice(&pages[..count]);
-            pages = &pages[count..];
-        }
-    }
 }
 
 /// The length of the longest common prefix of two slices of equal length.

@@ -1,6 +1,5 @@
 //! Copies between the tiers: ordered, then confirmed or failed.
 
-use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::error::CacheError;
 use crate::node::{Node, NodeIndex};
@@ -175,9 +174,6 @@ impl RadixCache {
         transfer: TransferId,
         freed: &mut Vec<PageId>,
     ) -> Result<(), CacheError> {
-        if self.tree.planted.is(SeededBug::TrustFailedTransfer) {
-            return self.confirm(transfer, freed);
-        }
         let (failed, end) = self.finish(transfer)?;
         match (&mut self.host, failed.direction) {
             (Some(host), Direction::ToHost) => host.free.extend(failed.pages),

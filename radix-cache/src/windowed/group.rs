@@ -2,7 +2,6 @@
 
 use core::ops::Range;
 
-use crate::bugs::{Planted, SeededBug};
 use crate::config::Policy;
 use crate::node::NodeIndex;
 use crate::order::{Order, Place, Rank, Record};
@@ -202,14 +201,6 @@ impl WindowedGroup {
         Some(removed)
     }
 
-    /// Puts another page in the place of one.
-    #[cfg(feature = "seeded-bugs")]
-    pub(super) fn replace(&mut self, slot: usize, page: PageId) {
-        if let Some(there) = self.at_mut(slot) {
-            there.page = page;
-        }
-    }
-
     /// Forgets everything; its pages are those that left.
     pub(crate) fn reset(&mut self) {
         let of_slot = self.of_slot.iter();
@@ -224,12 +215,12 @@ impl WindowedGroup {
     }
 
     /// The slot whose page goes next.
-    pub(super) fn first_to_go(&mut self, planted: Planted) -> Option<usize> {
+    pub(super) fn first_to_go(&mut self) -> Option<usize> {
         loop {
             let first = self.order.first()?;
             let page = &self.pages[first.index()];
             let slot = page.slot as usize;
-            let is_held = self.holds[slot] > 0 && !planted.is(SeededBug::EvictWindowInUse);
+            let is_held = self.holds[slot] > 0;
             let place = self.expected_place(page);
             if !is_held && self.order.place_of(first) == Some(place) {
                 return Some(slot);

@@ -38,8 +38,6 @@ mod window;
 pub(crate) use group::{WindowedGroup, WindowedPage};
 pub(crate) use window::Found;
 
-#[cfg(feature = "seeded-bugs")]
-use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::error::CacheError;
 use crate::node::NodeIndex;
@@ -119,10 +117,6 @@ impl RadixCache {
         let mut taken = 0;
         for (position, slot) in self.tree.slots_on_path(end, positions) {
             match group.at(slot) {
-                #[cfg(feature = "seeded-bugs")]
-                Some(_) if self.tree.planted.is(SeededBug::PutReplacesWindowed) => {
-                    group.replace(slot, of(position));
-                }
                 Some(there) => canonical[from + position as usize - first] = there.page,
                 None => {
                     group.add(WindowedPage::new(of(position), slot, root, position, group.clock));
@@ -151,7 +145,7 @@ impl RadixCache {
         let before = freed.len();
         let mut told = Vec::new();
         while freed.len() - before < pages {
-            let first = group.first_to_go(self.tree.planted);
+            let first = group.first_to_go();
             let Some(removed) = first.and_then(|slot| group.remove(slot)) else {
                 break;
             };

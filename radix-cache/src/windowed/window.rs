@@ -2,7 +2,6 @@
 
 use core::ops::Range;
 
-use crate::bugs::SeededBug;
 use crate::cache::RadixCache;
 use crate::node::{Node, NodeIndex};
 use crate::retention::Retention;
@@ -64,9 +63,7 @@ impl RadixCache {
                 scan.visit(slots);
             }
         });
-        let ignores_window = tree.planted.is(SeededBug::MatchIgnoresWindow);
-        let descent = if ignores_window { full } else { tree.cut(&full, scan.valid) };
-        Found { descent, full_pages: full.pages }
+        Found { descent: tree.cut(&full, scan.valid), full_pages: full.pages }
     }
 
     /// A lock from here on holds the window in front of `end`.
@@ -105,10 +102,7 @@ impl RadixCache {
         for (_, slots) in self.tree.stretches_on_path(end, new.start.max(from)..new.end) {
             group.hold(slots);
         }
-        let mut passed = old.start..new.start.min(from);
-        if self.tree.planted.is(SeededBug::InsertUnlocksWrongWindow) {
-            passed = new.start..new.start + (passed.end - passed.start).min(new.end - new.start);
-        }
+        let passed = old.start..new.start.min(from);
         for (_, slots) in self.tree.stretches_on_path(end, passed) {
             group.let_go(slots);
         }

@@ -37,7 +37,7 @@ mod whole_models;
 use std::sync::Arc;
 
 use engine_core::backend::Backend;
-use engine_core::weights::Format;
+use engine_core::backend::KvFormat;
 
 pub use check::{Case, Check, assert_passes};
 pub use failure::{CaseError, Failure};
@@ -58,7 +58,7 @@ pub mod cases {
 pub struct Subject {
     backend: Arc<dyn Backend>,
     tolerance: f32,
-    kv_format: Option<Format>,
+    kv_format: Option<KvFormat>,
     skips: &'static [&'static str],
 }
 
@@ -71,7 +71,7 @@ impl Subject {
 
     /// Stores KV in another format than f32. The tolerance must allow for it.
     #[must_use]
-    pub fn kv_format(self, format: Format) -> Self {
+    pub fn kv_format(self, format: KvFormat) -> Self {
         Self { kv_format: Some(format), ..self }
     }
 

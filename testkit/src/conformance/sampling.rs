@@ -122,9 +122,9 @@ pub fn deferred_sampling_obeys_masks(check: &Check<'_>) -> Result<(), Failure> {
         session.sample(
             &ticket,
             &[
-                Mask { output: 3, allowed: &short },
-                Mask { output: 0, allowed: &only_33 },
-                Mask { output: 1, allowed: &few },
+                Mask { output: 3, index: 0, allowed: &short },
+                Mask { output: 0, index: 0, allowed: &only_33 },
+                Mask { output: 1, index: 0, allowed: &few },
             ],
         )?;
         // The next step goes on with what the mask left.
@@ -198,7 +198,7 @@ pub fn a_mask_that_allows_nothing_fails_its_row_alone(check: &Check<'_>) -> Resu
         let rows: Vec<RowPlan> =
             (0..3).map(|slot| RowPlan::known(slot, &prompt(7, u64::from(slot))).sample()).collect();
         let ticket = session.launch_deferred(&rows)?;
-        session.sample(&ticket, &[Mask { output: 1, allowed: &[] }])?;
+        session.sample(&ticket, &[Mask { output: 1, index: 0, allowed: &[] }])?;
         Ok::<_, Failure>(session.wait_any(ticket))
     };
     let (expected, _) = run(&mut check.reference(&model, &setup)?)?;

@@ -1,15 +1,15 @@
 //! A little of what an engine does: page tables, positions and slot events, so that a case is
 //! written in terms of rows.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::backend::{
-    Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask, Masks,
-    OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepError,
-    StepResult, Ticket, Want,
+    Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, KvFormat,
+    Limits, Mask, Masks, OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Slots,
+    Span, StepError, StepResult, Ticket, Want,
 };
-use engine_core::weights::Format;
 use engine_core::{PageId, Token};
 
 use super::failure::{CaseError, Failure};
@@ -25,14 +25,20 @@ pub(super) struct Setup {
     pub(super) page_size: u32,
     pub(super) slots: u32,
     pub(super) context_length: u32,
-    pub(super) kv_format: Format,
+    pub(super) kv_format: KvFormat,
     pub(super) host_pages: u32,
 }
 
 impl Setup {
     /// Eight slots of up to 128 positions, in pages of 16.
     pub(super) fn new() -> Self {
-        Self { page_size: 16, slots: 8, context_length: 128, kv_format: Format::F32, host_pages: 0 }
+        Self {
+            page_size: 16,
+            slots: 8,
+            context_length: 128,
+            kv_format: KvFormat::F32,
+            host_pages: 0,
+        }
     }
 
     pub(super) fn page_size(self, page_size: u32) -> Self {
@@ -63,8 +69,17 @@ impl Setup {
 pub(super) struct RowPlan {
     slot: u32,
     tokens: Vec<InputToken>,
-    /// After which of `tokens` what is wanted.
-    wants: Vec<(usize, Want)>,
+    wants: Vec<Wanted>,
+}
+
+/// Something wanted of a row.
+#[derive(Clone, Debug)]
+struct Wanted {
+    /// After which of the row's tokens.
+    run: Range<usize>,
+    what: Want,
+    /// The tokens to score.
+    targets: Vec<Token>,
 }
 
 impl RowPlan {
@@ -82,7 +97,7 @@ impl RowPlan {
     /// Sample after the last token.
     pub(super) fn sample(self) -> Self {
         let last = self.tokens.len() - 1;
-        self.want(last, Want::Sample)
+        self.want(last..last + 1, Want::Sample)
     }
 
     /// All log probabilities after each token.
@@ -98,12 +113,30 @@ impl RowPlan {
 
     /// All log probabilities after a token.
     pub(super) fn score(self, token: usize) -> Self {
-        self.want(token, Want::Score { token: 0, top: u8::MAX })
+        self.score_of(token, 0, u8::MAX)
     }
 
-    /// Something after a token.
-    pub(super) fn want(mut self, token: usize, want: Want) -> Self {
-        self.wants.push((token, want));
+    /// The log probability of `target` after a token, and of the `top` likeliest.
+    pub(super) fn score_of(self, token: usize, target: Token, top: u8) -> Self {
+        self.score_run(token..token + 1, &[target], top)
+    }
+
+    /// The log probabilities of `targets` after each token of a run, and of the `top` likeliest.
+    pub(super) fn score_run(mut self, run: Range<usize>, targets: &[Token], top: u8) -> Self {
+        let what = Want::Score { targets: Span::default(), top };
+        self.wants.push(Wanted { run, what, targets: targets.to_vec() });
+        self
+    }
+
+    /// Verifies the row's tokens from `first` on: the one after is the first proposal.
+    pub(super) fn verify(self, first: usize) -> Self {
+        let end = self.tokens.len();
+        self.want(first..end, Want::Verify(Draft::Chain))
+    }
+
+    /// Something of a run of tokens.
+    pub(super) fn want(mut self, run: Range<usize>, what: Want) -> Self {
+        self.wants.push(Wanted { run, what, targets: Vec::new() });
         self
     }
 
@@ -123,6 +156,8 @@ pub(super) struct Answer {
     pub(super) logprob: f32,
     /// The likeliest tokens, in the order in which they came.
     pub(super) top: Vec<(Token, f32)>,
+    /// Hidden states or a pooled vector, instead of all the others.
+    pub(super) vector: Vec<f32>,
 }
 
 impl Answer {
@@ -293,13 +328,24 @@ impl Session {
     pub(super) fn wait_any(&mut self, ticket: Ticket) -> (Vec<Answer>, Result<(), StepError>) {
         let mut result = StepResult::default();
         let outcome = self.executor.wait(ticket, Deadline::after(DEADLINE), &mut result);
-        let answers = result.sampled.iter().map(|sampled| Answer {
-            output: sampled.output,
-            token: sampled.token,
-            logprob: sampled.logprob,
-            top: result.top.get(sampled.top.range()).unwrap_or_default().to_vec(),
-        });
-        (answers.collect(), outcome)
+        let mut answers = Vec::new();
+        for output in &result.outputs {
+            let vector = result.vector_of(output);
+            if !vector.is_empty() {
+                let (token, logprob, top) = (Token::MAX, f32::NAN, Vec::new());
+                let (output, vector) = (output.output, vector.to_vec());
+                answers.push(Answer { output, token, logprob, top, vector });
+                continue;
+            }
+            answers.extend(result.tokens_of(output).iter().map(|sampled| Answer {
+                output: output.output,
+                token: sampled.token,
+                logprob: sampled.logprob,
+                top: result.top.get(sampled.top.range()).unwrap_or_default().to_vec(),
+                vector: Vec::new(),
+            }));
+        }
+        (answers, outcome)
     }
 
     /// Copies pages between tiers and waits until that is done.
@@ -342,16 +388,28 @@ impl Session {
 
     fn start(&mut self, plans: &[RowPlan], defer_sampling: bool) -> Result<Ticket, Failure> {
         let (mut tokens, mut rows, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut targets = Vec::new();
         for (index, plan) in (0..).zip(plans) {
             let position = self.positions[plan.slot as usize];
             let start = tokens.len() as u32;
-            let wants = plan.wants.iter().map(|&(token, want)| OutputRequest {
-                row: index,
-                token: start + token as u32,
-                want,
-            });
             let first_output = outputs.len() as u32;
-            outputs.extend(wants);
+            for Wanted { run, what, targets: scored } in &plan.wants {
+                let first = targets.len() as u32;
+                targets.extend_from_slice(scored);
+                let mut want = *what;
+                if let Want::Score { targets, .. } = &mut want {
+                    *targets = Span { start: first, len: scored.len() as u32 };
+                }
+                let (start, len) = (start + run.start as u32, run.len() as u32);
+                let is_sampled = matches!(want, Want::Sample | Want::Verify(_));
+                let deferred = defer_sampling && is_sampled;
+                outputs.push(OutputRequest {
+                    row: index,
+                    tokens: Span { start, len },
+                    want,
+                    deferred,
+                });
+            }
             rows.push(Row {
                 slot: SlotId(plan.slot),
                 tokens: Span { start, len: plan.tokens.len() as u32 },
@@ -369,7 +427,7 @@ impl Session {
         self.next_step += 1;
         let mut batch =
             Batch::new(step, &tokens, &rows, decode_rows, &outputs, &events, &self.slots);
-        batch.defer_sampling = defer_sampling;
+        batch.targets = &targets;
         self.executor.launch(&batch).map_err(|source| Failure::Step { step, source })
     }
 }

@@ -18,7 +18,6 @@
 //! - A test may say what it knows of a sequence ([`Ledger::expect`]): its namespace and its longest
 //!   length. Sequences are told apart by their sampling seed.
 
-mod check;
 mod commands;
 mod executor;
 mod kv;

@@ -17,6 +17,11 @@ impl Chain {
         Self(mix(self.0.rotate_left(7) ^ u64::from(token)))
     }
 
+    /// A hidden state of one element: a number that the prefix decides.
+    pub fn hidden(self) -> f32 {
+        (self.0 >> 40) as f32
+    }
+
     /// The prefix of all tokens.
     pub fn of(tokens: &[Token]) -> Self {
         tokens.iter().fold(Self::EMPTY, |chain, &token| chain.then(token))

@@ -96,12 +96,8 @@ impl Driver {
         options.host_pages = config.host_tier.iter().map(|tier| tier.pages).collect();
         let shadow = ShadowExecutor::new(&options, case.vocab_size, ledger.clone())
             .map_err(|error| Failure::Rule(error.to_string()))?;
-        let mut scheduler = Scheduler::new(config).map_err(broken)?;
-        if let Some(bug) = case.cache_bug {
-            scheduler.plant_in_cache(bug);
-        }
         Ok(Self {
-            scheduler,
+            scheduler: Scheduler::new(config).map_err(broken)?,
             executor: Faults::new(shadow, case.faults.iter().cloned())
                 .with_transfer_faults(case.transfer_faults.iter().copied())
                 .on_kv_lost(ShadowExecutor::lose_kv),
@@ -329,8 +325,10 @@ impl Driver {
                 Some((output, [allowed.fold(0, |bits, token| bits | 1 << token)]))
             })
             .collect();
-        let entries: Vec<Mask<'_>> =
-            allowed.iter().map(|(output, allowed)| Mask { output: *output, allowed }).collect();
+        let entries: Vec<Mask<'_>> = allowed
+            .iter()
+            .map(|(output, allowed)| Mask { output: *output, index: 0, allowed })
+            .collect();
         let sampled = self.executor.sample(ticket, &Masks { entries: &entries });
         sampled.map_err(|_| self.first_violation())
     }

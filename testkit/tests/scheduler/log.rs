@@ -26,7 +26,6 @@ pub(crate) enum Entry {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Snapshot {
     step: u64,
-    defer_sampling: bool,
     tokens: Vec<InputToken>,
     pub(crate) rows: Vec<Row>,
     pub(crate) decode_rows: u32,
@@ -42,7 +41,6 @@ impl Snapshot {
     pub(crate) fn of(batch: &Batch<'_>) -> Self {
         Self {
             step: batch.step,
-            defer_sampling: batch.defer_sampling,
             tokens: batch.tokens.to_vec(),
             rows: batch.rows.to_vec(),
             decode_rows: batch.decode_rows,

@@ -125,7 +125,7 @@ impl Driver {
                 if tracked.finished.is_some() {
                     return rule("a token after its end", id);
                 }
-                let Some(sampled) = self.result.sampled.get(sampled as usize) else {
+                let Some(sampled) = self.result.tokens.get(sampled as usize) else {
                     return rule("a token that no step sampled", id);
                 };
                 tracked.tokens.push(sampled.token);

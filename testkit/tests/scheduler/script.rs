@@ -78,7 +78,6 @@ impl Script {
             actions: self.actions,
             faults: faults.to_vec(),
             transfer_faults: transfer_faults.to_vec(),
-            cache_bug: None,
         };
         driver::run(&case).unwrap_or_else(|failure| panic!("{failure}\n{case:#?}"))
     }

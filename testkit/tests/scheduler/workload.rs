@@ -20,8 +20,6 @@ pub(crate) struct Case {
     pub(crate) faults: Vec<(u64, Fault)>,
     /// By transfer.
     pub(crate) transfer_faults: Vec<(u64, TransferFault)>,
-    /// Planted in the prefix cache.
-    pub(crate) cache_bug: Option<radix_cache::SeededBug>,
 }
 
 /// What the world does to the scheduler, before the plan of some round.
@@ -163,8 +161,7 @@ impl Draw {
                 transfer_faults = self.transfer_faults();
             }
         }
-        let cache_bug = None;
-        Case { config, overlapped, vocab_size, actions, faults, transfer_faults, cache_bug }
+        Case { config, overlapped, vocab_size, actions, faults, transfer_faults }
     }
 
     /// A tier on the host, from one page to more than the device has, and a device that holds

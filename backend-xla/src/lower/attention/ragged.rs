@@ -140,7 +140,7 @@ pub(crate) struct RaggedRows {
 impl RaggedRows {
     /// Reads them off a step's control vector; see [`StepShape::control_len`].
     pub(crate) fn new(f: &mut Function, control: &Value, shape: StepShape) -> Self {
-        let mut start = 3 * shape.tokens() + shape.outputs;
+        let mut start = 3 * shape.tokens() + shape.outputs + shape.hidden;
         let mut next = |f: &mut Function, size: usize| {
             start += size;
             f.slice(control, 0, start - size, size)
@@ -273,7 +273,10 @@ mod tests {
     use backend_api::program::{AttentionOptions, ProgramBuilder, Split};
 
     use super::*;
-    use crate::{lower::step::step, stablehlo::Element};
+    use crate::{
+        lower::{Placed, step::step},
+        stablehlo::Element,
+    };
 
     const TPU: &str = "TPU v6 lite";
 
@@ -301,7 +304,7 @@ mod tests {
     }
 
     fn shape() -> StepShape {
-        StepShape { decode: 3, blocks: 5, block: 1, outputs: 3, is_ragged: true }
+        StepShape { decode: 3, blocks: 5, block: 1, outputs: 3, hidden: 0, is_ragged: true }
     }
 
     fn planned(program: &Program, devices: usize, folder: &std::path::Path) -> AttentionPlan {
@@ -321,8 +324,9 @@ mod tests {
         Kernels::write_stand_ins(folder.path(), &kernels);
         let plan = planned(program, devices, folder.path());
         assert_eq!(plan.used, AttentionUsed::Pallas);
-        let module = step(program, &placement, &geometry(), plan.kernels.as_ref(), shape());
-        module.expect("the program lowers").text
+        let (program, geometry, kernels) = (program.clone(), geometry(), plan.kernels);
+        let placed = Placed { program, placement, geometry, kernels };
+        step(&placed, shape()).expect("the program lowers").text
     }
 
     #[test]

@@ -248,6 +248,38 @@ fn lies_about_a_tensor_are_refused() {
 }
 
 #[test]
+fn tensors_that_share_bytes_are_refused_by_name() {
+    let with_kind = |kind: u32| {
+        GgufWriter::new()
+            .raw_tensor("a", &[16], 0, &[0; 64])
+            .raw_tensor("b", &[24], kind, &[0; 96])
+            .finish()
+    };
+    for kind in [0, 14] {
+        let file = with_kind(kind);
+        assert!(GgufFile::from_bytes(file.clone()).is_ok());
+        let mut start = 24u64.to_le_bytes().to_vec();
+        start.extend(kind.to_le_bytes());
+        for offset in [0u64, 32] {
+            let old = [start.as_slice(), &64u64.to_le_bytes()].concat();
+            let new = [start.as_slice(), &offset.to_le_bytes()].concat();
+            let error = fault(replaced(&file, &old, &new));
+            assert!(matches!(error, GgufError::OverlappingTensors { .. }), "{offset}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_name_of_a_megabyte_is_cut_in_messages() {
+    let name = "x".repeat(1 << 20);
+    let twice = GgufWriter::new().tensor(&name, &vector()).tensor(&name, &vector()).finish();
+    assert!(fault(twice).to_string().len() < 1000);
+    let file = GgufFile::from_bytes(small_file()).expect("well-formed");
+    let error = file.tensor(&name).expect_err("absent");
+    assert!(error.to_string().len() < 1000);
+}
+
+#[test]
 fn what_cannot_be_read_is_named() {
     let file = GgufWriter::new()
         .raw_tensor("quantized", &[256], 14, &[0; 210])

@@ -50,9 +50,9 @@ impl Executor for SabotagedExecutor {
 
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
         if batch.step == BROKEN_STEP {
-            let client = self.0.programs.client().clone();
+            let client = self.0.modules.client().clone();
             let wrong = client.to_device(0, ElementType::F32, &[1], &[0; 4]).expect("room");
-            self.0.resident.as_mut().expect("arrays").kv[0] = vec![wrong];
+            self.0.resident.as_mut().expect("arrays").programs[0].kv[0] = vec![wrong];
         }
         self.0.launch(batch)
     }

@@ -1,28 +1,26 @@
 //! The compiled modules of an executor: prepared at warm-up, or compiled when first needed.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     panic::resume_unwind,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
-use backend_api::{BackendError, GroupId, Limits, Progress, program::Program};
+use backend_api::{BackendError, CompileOptions, GroupId, ProgramId, Progress};
 
 use super::launch::{floats, upload_as, words};
 use crate::{
     buckets::Buckets,
-    cache::Compiler,
+    compiler::Compiler,
     error::device,
     load::Sharded,
     lower::{
-        Geometry, Module,
-        placement::Placement,
-        sampler::{self, mask_words},
+        Module, Placed,
+        sampler::{self, SamplerShape, mask_words},
         state,
         step::{self, StepShape},
     },
-    pallas::Kernels,
     pjrt::{ElementType, LoadedExecutable},
 };
 
@@ -32,26 +30,28 @@ const PREFILL_BLOCK: usize = 16;
 /// Which module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Fresh,
+    Fresh(ProgramId),
+    FreshCounts,
     SetPages,
     SetCounts,
-    CopyPage(GroupId),
-    Step(StepShape),
-    /// Of so many outputs.
-    Sampler(usize),
+    /// Of a program's own group.
+    CopyPage(ProgramId, GroupId),
+    Step(ProgramId, StepShape),
+    Sampler(SamplerShape),
 }
 
-/// The modules of one program.
+/// The modules of an executor's programs.
 #[derive(Debug)]
-pub(super) struct Programs {
+pub(super) struct Modules {
     compiler: Compiler,
-    program: Program,
-    placement: Placement,
-    geometry: Geometry,
-    kernels: Option<Kernels>,
-    buckets: Buckets,
+    programs: Vec<Placed>,
+    /// By program.
+    buckets: Vec<Buckets>,
+    slots: usize,
+    /// Tokens that are counted.
+    counted: usize,
     ready: HashMap<Key, LoadedExecutable>,
-    samplers: HashMap<usize, Sampler>,
+    samplers: HashMap<SamplerShape, Sampler>,
     is_warm: bool,
     compiles_in_traffic: u64,
 }
@@ -64,26 +64,21 @@ pub(super) struct Sampler {
     pub(super) no_mask: Sharded,
 }
 
-impl Programs {
-    pub(super) fn new(
-        compiler: Compiler,
-        program: Program,
-        placement: Placement,
-        geometry: Geometry,
-        kernels: Option<Kernels>,
-        limits: &Limits,
-    ) -> Self {
-        let buckets = match kernels {
-            Some(_) => Buckets::ragged(limits),
-            None => Buckets::in_runs(limits, PREFILL_BLOCK),
-        };
+impl Modules {
+    /// Modules of programs, of which there is one at least.
+    pub(super) fn new(compiler: Compiler, programs: Vec<Placed>, options: &CompileOptions) -> Self {
+        let (limits, hidden) = (&options.limits, options.hidden);
+        let buckets = programs.iter().map(|program| match program.kernels {
+            Some(_) => Buckets::ragged(limits, hidden),
+            None => Buckets::in_runs(limits, hidden, PREFILL_BLOCK),
+        });
+        let counted = programs.iter().map(|placed| placed.program.vocab_size()).max();
         Self {
             compiler,
-            program,
-            placement,
-            geometry,
-            kernels,
-            buckets,
+            buckets: buckets.collect(),
+            programs,
+            slots: limits.slots as usize,
+            counted: counted.unwrap_or(0) as usize,
             ready: HashMap::new(),
             samplers: HashMap::new(),
             is_warm: false,
@@ -91,25 +86,35 @@ impl Programs {
         }
     }
 
-    #[cfg(test)]
     pub(super) fn client(&self) -> &crate::pjrt::Client {
         self.compiler.client()
     }
 
-    pub(super) fn program(&self) -> &Program {
-        &self.program
+    pub(super) fn programs(&self) -> &[Placed] {
+        &self.programs
     }
 
-    pub(super) fn geometry(&self) -> &Geometry {
-        &self.geometry
+    pub(super) fn program(&self, program: ProgramId) -> &Placed {
+        &self.programs[program.index()]
     }
 
-    pub(super) fn buckets(&self) -> &Buckets {
-        &self.buckets
+    /// Tokens that are counted: those of the largest vocabulary.
+    pub(super) fn counted(&self) -> usize {
+        self.counted
+    }
+
+    pub(super) fn buckets(&self, program: ProgramId) -> &Buckets {
+        &self.buckets[program.index()]
     }
 
     pub(super) fn devices(&self) -> usize {
-        self.placement.devices
+        self.programs.first().map_or(1, |placed| placed.placement.devices)
+    }
+
+    /// The sampler of `outputs` rows of a program's logits.
+    pub(super) fn sampler_shape(&self, program: ProgramId, outputs: usize) -> SamplerShape {
+        let vocab_size = self.program(program).program.vocab_size() as usize;
+        SamplerShape { slots: self.slots, outputs, vocab_size, counted: self.counted }
     }
 
     pub(super) fn compiles_in_traffic(&self) -> u64 {
@@ -118,11 +123,18 @@ impl Programs {
 
     /// Prepares every module that a batch within the limits can need.
     pub(super) fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
-        let groups = (0..self.program.groups().len()).map(|group| GroupId(group as u8));
-        let mut keys = vec![Key::Fresh, Key::SetPages, Key::SetCounts];
-        keys.extend(groups.map(Key::CopyPage));
-        keys.extend(self.buckets.all().into_iter().map(Key::Step));
-        keys.extend(self.buckets.outputs().into_iter().map(Key::Sampler));
+        let mut keys = vec![Key::FreshCounts, Key::SetPages, Key::SetCounts];
+        let mut samplers = BTreeSet::new();
+        for (index, (placed, buckets)) in (0..).zip(self.programs.iter().zip(&self.buckets)) {
+            let program = ProgramId(index);
+            let groups = (0..placed.program.groups().len()).map(|group| GroupId(group as u8));
+            keys.push(Key::Fresh(program));
+            keys.extend(groups.map(|group| Key::CopyPage(program, group)));
+            keys.extend(buckets.all().iter().map(|&shape| Key::Step(program, shape)));
+            let outputs = buckets.outputs().into_iter();
+            samplers.extend(outputs.map(|outputs| self.sampler_shape(program, outputs)));
+        }
+        keys.extend(samplers.into_iter().map(Key::Sampler));
         let total = keys.len() as u64;
         progress.update("compiled modules", 0, total);
         let found = self.find_all(&keys)?;
@@ -138,8 +150,12 @@ impl Programs {
         Ok(())
     }
 
-    pub(super) fn fresh(&mut self) -> Result<&LoadedExecutable, BackendError> {
-        self.module(Key::Fresh)
+    pub(super) fn fresh(&mut self, program: ProgramId) -> Result<&LoadedExecutable, BackendError> {
+        self.module(Key::Fresh(program))
+    }
+
+    pub(super) fn fresh_counts(&mut self) -> Result<&LoadedExecutable, BackendError> {
+        self.module(Key::FreshCounts)
     }
 
     pub(super) fn set_pages(&mut self) -> Result<&LoadedExecutable, BackendError> {
@@ -150,22 +166,30 @@ impl Programs {
         self.module(Key::SetCounts)
     }
 
-    pub(super) fn copy_page(&mut self, group: GroupId) -> Result<&LoadedExecutable, BackendError> {
-        self.module(Key::CopyPage(group))
+    /// Of a program's own group.
+    pub(super) fn copy_page(
+        &mut self,
+        program: ProgramId,
+        group: GroupId,
+    ) -> Result<&LoadedExecutable, BackendError> {
+        self.module(Key::CopyPage(program, group))
     }
 
-    pub(super) fn step(&mut self, shape: StepShape) -> Result<&LoadedExecutable, BackendError> {
-        self.module(Key::Step(shape))
+    pub(super) fn step(
+        &mut self,
+        program: ProgramId,
+        shape: StepShape,
+    ) -> Result<&LoadedExecutable, BackendError> {
+        self.module(Key::Step(program, shape))
     }
 
-    /// The sampler of `outputs` rows.
-    pub(super) fn sampler(&mut self, outputs: usize) -> Result<&Sampler, BackendError> {
-        if !self.samplers.contains_key(&outputs) {
-            let key = Key::Sampler(outputs);
+    pub(super) fn sampler(&mut self, shape: SamplerShape) -> Result<&Sampler, BackendError> {
+        if !self.samplers.contains_key(&shape) {
+            let key = Key::Sampler(shape);
             let executable = self.prepare_in_traffic(key)?;
             self.add(key, executable)?;
         }
-        Ok(&self.samplers[&outputs])
+        Ok(&self.samplers[&shape])
     }
 
     fn module(&mut self, key: Key) -> Result<&LoadedExecutable, BackendError> {
@@ -221,28 +245,27 @@ impl Programs {
 
     /// What is to be compiled.
     fn describe(&self, key: Key) -> Result<Module, BackendError> {
-        let (program, placement, geometry) = (&self.program, &self.placement, &self.geometry);
-        let (vocab_size, devices) = (program.vocab_size() as usize, placement.devices);
+        let devices = self.devices();
         Ok(match key {
-            Key::Fresh => state::fresh(program, placement, geometry),
-            Key::SetPages => state::set_pages(geometry, devices),
-            Key::SetCounts => state::set_counts(geometry, vocab_size, devices),
-            Key::CopyPage(group) => state::copy_page(program, placement, geometry, group),
-            Key::Step(shape) => {
-                step::step(program, placement, geometry, self.kernels.as_ref(), shape)?
-            }
-            Key::Sampler(outputs) => sampler::sampler(geometry, vocab_size, outputs, devices),
+            Key::Fresh(program) => state::fresh(self.program(program)),
+            Key::FreshCounts => state::fresh_counts(self.slots, self.counted, devices),
+            // All tables are of one size.
+            Key::SetPages => state::set_pages(&self.program(ProgramId(0)).geometry, devices),
+            Key::SetCounts => state::set_counts(self.slots, self.counted, devices),
+            Key::CopyPage(program, group) => state::copy_page(self.program(program), group),
+            Key::Step(program, shape) => step::step(self.program(program), shape)?,
+            Key::Sampler(shape) => sampler::sampler(shape, devices),
         })
     }
 
     /// An executable is ready from here on.
     fn add(&mut self, key: Key, executable: LoadedExecutable) -> Result<(), BackendError> {
-        let Key::Sampler(outputs) = key else {
+        let Key::Sampler(shape) = key else {
             self.ready.insert(key, executable);
             return Ok(());
         };
         let (client, devices) = (self.compiler.client(), self.devices());
-        let vocab_size = self.program.vocab_size() as usize;
+        let SamplerShape { outputs, vocab_size, .. } = shape;
         let place = |element, columns: usize, bytes: &[u8]| {
             let dims = [outputs as i64, columns as i64];
             upload_as(client, devices, element, &dims, bytes)
@@ -255,7 +278,7 @@ impl Programs {
             no_bias: place(ElementType::F32, vocab_size, &bias)?,
             no_mask: place(ElementType::U32, mask_words(vocab_size), &mask)?,
         };
-        self.samplers.insert(outputs, sampler);
+        self.samplers.insert(shape, sampler);
         Ok(())
     }
 }
