@@ -19,21 +19,27 @@
 //!
 //! What the engine refuses becomes a status: 400 for a request that makes no sense, 429 while the
 //! queue is full, 503 when the engine is ending or has ended. A client that disconnects gives its
-//! request up: its stream is dropped, and dropping a stream aborts. Ctrl-C takes no new requests
-//! and waits for those that run.
+//! request up: its stream is dropped, and dropping a stream aborts. Ctrl-C or SIGTERM takes no new
+//! requests and waits for those that run; a second one ends at once. `serve.rs` has what a service
+//! needs besides: time limits, and answers to clients that only listen.
 
-#[path = "support/json_request.rs"]
+#[path = "../support/json_request.rs"]
 mod json_request;
-#[path = "support/start.rs"]
+mod serve;
+#[path = "../support/signals.rs"]
+mod signals;
+#[path = "../support/start.rs"]
 mod start;
 
 use std::convert::Infallible;
 use std::error::Error;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -44,7 +50,9 @@ use futures_util::Stream;
 use futures_util::stream::StreamExt;
 use json_request::{JsonRequest, JsonRequestError};
 use serde_json::{Value, json};
+use serve::{BodyError, Limits};
 use start::Outcome;
+use tokio::net::TcpListener;
 use understory::Namespace;
 use understory::prelude::*;
 use understory::request::Finished;
@@ -52,7 +60,8 @@ use understory::request::Finished;
 /// Serves a language model over HTTP, to show how a service embeds the engine.
 ///
 /// `POST /generate` answers with server-sent events, `GET /health` tells whether the engine is
-/// alive and what it has done. Ctrl-C takes no new requests and waits for those that run.
+/// alive and what it has done. Ctrl-C or SIGTERM takes no new requests and waits for those that
+/// run; a second one ends at once.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Where to listen.
@@ -70,37 +79,39 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Outcome<()> {
     let engine = arguments.engine.start()?;
+    let stop = signals::first_signal()?;
     // The engine has threads of its own; the runtime's only move bytes.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
+        let listener = TcpListener::bind(arguments.listen).await?;
         eprintln!("listening on http://{}", listener.local_addr()?);
-        axum::serve(listener, router(engine.clone())).with_graceful_shutdown(interrupt()).await
+        let limits = Limits::default();
+        serve::serve(listener, router(engine.clone(), limits), limits, stop).await;
+        io::Result::Ok(())
     })?;
     Ok(engine.shutdown(Shutdown::Drain)?)
 }
 
-async fn interrupt() {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        // Without a way to be told, the service ends as any process does.
-        eprintln!("cannot listen for Ctrl-C: {error}");
-        std::future::pending::<()>().await;
-    }
+/// What each request needs. An engine is a handle: each gets a clone of it.
+#[derive(Clone)]
+struct Service {
+    engine: Engine,
+    limits: Limits,
 }
 
-/// The service. An engine is a handle: each request gets a clone of it.
-fn router(engine: Engine) -> Router {
+fn router(engine: Engine, limits: Limits) -> Router {
     Router::new()
         .route("/generate", post(generate))
         .route("/health", get(health))
-        .with_state(engine)
+        .with_state(Service { engine, limits })
 }
 
 async fn generate(
-    State(engine): State<Engine>,
-    body: String,
+    State(Service { engine, limits }): State<Service>,
+    body: Body,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
-    let fields = JsonRequest::fields(&body)?;
+    let body = serve::read(body, limits).await?;
+    let fields = JsonRequest::fields(str::from_utf8(&body).map_err(|_| Refused::Encoding)?)?;
     let JsonRequest { prompt, sampling, namespace, unknown } =
         JsonRequest::from_fields(fields, &engine.recommended_sampling())?;
     if let Some(field) = unknown.into_iter().next() {
@@ -111,10 +122,11 @@ async fn generate(
     let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
     let generation = submitted.map_err(|_| Refused::Interrupted)??;
     let events = generation.filter_map(|event| async { sent_event(event).map(Ok) });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+    // Writing is how it is noticed that a client is gone, also one that waits for its turn.
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(limits.silence)))
 }
 
-async fn health(State(engine): State<Engine>) -> Response {
+async fn health(State(Service { engine, .. }): State<Service>) -> Response {
     if let Some(dead) = engine.dead() {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, &dead);
     }
@@ -135,7 +147,7 @@ fn sent_event(event: Result<GenerationEvent, GenerationError>) -> Option<Event> 
         }
         Ok(GenerationEvent::Finished(finished)) => ("finished", described(&finished)),
         Ok(_) => return None,
-        Err(error) => ("error", json!({"error": error.to_string()})),
+        Err(error) => ("error", json!({"error": one_line(&error)})),
     };
     Some(Event::default().event(name).data(data.to_string()))
 }
@@ -166,6 +178,10 @@ fn number(name: Option<&str>) -> Namespace {
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(transparent)]
+    Body(#[from] BodyError),
+    #[error("the request is not UTF-8 text")]
+    Encoding,
+    #[error(transparent)]
     Request(#[from] JsonRequestError),
     #[error("there is no field {field:?}")]
     UnknownField { field: String },
@@ -182,7 +198,8 @@ impl IntoResponse for Refused {
             Self::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) | Self::Interrupted => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Request(_) | Self::UnknownField { .. } | Self::Submit(_) => {
+            Self::Body(error) => error.status(),
+            Self::Encoding | Self::Request(_) | Self::UnknownField { .. } | Self::Submit(_) => {
                 StatusCode::BAD_REQUEST
             }
         };
@@ -191,109 +208,8 @@ impl IntoResponse for Refused {
 }
 
 fn refusal(status: StatusCode, error: &dyn Error) -> Response {
-    (status, Json(json!({"error": error.to_string()}))).into_response()
+    (status, Json(json!({"error": one_line(error)}))).into_response()
 }
 
 #[cfg(all(test, feature = "cpu"))]
-mod tests {
-    use std::path::Path;
-    use std::time::{Duration, Instant};
-
-    use axum::body::{Body, to_bytes};
-    use axum::http;
-    use tower::ServiceExt;
-
-    use super::*;
-
-    fn engine(max_queued_requests: usize) -> Engine {
-        let backend = BackendChoice::Cpu { threads: Some(1) };
-        let backend = backend.open(&FetchOptions::default(), &mut ()).unwrap();
-        let mut options = EngineOptions::default();
-        options.kv_memory = KvMemory::Tokens(4096);
-        options.max_queued_requests = max_queued_requests;
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny/llama-tied");
-        Engine::builder().options(options).load(path, backend.as_ref(), &mut ()).unwrap()
-    }
-
-    async fn send(engine: &Engine, body: Value) -> Response {
-        let request = http::Request::post("/generate").body(Body::from(body.to_string())).unwrap();
-        router(engine.clone()).oneshot(request).await.unwrap()
-    }
-
-    async fn text(response: Response) -> String {
-        String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().into()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_streamed_and_ends_with_its_usage() {
-        let engine = engine(8);
-        let body = json!({"prompt": "a b c", "max_tokens": 12, "ignore_eos": true, "n": 2});
-        let response = send(&engine, body).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        let text = text(response).await;
-        assert!(text.contains("event: text\ndata: {\"sample\":0,\"text\":"), "{text}");
-        assert_eq!(text.matches("event: finished\n").count(), 2, "{text}");
-        assert_eq!(text.matches("\"completion_tokens\":12").count(), 2, "{text}");
-        assert_eq!(text.matches("\"finish_reason\":\"length\"").count(), 2, "{text}");
-    }
-
-    #[tokio::test]
-    async fn what_the_engine_refuses_becomes_a_status() {
-        let engine = engine(1);
-        for bad in [
-            json!({"prompt": "a", "unheard_of": 1}),
-            json!({"prompt": "a", "temperature": -1}),
-            json!({"token_ids": []}),
-            json!([]),
-        ] {
-            let response = send(&engine, bad.clone()).await;
-            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{bad}");
-            assert!(text(response).await.contains("\"error\""));
-        }
-        // Two samples are more than the queue holds, whatever else is in it.
-        let response = send(&engine, json!({"prompt": "a", "n": 2})).await;
-        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
-
-        engine.shutdown(Shutdown::Now).unwrap();
-        let response = send(&engine, json!({"prompt": "a"})).await;
-        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_disconnects_gives_its_request_up() {
-        let engine = engine(128);
-        let body = json!({"prompt": "a", "max_tokens": 500, "ignore_eos": true, "n": 64});
-        let response = send(&engine, body).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        drop(response);
-        // Far longer than it takes: whether it ends is what is tested, not when.
-        let patience = Instant::now() + Duration::from_secs(60);
-        loop {
-            let snapshot = engine.snapshot();
-            if snapshot.queued == 0 && snapshot.scheduler.running == 0 {
-                let generated = snapshot.scheduler.generated_tokens;
-                assert!(generated < 64 * 400, "{generated} tokens were generated for nobody");
-                break;
-            }
-            assert!(Instant::now() < patience, "the request still runs");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn health_tells_what_the_engine_does() {
-        let engine = engine(8);
-        let request = http::Request::get("/health").body(Body::empty()).unwrap();
-        let response = router(engine.clone()).oneshot(request).await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        let value: Value = serde_json::from_str(&text(response).await).unwrap();
-        assert_eq!(value["running"], 0);
-    }
-
-    #[test]
-    fn namespaces_with_different_names_have_different_numbers() {
-        assert_eq!(number(Some("a")), number(Some("a")));
-        assert_ne!(number(Some("a")), number(Some("b")));
-        assert_eq!(number(None), Namespace::default());
-    }
-}
+mod tests;
