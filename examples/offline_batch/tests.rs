@@ -94,6 +94,18 @@ fn files_that_cannot_be_used_are_named_before_a_model_is_loaded() {
     }
 }
 
+#[test]
+fn a_broken_model_is_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.gguf");
+    fs::write(&model, "GGUF\u{9}\0\0\0").unwrap();
+    let mut arguments = arguments(&[]);
+    let broken = ["offline_batch", "--model", text(&model)];
+    arguments.engine = Arguments::try_parse_from(broken).unwrap().engine;
+    let line = understory::one_line(run(&arguments).unwrap_err().as_ref());
+    assert!(line.contains("GGUF version 9 is not supported"), "{line}");
+}
+
 /// The program in a process of its own, since signals reach all of a process.
 #[cfg(unix)]
 mod process {

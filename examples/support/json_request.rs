@@ -231,8 +231,8 @@ fn stop(value: Value) -> Result<Vec<String>, JsonRequestError> {
 fn logit_bias(value: &Value) -> Result<Vec<(Token, f32)>, JsonRequestError> {
     let wrong = || wrong("logit_bias", "an object of token ids and numbers", value);
     let entries = value.as_object().ok_or_else(wrong)?.iter().map(|(token, bias)| {
-        let bias = bias.as_f64().ok_or_else(wrong)? as f32;
-        Ok((token.parse().map_err(|_| wrong())?, bias))
+        let bias = bias.as_f64().map(|bias| bias as f32).filter(|bias| bias.is_finite());
+        Ok((token.parse().map_err(|_| wrong())?, bias.ok_or_else(wrong)?))
     });
     entries.collect()
 }
@@ -355,6 +355,7 @@ mod tests {
             ("logit_bias", "[1]"),
             ("logit_bias", r#"{"x": 1}"#),
             ("logit_bias", r#"{"1": "x"}"#),
+            ("logit_bias", r#"{"1": 1e40}"#),
             ("namespace", "1.5"),
         ] {
             let error = parse(&format!(r#"{{"prompt": "a", "{field}": {value}}}"#)).unwrap_err();
