@@ -7,7 +7,6 @@ use crate::backend::{Backend, Capabilities, CompileOptions, GroupId, KvFormat, L
 use crate::error::EngineError;
 use crate::model::Program;
 use crate::schedule::{HostTierConfig, SchedulerConfig};
-use crate::weights::Weights;
 
 const DEFAULT_PAGE_SIZE: usize = 16;
 const DEFAULT_CHUNK: usize = 512;
@@ -117,6 +116,7 @@ impl EngineLimits {
             })
             .sum::<u64>()
             .max(1);
+        positive("max_queued_requests", Some(options.max_queued_requests))?;
         let wanted_context = positive("context_length", options.context_length)?;
         let full_context = wanted_context.unwrap_or(model_context);
         let most_running = options.max_running_requests.unwrap_or(MOST_RUNNING);
@@ -200,8 +200,8 @@ impl EngineLimits {
             tier.min_load_tokens = options.host_min_load_tokens;
             config.host_tier = Some(tier);
         }
+        config.speculation = options.speculation;
         config.retract_every = options.retract_every;
-        config.seeded_bug = options.seeded_bug;
         config
     }
 
@@ -215,7 +215,7 @@ impl EngineLimits {
         let limits = Limits {
             rows: self.max_running_requests,
             tokens: as_u32("chunked_prefill_size", config.step_tokens())?,
-            outputs: self.max_running_requests,
+            outputs: as_u32("max_running_requests", config.step_outputs())?,
             slots: self.max_running_requests,
             pages: vec![self.pages; groups],
         };
@@ -229,13 +229,6 @@ impl EngineLimits {
         }
         Ok(compile)
     }
-}
-
-/// Bytes of all tensors that the program names. One that is missing or malformed counts nothing:
-/// compiling reports it, with what it was needed for.
-pub(super) fn weight_bytes(program: &Program, weights: &dyn Weights) -> u64 {
-    let bytes = |name: &str| weights.tensor(name).map_or(0, |tensor| tensor.data().len() as u64);
-    program.weights().iter().map(|weight| bytes(&weight.name)).sum()
 }
 
 fn page_size(options: &EngineOptions, capabilities: &Capabilities) -> Result<usize, EngineError> {

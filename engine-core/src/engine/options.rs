@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use radix_cache::{Policy, WritePolicy};
 
-use crate::schedule::{QueuePolicy, SeededBug};
+use crate::schedule::{QueuePolicy, Speculation};
 use crate::setters::setters;
 
 /// How an engine is set up. What is `None` is derived from model and machine when the engine is
@@ -63,12 +63,12 @@ pub struct EngineOptions {
     /// Ask the backend for results that don't depend on the batch, where it doesn't promise that
     /// anyway. Default no.
     pub deterministic: bool,
+    /// Propose tokens and verify several in a step, where text repeats itself. Changes no token.
+    /// Default no.
+    pub speculation: Option<Speculation>,
     /// For tests: put a request back every so many steps.
     #[doc(hidden)]
     pub retract_every: Option<u64>,
-    /// For tests: plant a bug.
-    #[doc(hidden)]
-    pub seeded_bug: Option<SeededBug>,
 }
 
 /// How much memory KV takes.
@@ -111,6 +111,7 @@ setters!(EngineOptions {
     max_queued_requests: usize,
     step_deadline: impl Into<Option<Duration>>,
     deterministic: bool,
+    speculation: impl Into<Option<Speculation>>,
 });
 
 impl Default for EngineOptions {
@@ -132,8 +133,8 @@ impl Default for EngineOptions {
             max_queued_requests: 4096,
             step_deadline: Some(Duration::from_secs(120)),
             deterministic: false,
+            speculation: None,
             retract_every: None,
-            seeded_bug: None,
         }
     }
 }

@@ -308,8 +308,9 @@ impl Host {
 
 /// What the reference's logits exceed its log probabilities by.
 fn log_normalizer(model: &Model, tokens: &[Token]) -> Result<f32, Failure> {
-    let logits = logits(&model.program, &model.weights, tokens)
-        .map_err(|source| Failure::Compile { program: model.program.name().to_owned(), source })?;
+    let logits = logits(model.program(), &model.weights, tokens).map_err(|source| {
+        Failure::Compile { program: model.program().name().to_owned(), source }
+    })?;
     let last = logits.last().map_or(&[][..], Vec::as_slice);
     Ok(last.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln() as f32)
 }

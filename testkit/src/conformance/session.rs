@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use engine_core::backend::{
     Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, KvFormat,
-    Limits, Mask, Masks, OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Slots,
-    Span, StepError, StepResult, Ticket, Want,
+    Limits, Mask, Masks, OutputRequest, PageCopy, ProgramId, Row, SlotEvent, SlotId, SlotSampling,
+    Slots, Span, StepError, StepResult, Ticket, Want,
 };
 use engine_core::{PageId, Token};
 
@@ -27,6 +27,8 @@ pub(super) struct Setup {
     pub(super) context_length: u32,
     pub(super) kv_format: KvFormat,
     pub(super) host_pages: u32,
+    /// Hidden states and pooled vectors are wanted.
+    pub(super) hidden: bool,
 }
 
 impl Setup {
@@ -38,6 +40,7 @@ impl Setup {
             context_length: 128,
             kv_format: KvFormat::F32,
             host_pages: 0,
+            hidden: false,
         }
     }
 
@@ -56,7 +59,7 @@ impl Setup {
             pages: vec![pages; groups],
         };
         let mut options = CompileOptions::new(limits, self.page_size, self.context_length);
-        options.kv_format = self.kv_format;
+        (options.kv_format, options.hidden) = (self.kv_format, self.hidden);
         if self.host_pages > 0 {
             options.host_pages = vec![self.host_pages; groups];
         }
@@ -92,6 +95,13 @@ impl RowPlan {
     /// The token that the step before samples for the slot; sample the next.
     pub(super) fn produced(slot: u32) -> Self {
         Self { slot, tokens: vec![InputToken::Produced(SlotId(slot))], wants: Vec::new() }.sample()
+    }
+
+    /// The token that the step before samples for the slot, and known ones after it.
+    pub(super) fn produced_and(slot: u32, known: &[Token]) -> Self {
+        let known = known.iter().map(|&token| InputToken::Known(token));
+        let tokens = std::iter::once(InputToken::Produced(SlotId(slot))).chain(known).collect();
+        Self { slot, tokens, wants: Vec::new() }
     }
 
     /// Sample after the last token.
@@ -176,8 +186,12 @@ pub(super) struct Session {
     page_size: u32,
     /// By group, in an order without meaning.
     free: Vec<Vec<PageId>>,
-    /// By slot: where its next token goes.
-    positions: Vec<u32>,
+    /// What the next launches run.
+    program: ProgramId,
+    /// By program: its number of page groups.
+    groups: Vec<usize>,
+    /// By program and slot: where its next token goes.
+    positions: Vec<Vec<u32>>,
     events: Vec<SlotEvent>,
     next_step: u64,
 }
@@ -188,11 +202,13 @@ impl Session {
         model: &Model,
         setup: &Setup,
     ) -> Result<Self, Failure> {
-        let groups = model.program.groups().len();
-        let options = setup.options(groups);
-        let programs = std::slice::from_ref(&model.program);
-        let executor = backend.compile(programs, &model.weights, &options).map_err(|source| {
-            Failure::Compile { program: model.program.name().to_owned(), source }
+        let groups: Vec<usize> =
+            model.programs.iter().map(|program| program.groups().len()).collect();
+        let options = setup.options(groups.iter().sum());
+        let compiled = backend.compile(&model.programs, &model.weights, &options);
+        let executor = compiled.map_err(|source| Failure::Compile {
+            program: model.program().name().to_owned(),
+            source,
         })?;
         // Scrambled: a backend that takes pages for consecutive is found out.
         let mut random = Random::new(7);
@@ -204,13 +220,29 @@ impl Session {
         let free = options.limits.pages.iter().map(|&pages| shuffled(pages, &mut random)).collect();
         Ok(Self {
             executor,
-            slots: Slots::new(setup.slots, groups),
+            slots: Slots::new(setup.slots, groups.iter().sum()),
             page_size: setup.page_size,
             free,
-            positions: vec![0; setup.slots as usize],
+            program: ProgramId(0),
+            positions: vec![vec![0; setup.slots as usize]; groups.len()],
+            groups,
             events: Vec::new(),
             next_step: 0,
         })
+    }
+
+    /// Runs another of the compiled programs from now on.
+    pub(super) fn use_program(&mut self, program: ProgramId) {
+        self.program = program;
+    }
+
+    /// A slot goes on at an earlier position: what a draft proposed beyond it did not hold.
+    pub(super) fn rewind(&mut self, slot: u32, position: u32) {
+        self.positions[self.program.index()][slot as usize] = position;
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     pub(super) fn executor(&mut self) -> &mut dyn Executor {
@@ -226,7 +258,7 @@ impl Session {
     pub(super) fn open(&mut self, slot: u32, sampling: SlotSampling) {
         self.slots.open(SlotId(slot), Arc::new(sampling));
         self.events.push(SlotEvent::Open { slot: SlotId(slot) });
-        self.positions[slot as usize] = 0;
+        self.positions.iter_mut().for_each(|positions| positions[slot as usize] = 0);
     }
 
     /// A sequence moves out, and its pages are free for whoever comes next.
@@ -265,7 +297,7 @@ impl Session {
             let len = self.slots.pages(SlotId(child), group).len() as u32;
             self.announce(child, group, Span { start: 0, len });
         }
-        self.positions[child as usize] = positions;
+        self.positions[self.program.index()][child as usize] = positions;
         Ok(())
     }
 
@@ -279,7 +311,7 @@ impl Session {
     ) -> Result<Vec<PageId>, Failure> {
         self.open(slot, sampling);
         self.extend(slot, positions)?;
-        self.positions[slot as usize] = positions;
+        self.positions[self.program.index()][slot as usize] = positions;
         Ok(self.table(slot).to_vec())
     }
 
@@ -304,12 +336,22 @@ impl Session {
 
     /// Launches a step that samples at once.
     pub(super) fn launch(&mut self, plans: &[RowPlan]) -> Result<Ticket, Failure> {
-        self.start(plans, false)
+        self.start(plans, &[])
     }
 
     /// Launches a step whose sampling [`sample`](Self::sample) completes.
     pub(super) fn launch_deferred(&mut self, plans: &[RowPlan]) -> Result<Ticket, Failure> {
-        self.start(plans, true)
+        let all: Vec<u32> = (0..plans.len() as u32).collect();
+        self.start(plans, &all)
+    }
+
+    /// Launches a step of which [`sample`](Self::sample) samples some rows only.
+    pub(super) fn launch_deferring(
+        &mut self,
+        plans: &[RowPlan],
+        rows: &[u32],
+    ) -> Result<Ticket, Failure> {
+        self.start(plans, rows)
     }
 
     pub(super) fn sample(&mut self, ticket: &Ticket, masks: &[Mask<'_>]) -> Result<(), Failure> {
@@ -361,8 +403,11 @@ impl Session {
         page.ok_or(Failure::Case(CaseError::TooFew { what: "pages" }))
     }
 
+    /// The executor's groups of the program that runs.
     fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
-        (0..self.free.len() as u8).map(GroupId)
+        let first: usize = self.groups[..self.program.index()].iter().sum();
+        let groups = first..first + self.groups[self.program.index()];
+        groups.map(|group| GroupId(group as u8))
     }
 
     fn announce(&mut self, slot: u32, group: GroupId, entries: Span) {
@@ -386,11 +431,11 @@ impl Session {
         Ok(())
     }
 
-    fn start(&mut self, plans: &[RowPlan], defer_sampling: bool) -> Result<Ticket, Failure> {
+    fn start(&mut self, plans: &[RowPlan], deferred: &[u32]) -> Result<Ticket, Failure> {
         let (mut tokens, mut rows, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
         let mut targets = Vec::new();
         for (index, plan) in (0..).zip(plans) {
-            let position = self.positions[plan.slot as usize];
+            let position = self.positions[self.program.index()][plan.slot as usize];
             let start = tokens.len() as u32;
             let first_output = outputs.len() as u32;
             for Wanted { run, what, targets: scored } in &plan.wants {
@@ -402,7 +447,7 @@ impl Session {
                 }
                 let (start, len) = (start + run.start as u32, run.len() as u32);
                 let is_sampled = matches!(want, Want::Sample | Want::Verify(_));
-                let deferred = defer_sampling && is_sampled;
+                let deferred = is_sampled && deferred.contains(&index);
                 outputs.push(OutputRequest {
                     row: index,
                     tokens: Span { start, len },
@@ -419,7 +464,7 @@ impl Session {
             tokens.extend_from_slice(&plan.tokens);
             let kv_len = position + plan.tokens.len() as u32;
             self.extend(plan.slot, kv_len)?;
-            self.positions[plan.slot as usize] = kv_len;
+            self.positions[self.program.index()][plan.slot as usize] = kv_len;
         }
         let decode_rows = plans.iter().take_while(|plan| plan.is_decode()).count() as u32;
         let events = std::mem::take(&mut self.events);
@@ -427,7 +472,7 @@ impl Session {
         self.next_step += 1;
         let mut batch =
             Batch::new(step, &tokens, &rows, decode_rows, &outputs, &events, &self.slots);
-        batch.targets = &targets;
+        (batch.program, batch.targets) = (self.program, &targets);
         self.executor.launch(&batch).map_err(|source| Failure::Step { step, source })
     }
 }
