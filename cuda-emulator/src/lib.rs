@@ -59,9 +59,10 @@
 pub mod check;
 pub mod count;
 mod machine;
+pub mod nvrtc;
 pub mod ptx;
 
 pub use machine::{
-    InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError, Options,
-    Outcome, Parameter, Program, SHARED_LIMIT, Schedule, instruction_forms, launch,
+    Arguments, InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError,
+    Options, Outcome, Parameter, Program, SHARED_LIMIT, Schedule, instruction_forms, launch,
 };

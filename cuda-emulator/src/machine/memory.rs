@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use bytemuck::{NoUninit, Pod};
+
 use crate::check::{EPOCHS, GlobalShadow};
 
 /// Where device addresses begin. Nothing of the host is mapped there, so a host that takes a
@@ -178,6 +180,31 @@ impl Memory {
         let (allocation, offset) = self.range(address, bytes.len() as u64)?;
         allocation.load_bytes(offset, bytes);
         Ok(())
+    }
+
+    /// Allocates room for `values` and copies them there.
+    ///
+    /// # Errors
+    ///
+    /// When the capacity would be exceeded.
+    pub fn upload<T: NoUninit>(&mut self, values: &[T]) -> Result<u64, MemoryError> {
+        let bytes = bytemuck::cast_slice(values);
+        let address = self.allocate(bytes.len() as u64)?;
+        self.write(address, bytes)?;
+        Ok(address)
+    }
+
+    /// Copies `count` values to the host.
+    ///
+    /// # Errors
+    ///
+    /// When they aren't inside of one live allocation.
+    pub fn download<T: Pod>(&self, address: u64, count: usize) -> Result<Vec<T>, MemoryError> {
+        // Asked first: a count beyond the allocation must not take memory of the host.
+        self.range(address, (count as u64).saturating_mul(size_of::<T>() as u64))?;
+        let mut values = vec![T::zeroed(); count];
+        self.read(address, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     /// Repeats `pattern` over `count` elements from `address` on.
