@@ -155,6 +155,7 @@ impl CacheConfig {
 /// [`release`](crate::RadixCache::release), and count for the whole prefix. Hits are matches by
 /// `acquire` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Policy {
     /// The one that nobody has used for longest. Right for most traffic.

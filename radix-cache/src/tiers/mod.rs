@@ -51,6 +51,7 @@ impl HostTier {
 
 /// When pages are copied to the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum WritePolicy {
     /// As soon as they are [saved](crate::RadixCache::save). Evicting them then costs nothing.
