@@ -11,8 +11,8 @@ use crate::{
     executor::{BACKEND, CpuExecutor, Driver, Machine, compile},
     kernels::kv::{KvLayer, PageShape},
     memory,
-    path::{InstructionSet, Path},
     pool::Pool,
+    simd::{InstructionSet, Simd},
 };
 
 /// How a [`CpuBackend`] uses the machine.
@@ -50,13 +50,13 @@ impl CpuOptions {
 #[derive(Debug)]
 pub struct CpuBackend {
     threads: usize,
-    path: Path,
+    simd: Simd,
 }
 
 impl CpuBackend {
     /// All cores, the fastest instructions.
     pub fn new() -> Self {
-        Self { threads: all_cores(), path: Path::best() }
+        Self { threads: all_cores(), simd: Simd::best() }
     }
 
     /// As `options` say.
@@ -70,19 +70,19 @@ impl CpuBackend {
             let reason = format!("{threads} is not between 1 and 1024");
             return Err(BackendError::Option { option: "threads", reason });
         }
-        let path = match options.instruction_set {
-            None => Path::best(),
-            Some(set) => Path::for_set(set).ok_or_else(|| BackendError::Unsupported {
+        let simd = match options.instruction_set {
+            None => Simd::best(),
+            Some(set) => Simd::for_set(set).ok_or_else(|| BackendError::Unsupported {
                 backend: BACKEND,
                 what: format!("{set:?} on this processor"),
             })?,
         };
-        Ok(Self { threads, path })
+        Ok(Self { threads, simd })
     }
 
     /// The instructions in use.
     pub fn instruction_set(&self) -> InstructionSet {
-        self.path.set()
+        self.simd.set()
     }
 
     /// Threads that compute.
@@ -90,8 +90,8 @@ impl CpuBackend {
         self.threads
     }
 
-    pub(crate) fn path(&self) -> Path {
-        self.path
+    pub(crate) fn simd(&self) -> Simd {
+        self.simd
     }
 
     /// A pool of this backend's threads.
@@ -111,7 +111,7 @@ impl Default for CpuBackend {
 
 impl Backend for CpuBackend {
     fn capabilities(&self) -> Capabilities {
-        let set = format!("{:?}", self.path.set()).to_lowercase();
+        let set = format!("{:?}", self.simd.set()).to_lowercase();
         let description = format!("cpu ({set}, {} threads)", self.threads);
         let memory = memory::available_bytes();
         let mut capabilities = Capabilities::new(description, memory);
@@ -158,7 +158,7 @@ impl Backend for CpuBackend {
         let limits = &options.limits;
         let machine = Machine::new(
             compiled,
-            self.path,
+            self.simd,
             pool,
             kv_memory(program, &shapes, &limits.pages),
             limits.tokens as usize,

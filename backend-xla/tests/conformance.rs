@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use backend_xla::{XlaBackend, XlaOptions};
-use engine_core::weights::Format;
+use engine_core::{backend::KvFormat, weights::Format};
 use testkit::conformance::Subject;
 
 /// XLA picks its kernels by shape, and there is no host tier.
@@ -55,5 +55,5 @@ mod bf16 {
     use super::*;
 
     // KV is kept in bf16 too.
-    testkit::conformance_suite!(subject(1, Format::BF16, BF16_TOLERANCE).kv_format(Format::BF16));
+    testkit::conformance_suite!(subject(1, Format::BF16, BF16_TOLERANCE).kv_format(KvFormat::Bf16));
 }

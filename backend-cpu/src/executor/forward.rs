@@ -17,9 +17,9 @@ use crate::{
         rope::{Pairing, Rope, RopeAngles},
         rows::{Pairwise, PairwiseOp, Pointwise, PointwiseOp, RmsNorm},
     },
-    path::Path,
     pool::{Pool, TaskPanicked},
     shared::SharedMut,
+    simd::Simd,
 };
 
 /// Values below which an operation on rows isn't worth a parallel region.
@@ -28,7 +28,7 @@ const SERIAL_VALUES: usize = 8 * 1024;
 /// A compiled program with the memory that it computes in.
 pub(crate) struct Machine {
     compiled: Compiled,
-    path: Path,
+    simd: Simd,
     pool: Pool,
     /// By buffer: `[rows, width]`, with room for the largest step.
     buffers: Vec<Vec<f32>>,
@@ -90,7 +90,7 @@ impl Machine {
     /// Memory for steps of up to `tokens` tokens and `outputs` outputs.
     pub(crate) fn new(
         compiled: Compiled,
-        path: Path,
+        simd: Simd,
         pool: Pool,
         kv: Vec<Vec<KvLayer>>,
         tokens: usize,
@@ -108,7 +108,7 @@ impl Machine {
             attention: (0..threads).map(|_| AttentionScratch::default()).collect(),
             shape: StepShape::default(),
             compiled,
-            path,
+            simd,
             pool,
             kv,
         }
@@ -231,7 +231,7 @@ impl Machine {
         let output = SharedMut::new(&mut memory);
         let sum_output = SharedMut::new(&mut sum_memory);
         let weight = self.compiled.weights.vector(weight).unwrap_or_default();
-        let (path, width) = (self.path, out.width);
+        let (simd, width) = (self.simd, out.width);
         let input = &self.buffers[input.index];
         let added = residual.map(|(value, _)| &self.buffers[value.index]);
         let rows = self.shape.rows(out.rows);
@@ -245,11 +245,11 @@ impl Machine {
                     // SAFETY: as above.
                     let sum = unsafe { sum_output.part(range.clone()) };
                     let (a, b) = (&input[range.clone()], &added[range]);
-                    path.run(PairwiseOp { function: Pairwise::Add, a, b, output: sum });
+                    simd.run(PairwiseOp { function: Pairwise::Add, a, b, output: sum });
                     &*sum
                 }
             };
-            path.run(RmsNorm { input, output, weight, epsilon, offset });
+            simd.run(RmsNorm { input, output, weight, epsilon, offset });
         });
         self.put_back(out, memory);
         if let Some((_, sum)) = residual {
@@ -274,7 +274,7 @@ impl Machine {
             let rows = LinearRows { input, rows, output: SharedMut::new(memory), bias };
             products.push(Product { matrix, rows });
         }
-        let result = multiply(&mut self.pool, self.path, &products, &mut self.expanded);
+        let result = multiply(&mut self.pool, self.simd, &products, &mut self.expanded);
         for (part, memory) in parts.iter().zip(memories) {
             self.buffers[part.out.index] = memory;
         }
@@ -291,7 +291,7 @@ impl Machine {
     ) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
-        let (path, width) = (self.path, out.width);
+        let (simd, width) = (self.simd, out.width);
         let input = &self.buffers[input.index];
         let angles = &self.angles[rotary];
         let pairs = self.compiled.rotaries[rotary].0.len();
@@ -301,7 +301,7 @@ impl Machine {
             // SAFETY: each row is part of one range only.
             let output = unsafe { output.part(range.clone()) };
             let (input, first_token) = (&input[range], rows.start);
-            path.run(Rope { input, output, width, head_dim, pairs, pairing, angles, first_token });
+            simd.run(Rope { input, output, width, head_dim, pairs, pairing, angles, first_token });
         });
         self.put_back(out, memory);
         result
@@ -347,13 +347,13 @@ impl Machine {
             sinks: sinks.and_then(|sinks| self.compiled.weights.vector(sinks)),
         };
         let scratch = SharedMut::new(&mut self.attention);
-        let (path, queries) = (self.path, &self.shape.queries);
+        let (simd, queries) = (self.simd, &self.shape.queries);
         let result = self.pool.run(queries.len() * shape.kv_heads, &|thread, task| {
             let (row, tokens) = queries[task / shape.kv_heads];
             let (pages, kv_head) = (step.table(row, group), task % shape.kv_heads);
             // SAFETY: no two tasks that run at the same time have the same thread number.
             let scratch = unsafe { &mut scratch.part(thread..thread + 1)[0] };
-            path.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
+            simd.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
         });
         self.put_back(out, memory);
         result
@@ -368,14 +368,14 @@ impl Machine {
     ) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
-        let (path, width) = (self.path, out.width);
+        let (simd, width) = (self.simd, out.width);
         let (a, b) = (&self.buffers[a.index], &self.buffers[b.index]);
         let rows = self.shape.rows(out.rows);
         let result = for_rows(&mut self.pool, rows, width, &|rows| {
             let range = rows.start * width..rows.end * width;
             // SAFETY: each row is part of one range only.
             let output = unsafe { output.part(range.clone()) };
-            path.run(PairwiseOp { function, a: &a[range.clone()], b: &b[range], output });
+            simd.run(PairwiseOp { function, a: &a[range.clone()], b: &b[range], output });
         });
         self.put_back(out, memory);
         result
@@ -389,14 +389,14 @@ impl Machine {
     ) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
-        let (path, width) = (self.path, out.width);
+        let (simd, width) = (self.simd, out.width);
         let input = &self.buffers[input.index];
         let rows = self.shape.rows(out.rows);
         let result = for_rows(&mut self.pool, rows, width, &|rows| {
             let range = rows.start * width..rows.end * width;
             // SAFETY: each row is part of one range only.
             let output = unsafe { output.part(range.clone()) };
-            path.run(PointwiseOp { function, input: &input[range], output });
+            simd.run(PointwiseOp { function, input: &input[range], output });
         });
         self.put_back(out, memory);
         result
@@ -430,7 +430,7 @@ impl Machine {
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Machine").field("path", &self.path).field("pool", &self.pool).finish()
+        f.debug_struct("Machine").field("simd", &self.simd).field("pool", &self.pool).finish()
     }
 }
 

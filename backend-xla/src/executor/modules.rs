@@ -86,6 +86,7 @@ impl Modules {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn client(&self) -> &crate::pjrt::Client {
         self.compiler.client()
     }

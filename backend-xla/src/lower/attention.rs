@@ -53,6 +53,8 @@ struct Tables {
     pages: Value,
     /// `[runs]`: the position of each run's first entry; `None` for 0.
     start: Option<Value>,
+    /// Entries that one turn of the loop reads; divides `entries`.
+    at_once: usize,
 }
 
 impl Lowering<'_> {
@@ -213,7 +215,7 @@ impl Heads<'_> {
         let positions = f.reshape(&positions, &[runs, run]);
         let tables = self.tables(f, table, &slots, &positions);
 
-        let block = self.geometry.pages_per_block() * self.geometry.page_size;
+        let block = tables.at_once * self.geometry.page_size;
         let distance = match &tables.start {
             Some(start) => {
                 let start = f.broadcast_to(start, &positions, &[0]);
@@ -259,9 +261,11 @@ impl Heads<'_> {
         // So many positions from anywhere in a page touch at most so many pages.
         let seen = window.saturating_add(run - 1);
         let entries = (seen - 1).div_ceil(page_size) + 1;
-        let entries = entries.next_multiple_of(self.geometry.pages_per_block());
+        let most = self.geometry.pages_per_block();
+        let at_once = most.min(entries);
+        let entries = entries.next_multiple_of(at_once);
         if entries >= table_len {
-            return Tables { pages: f.take(table, slots), start: None };
+            return Tables { pages: f.take(table, slots), start: None, at_once: most };
         }
         let oldest = f.slice(positions, 1, 0, 1);
         let oldest = f.reshape(&oldest, &[runs]);
@@ -284,7 +288,7 @@ impl Heads<'_> {
         let row = f.broadcast(&row, &dims, &[0]);
         let entry = f.add(&row, &entry);
         let flat = f.reshape(table, &[table.dim(0) * table_len]);
-        Tables { pages: f.take(&flat, &entry), start: Some(f.multiply(&first, &size)) }
+        Tables { pages: f.take(&flat, &entry), start: Some(f.multiply(&first, &size)), at_once }
     }
 
     /// One turn of the loop: reads a block of each sequence's KV and folds it into the running
@@ -300,7 +304,7 @@ impl Heads<'_> {
     ) -> Vec<Value> {
         let [index, maximum, total, sum] = state else { return Vec::new() };
         let (runs, run) = (positions.dim(0), positions.dim(1));
-        let pages = self.geometry.pages_per_block();
+        let pages = tables.at_once;
         let block = pages * self.geometry.page_size;
         let one = f.int(1);
         let next = f.add(index, &one);
@@ -309,12 +313,21 @@ impl Heads<'_> {
         let entry = f.multiply(index, &pages_size);
         let entries = f.dynamic_slice(&tables.pages, 1, &entry, pages);
         let [key, value] = self.read(f, kv, &entries);
+        let keys = self.keys(f, index, tables, [runs, block]);
+        // What an earlier owner left behind the sequence need not be a number, and a weight of 0
+        // would not help against it.
+        let last = f.reduce(positions, Reduction::Max, &[1]);
+        let last = f.broadcast_to(&last, &keys, &[0]);
+        let exists = f.compare(&keys, Order::LessEqual, &last);
+        let exists = f.broadcast_to(&exists, &value, &[0, 2]);
+        let nothing = f.splat(value.element(), value.dims(), 0.0);
+        let value = f.select(&exists, &value, &nothing);
 
         let mut scores = f.dot((q, &key), &[(0, 0), (1, 1)], (3, 3), Element::F32);
         if let Some(cap) = self.attention.soft_cap {
             scores = ops::soft_cap(f, &scores, cap);
         }
-        let seen = self.seen(f, index, tables, positions, block);
+        let seen = self.seen(f, &keys, positions);
         let seen = f.broadcast(&seen, &[runs, self.kv_heads, self.group, run, block], &[0, 3, 4]);
         let seen = f.reshape(&seen, scores.dims());
         let low = f.splat(Element::F32, scores.dims(), LOW);
@@ -358,25 +371,22 @@ impl Heads<'_> {
         })
     }
 
-    /// Which positions of block `index` each token sees: `[runs, run, block]`.
-    fn seen(
-        &self,
-        f: &mut Function,
-        index: &Value,
-        tables: &Tables,
-        positions: &Value,
-        block: usize,
-    ) -> Value {
-        let dims = [positions.dim(0), positions.dim(1), block];
-        let block_size = f.int(block);
+    /// The positions of block `index` of each run: `[runs, block]`.
+    fn keys(&self, f: &mut Function, index: &Value, tables: &Tables, dims: [usize; 2]) -> Value {
+        let block_size = f.int(dims[1]);
         let first = f.multiply(index, &block_size);
-        let mut first = f.broadcast(&first, &dims, &[]);
-        if let Some(start) = &tables.start {
-            let start = f.broadcast(start, &dims, &[0]);
-            first = f.add(&first, &start);
-        }
-        let offset = f.iota(Element::I32, &dims, 2);
-        let key = f.add(&first, &offset);
+        let first = f.broadcast(&first, &dims, &[]);
+        let offset = f.iota(Element::I32, &dims, 1);
+        let keys = f.add(&first, &offset);
+        let Some(start) = &tables.start else { return keys };
+        let start = f.broadcast(start, &dims, &[0]);
+        f.add(&keys, &start)
+    }
+
+    /// Which of the positions `keys` each token sees: `[runs, run, block]`.
+    fn seen(&self, f: &mut Function, keys: &Value, positions: &Value) -> Value {
+        let dims = [positions.dim(0), positions.dim(1), keys.dim(1)];
+        let key = f.broadcast(keys, &dims, &[0, 2]);
         let own = f.broadcast(positions, &dims, &[0, 1]);
         let seen = f.compare(&key, Order::LessEqual, &own);
         let Some(window) = self.attention.window else { return seen };
