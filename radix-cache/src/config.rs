@@ -154,6 +154,7 @@ impl CacheConfig {
 /// [`release`](crate::RadixCache::release), and count for the whole prefix. Hits are matches by
 /// `acquire` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Policy {
     /// The one that nobody has used for longest. Right for most traffic.
@@ -214,6 +215,7 @@ impl HostTier {
 
 /// When pages are copied to the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum WritePolicy {
     /// As soon as they are [saved](crate::RadixCache::save). Evicting them then costs nothing.

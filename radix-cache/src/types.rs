@@ -36,6 +36,11 @@ pub enum PageGroup {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct PageId(pub u32);
 
+impl PageId {
+    /// No page: a table's entry whose positions have left the window.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
 impl fmt::Display for PageId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "page {}", self.0)

@@ -4,6 +4,7 @@
 mod cache;
 mod constraints;
 mod failures;
+mod first_space;
 mod host_tier;
 mod processor;
 #[path = "../../benches/host_tier/replay.rs"]

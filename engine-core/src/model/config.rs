@@ -9,7 +9,7 @@ mod error;
 mod generation;
 mod gguf;
 mod huggingface;
-mod json;
+pub(crate) mod json;
 mod rope;
 
 use std::{fmt, path::Path};

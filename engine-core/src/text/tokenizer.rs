@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::token_table::TokenTable;
 use super::{GgufVocabulary, IncrementalDetokenizer, SpecialTokens, TextError};
 use crate::model::ModelFiles;
+use crate::model::config::json::object;
 
 /// How long a run of white space may be, in characters.
 ///
@@ -268,11 +269,11 @@ fn token_id(value: &Value) -> Option<u32> {
 
 /// The JSON object in a file, or an empty one if there is no such file.
 pub(super) fn read_optional_object(path: &Path) -> Result<Map<String, Value>, TextError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
+    let json = match fs::read_to_string(path) {
+        Ok(json) => json,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
         Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
     };
-    serde_json::from_slice(&bytes)
+    object(&json)
         .map_err(|error| TextError::Malformed { path: path.to_owned(), reason: error.to_string() })
 }

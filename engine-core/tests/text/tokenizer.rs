@@ -294,3 +294,20 @@ fn damaged_tokenizer_json_is_an_error_at_every_length() {
     let error = Tokenizer::from_json(definition.to_string().as_bytes()).unwrap_err();
     assert!(matches!(error, TextError::UnsupportedDecoder { .. }), "{error}");
 }
+
+#[test]
+fn vocabulary_in_which_two_tokens_have_one_id_is_refused() {
+    let mut definition = sentence_piece(&["a", "b"], &llama2_decoder());
+    definition["model"]["vocab"]["b"] = definition["model"]["vocab"]["a"].clone();
+    let error = Tokenizer::from_json(definition.to_string().as_bytes()).unwrap_err();
+    assert!(matches!(&error, TextError::InvalidTokenizer { .. }), "{error}");
+    assert!(error.to_string().ends_with("have the id 258"), "{error}");
+}
+
+#[test]
+fn message_about_a_name_of_a_megabyte_is_short() {
+    let mut vocabulary = byte_level("smollm", &WORDS);
+    vocabulary.pre = Some("x".repeat(1 << 20));
+    let error = Tokenizer::from_gguf(&vocabulary).unwrap_err();
+    assert!(error.to_string().len() < 1000);
+}
