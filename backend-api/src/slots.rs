@@ -43,6 +43,7 @@ impl From<Arc<SlotSampling>> for SlotState {
 
 /// How the tokens of a slot's sequence are sampled. Fixed while the slot is open.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SlotSampling {
     /// 0 is greedy; then no filter applies and no noise is drawn.
     pub temperature: f32,

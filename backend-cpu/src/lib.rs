@@ -36,9 +36,9 @@ mod isa;
 mod kernels;
 pub mod measure;
 mod memory;
-mod path;
 mod pool;
 mod shared;
+mod simd;
 
 pub use backend::{CpuBackend, CpuOptions};
-pub use path::InstructionSet;
+pub use simd::InstructionSet;

@@ -5,6 +5,7 @@
 
 pub mod engine;
 pub mod error;
+mod fence;
 pub mod kv;
 pub mod model;
 pub mod request;

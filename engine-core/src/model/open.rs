@@ -27,6 +27,8 @@ pub struct LoadedModel {
     pub weights: Box<dyn Weights>,
     /// Where the rest is: tokenizer and chat template.
     pub files: ModelFiles,
+    /// The directory or file that was opened.
+    pub path: PathBuf,
 }
 
 impl LoadedModel {
@@ -114,6 +116,7 @@ fn open_directory(directory: &Path) -> Result<LoadedModel, OpenError> {
             .map_err(failed(GENERATION_FILE))?,
         weights: Box::new(SafetensorsWeights::open(directory)?),
         files: ModelFiles::HuggingFace { directory: directory.to_owned() },
+        path: directory.to_owned(),
     })
 }
 
@@ -126,6 +129,7 @@ fn open_gguf(path: &Path) -> Result<LoadedModel, OpenError> {
         weights: Box::new(GgufWeights::new(Arc::clone(&file), &config)?),
         config,
         files: ModelFiles::Gguf { file },
+        path: path.to_owned(),
     })
 }
 

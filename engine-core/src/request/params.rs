@@ -37,14 +37,20 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(Token, f32)>,
     /// Same seed, same tokens, in any batch. Drawn at submission where missing.
     pub seed: Option<u64>,
-    /// Most tokens to generate; `None` is up to the context length. Default `None`.
+    /// Most tokens to generate; `None` is up to the context length. 0 needs
+    /// [`prompt_logprobs`](Self::prompt_logprobs), and ends once those are known. Default `None`.
     pub max_tokens: Option<u32>,
-    /// Fewest tokens to generate before an end is allowed. Default 0.
+    /// Fewest tokens to generate before an end is allowed; at most `max_tokens`. Where the context
+    /// ends earlier, the sample does. Default 0.
     pub min_tokens: u32,
     /// Token ids that end generation, beside the model's own. They are not part of the text.
     pub stop_token_ids: Vec<Token>,
-    /// Texts that end generation. They are not part of the text.
+    /// Texts that end generation. They are not part of the text, unless `include_stop` is set.
     pub stop: Vec<String>,
+    /// A stop string that ended generation is part of the text. Default no.
+    pub include_stop: bool,
+    /// Special tokens have no text. Default yes.
+    pub skip_special_tokens: bool,
     /// Go on after the model's end tokens. Default no.
     pub ignore_eos: bool,
     /// How many samples to draw from the prompt. 1 to [`SamplingParams::MAX_SAMPLES`]; default 1.
@@ -52,6 +58,10 @@ pub struct SamplingParams {
     /// `Some(k)`: report each token's log probability and the `k` likeliest. At most
     /// [`SamplingParams::MAX_LOGPROBS`]. Default `None`.
     pub logprobs: Option<u8>,
+    /// `Some(k)`: report the log probability of each token of the prompt but the first, and the `k`
+    /// likeliest in its place. The prompt is computed whole then, cached or not. At most
+    /// [`SamplingParams::MAX_LOGPROBS`]. Default `None`.
+    pub prompt_logprobs: Option<u8>,
 }
 
 setters!(SamplingParams {
@@ -89,9 +99,12 @@ impl Default for SamplingParams {
             min_tokens: 0,
             stop_token_ids: Vec::new(),
             stop: Vec::new(),
+            include_stop: false,
+            skip_special_tokens: true,
             ignore_eos: false,
             n: 1,
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -191,9 +204,14 @@ impl SamplingParams {
         }
         let samples = 1..=Self::MAX_SAMPLES;
         check("n", "from 1 to 128", self.n.into(), samples.contains(&self.n))?;
-        check("max_tokens", "at least 1", 0.0, self.max_tokens != Some(0))?;
-        if let Some(top) = self.logprobs {
-            check("logprobs", "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
+        let alone = self.max_tokens != Some(0) || self.n == 1;
+        check("n", "1 where max_tokens is 0", self.n.into(), alone)?;
+        let generates = self.max_tokens != Some(0) || self.prompt_logprobs.is_some();
+        check("max_tokens", "at least 1, or 0 with prompt_logprobs", 0.0, generates)?;
+        let logprobs = [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)];
+        for (name, top) in logprobs {
+            let top = top.unwrap_or_default();
+            check(name, "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
         }
         if let Some(max) = self.max_tokens
             && self.min_tokens > max

@@ -23,7 +23,10 @@ use super::violation::Violation;
 /// [`Ledger`] and reported as [`StepError::Dead`].
 #[derive(Debug)]
 pub struct ShadowExecutor {
+    options: CompileOptions,
     bounds: BatchBounds,
+    /// By group; `None` is full attention.
+    windows: Vec<Option<u32>>,
     vocab_size: u32,
     ledger: Arc<Ledger>,
     resident: Resident,
@@ -73,7 +76,9 @@ impl ShadowExecutor {
             resident: Resident::new(limits, page_size, ledger.clone()),
             kv: Kv::new(page_size, &limits.pages),
             transfers: Transfers::new(page_size, &limits.pages, &options.host_pages),
-            bounds: BatchBounds::of_sizes(vocab_size, windows, options),
+            bounds: BatchBounds::of_sizes(vocab_size, windows.clone(), options),
+            windows,
+            options: options.clone(),
             vocab_size,
             ledger,
             queue: VecDeque::new(),
@@ -85,6 +90,16 @@ impl ShadowExecutor {
             steps_run: 0,
             logits: Vec::new(),
         })
+    }
+
+    /// With a window for each group; `None` is full attention.
+    #[must_use]
+    pub fn with_windows(mut self, windows: impl IntoIterator<Item = Option<u32>>) -> Self {
+        let groups = self.windows.len();
+        self.windows = windows.into_iter().take(groups).collect();
+        self.windows.resize(groups, None);
+        self.bounds = BatchBounds::of_sizes(self.vocab_size, self.windows.clone(), &self.options);
+        self
     }
 
     /// Makes the pages of a group for which `is_free` holds unreadable, from the next launch on.
@@ -300,16 +315,13 @@ impl ShadowExecutor {
         let new: Option<Vec<Token>> = new.collect();
         let new = new.ok_or(Violation::NoNextToken { slot })?;
 
-        let mut known = Vec::new();
-        let mut start = Chain::EMPTY;
+        let mut known = self.read(row)?;
+        let start = Chain::of(&known);
         for (group, table) in row.tables.iter().enumerate() {
             let group = GroupId(group as u8);
-            known.clear();
-            start = self.kv.read(group, table, row.position, row.sequence, &mut known)?;
             let mut chain = start;
             for (position, &token) in (row.position..).zip(&new) {
-                chain = chain.then(token);
-                self.kv.write(group, table, (token, position, chain), row.sequence)?;
+                chain = self.kv.write(group, table, (token, position, chain), row.sequence)?;
             }
         }
 
@@ -355,6 +367,27 @@ impl ShadowExecutor {
             }
         }
         Ok(())
+    }
+
+    /// Reads what a row sees of each group, and returns the tokens of all positions before it.
+    fn read(&self, row: &StepRow) -> Result<Vec<Token>, Violation> {
+        let groups = || (0..).map(GroupId).zip(&row.tables).zip(&self.windows);
+        let mut known = None;
+        for ((group, table), _) in groups().filter(|(_, window)| window.is_none()) {
+            let mut tokens = Vec::new();
+            self.kv.read(group, table, row.position, row.sequence, &mut tokens)?;
+            known = Some(tokens);
+        }
+        for ((group, table), window) in groups() {
+            let &Some(window) = window else { continue };
+            let tokens = match &mut known {
+                Some(tokens) => tokens,
+                None => known.insert(self.kv.recall(group, table, row.position, row.sequence)?),
+            };
+            let sees = (window, row.position);
+            self.kv.read_window(group, table, sees, row.sequence, tokens)?;
+        }
+        Ok(known.unwrap_or_default())
     }
 
     /// Samples after the `known` tokens, makes the token the slot's next, and returns it with

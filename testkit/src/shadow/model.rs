@@ -4,7 +4,7 @@ use engine_core::Token;
 use engine_core::backend::SlotSampling;
 
 /// Hash of a prefix; grows by one token at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Chain(u64);
 
 impl Chain {

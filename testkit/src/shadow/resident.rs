@@ -111,7 +111,9 @@ impl Resident {
                     return Err(Violation::Entries { slot: id, start, end, len });
                 }
                 let pages = self.pages[usize::from(group.0)];
-                if let Some(&page) = lent[range.clone()].iter().find(|page| page.0 >= pages) {
+                // Where the window has left, there is none.
+                let is_unknown = |page: &&PageId| page.0 >= pages && **page != PageId::NONE;
+                if let Some(&page) = lent[range.clone()].iter().find(is_unknown) {
                     return Err(Violation::UnknownPage { group, page });
                 }
                 table.resize(table.len().max(range.end), PageId(0));

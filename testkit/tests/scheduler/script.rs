@@ -75,6 +75,8 @@ impl Script {
             config,
             overlapped,
             vocab_size: VOCABULARY,
+            windows: vec![None],
+            is_recorded: false,
             actions: self.actions,
             faults: faults.to_vec(),
             transfer_faults: transfer_faults.to_vec(),
@@ -90,7 +92,7 @@ pub(crate) fn roomy(max_running: u32) -> SchedulerConfig {
 
 pub(crate) fn batches(report: &Report) -> impl Iterator<Item = &Snapshot> {
     report.log.iter().filter_map(|entry| match entry {
-        Entry::Plan(_, batch, _) => batch.as_ref(),
-        _ => None,
+        Entry::Plan(planned) => planned.batch.as_ref(),
+        Entry::Input(_) => None,
     })
 }
