@@ -1,7 +1,6 @@
 //! What a cache is built with.
 
 use crate::error::CacheError;
-use crate::tiers::{HostTier, WritePolicy};
 
 /// How a cache is laid out and what it evicts first.
 ///
@@ -155,6 +154,7 @@ impl CacheConfig {
 /// [`release`](crate::RadixCache::release), and count for the whole prefix. Hits are matches by
 /// `acquire` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Policy {
     /// The one that nobody has used for longest. Right for most traffic.
@@ -183,4 +183,48 @@ impl Policy {
     pub(crate) fn counts_hits(self) -> bool {
         matches!(self, Self::Lfu | Self::SegmentedLru)
     }
+}
+
+/// The host's part of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct HostTier {
+    pub(crate) pages: u32,
+    pub(crate) policy: Policy,
+    pub(crate) write: WritePolicy,
+}
+
+impl HostTier {
+    /// Room for so many pages, least recently used first, written through.
+    pub fn new(pages: u32) -> Self {
+        Self { pages, policy: Policy::default(), write: WritePolicy::default() }
+    }
+
+    /// Which pages the host loses first. [Retained](crate::Retention::until) ones go last there too.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Which pages are copied to it, and when.
+    pub fn write(mut self, write: WritePolicy) -> Self {
+        self.write = write;
+        self
+    }
+}
+
+/// When pages are copied to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum WritePolicy {
+    /// As soon as they are [saved](crate::RadixCache::save). Evicting them then costs nothing.
+    #[default]
+    Through,
+    /// When they are [saved](crate::RadixCache::save) after so many hits, which spares the copies of
+    /// prompts that never come back.
+    ThroughAfterHits(u32),
+    /// When they are [demoted](crate::RadixCache::demote), which spares all copies but those of pages
+    /// that have to go.
+    Back,
 }

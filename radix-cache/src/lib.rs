@@ -76,32 +76,28 @@ mod cache;
 mod config;
 mod error;
 mod events;
-mod eviction;
 mod export;
-mod invariants;
+mod hash;
+mod host;
 mod locks;
-mod node;
 mod order;
-mod pins;
 mod rank_heap;
-mod retention;
-mod snapshot;
+mod residency;
+mod residents;
 mod statistics;
 mod store;
-mod tiers;
 mod tree;
 mod types;
 mod windowed;
 
 pub use cache::RadixCache;
-pub use config::{CacheConfig, Policy};
+pub use config::{CacheConfig, HostTier, Policy, WritePolicy};
 pub use error::{CacheError, InvariantViolation};
-pub use events::{Change, Event, Stored, page_hash};
-pub use retention::Retention;
-pub use snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
+pub use events::{Change, Event, Stored};
+pub use hash::page_hash;
+pub use residency::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use statistics::{Memory, Shape, Statistics};
-pub use tiers::{Direction, HostTier, Transfer, TransferId, WritePolicy};
 pub use types::{
-    Acquired, Counts, Inserted, LockId, Match, Namespace, PageGroup, PageId, Tier, Token,
-    WindowedCounts,
+    Acquired, Counts, Direction, Inserted, LockId, Match, Namespace, PageGroup, PageId, Retention,
+    Tier, Token, Transfer, TransferId, WindowedCounts,
 };

@@ -172,3 +172,64 @@ pub struct WindowedCounts {
     /// All pages of the group that the cache owns.
     pub total: usize,
 }
+
+/// What is asked for a prefix beyond the time that it is locked. Never more than a wish: when
+/// nothing else is left to evict, retained pages go too, so retention can't exhaust the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[must_use]
+pub struct Retention {
+    pub(crate) priority: i32,
+    pub(crate) until: u64,
+}
+
+impl Retention {
+    /// Under [`Policy::Priority`](crate::Policy::Priority), higher ones are evicted later.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Under every policy, evicts it after everything that is not retained, until
+    /// [`advance`](crate::RadixCache::advance) reaches this tick of the caller's clock. Of retained
+    /// prefixes, the one that expires first goes first.
+    pub fn until(mut self, tick: u64) -> Self {
+        self.until = tick;
+        self
+    }
+}
+
+/// A transfer that was ordered. Ids are never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransferId(pub(crate) u64);
+
+impl fmt::Display for TransferId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "transfer {}", self.0)
+    }
+}
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Direction {
+    /// From the device to the host.
+    ToHost,
+    /// From the host to the device.
+    ToDevice,
+}
+
+/// Pages to be copied: each of `device` to or from the one at the same place in `host`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "its pages stay locked until it is confirmed or failed"]
+#[non_exhaustive]
+pub struct Transfer {
+    /// To be confirmed or failed.
+    pub id: TransferId,
+    /// Which way.
+    pub direction: Direction,
+    /// Pages on the device.
+    pub device: Vec<PageId>,
+    /// Pages on the host, as many.
+    pub host: Vec<PageId>,
+}

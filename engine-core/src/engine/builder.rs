@@ -15,6 +15,7 @@ use super::handle::{Engine, Inner};
 use super::intake::Intake;
 use super::limits::EngineLimits;
 use super::options::EngineOptions;
+use super::recorder::Recorded;
 use super::shared::Shared;
 use super::threads::Threads;
 use super::workers::Workers;
@@ -170,8 +171,7 @@ impl EngineBuilder {
         }
 
         let config = limits.scheduler_config(options);
-        let groups = program.groups().len();
-        let compile = limits.compile_options(options, &capabilities, groups, &config)?;
+        let compile = limits.compile_options(options, &capabilities, &config)?;
         let vocab_size = program.vocab_size();
         let mut executor = backend.compile(&[program], weights, &compile)?;
         let mut progress = FencedProgress { progress, panicked: None };
@@ -180,6 +180,11 @@ impl EngineBuilder {
             return Err(EngineError::Progress { reason });
         }
         let scheduler = Scheduler::new(config.clone())?;
+        let recorded = Recorded::new(scheduler, options.record_inputs.as_deref());
+        let scheduler = recorded.map_err(|error| EngineError::Option {
+            option: "record_inputs",
+            reason: error.to_string(),
+        })?;
 
         let queue = Queue::new(options.max_queued_requests);
         let shared = Arc::new(Shared::new(queue, limits.max_running_requests));

@@ -10,6 +10,7 @@ use super::constraints::{Constraints, Wanted};
 use super::embeddings::Embeddings;
 use super::meters::Meters;
 use super::options::EngineOptions;
+use super::recorder::Recorded;
 use super::shared::Shared;
 use crate::backend::{
     Batch, Deadline, Executor, InputToken, Mask, Masks, PageCopy, RowFailure, StepError,
@@ -18,13 +19,12 @@ use crate::backend::{
 use crate::error::EngineDead;
 use crate::request::TokenLogprobs;
 use crate::schedule::{
-    Arrival, Deferred, Event, FinishReason, Input, InputError, Plan, PromptWant, Scheduler,
-    SequenceId,
+    Arrival, Deferred, Event, FinishReason, Input, InputError, Plan, PromptWant, SequenceId,
 };
 
 /// The scheduler, its executor, and what is in flight between them.
 pub(super) struct Driver {
-    scheduler: Scheduler,
+    scheduler: Recorded,
     executor: Box<dyn Executor>,
     shared: Arc<Shared>,
     step_deadline: Option<Duration>,
@@ -70,7 +70,7 @@ enum Launched {
 
 impl Driver {
     pub(super) fn new(
-        scheduler: Scheduler,
+        scheduler: Recorded,
         executor: Box<dyn Executor>,
         shared: Arc<Shared>,
         constraints: Constraints,

@@ -1,5 +1,6 @@
 //! How an engine is set up.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use radix_cache::{Policy, WritePolicy};
@@ -66,6 +67,10 @@ pub struct EngineOptions {
     /// Propose tokens and verify several in a step, where text repeats itself. Changes no token.
     /// Default no.
     pub speculation: Option<Speculation>,
+    /// Record all that the scheduler is told, and what it decides, to a new file here, for
+    /// [`replay`](crate::schedule::replay): to look into what happened, or to repeat it. Prompts
+    /// and answers are in it, as tokens. Default no.
+    pub record_inputs: Option<PathBuf>,
     /// For tests: put a request back every so many steps.
     #[doc(hidden)]
     pub retract_every: Option<u64>,
@@ -112,6 +117,7 @@ setters!(EngineOptions {
     step_deadline: impl Into<Option<Duration>>,
     deterministic: bool,
     speculation: impl Into<Option<Speculation>>,
+    record_inputs: impl Into<Option<PathBuf>>,
 });
 
 impl Default for EngineOptions {
@@ -134,6 +140,7 @@ impl Default for EngineOptions {
             step_deadline: Some(Duration::from_secs(120)),
             deterministic: false,
             speculation: None,
+            record_inputs: None,
             retract_every: None,
         }
     }

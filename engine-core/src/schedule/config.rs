@@ -1,13 +1,14 @@
 //! What a scheduler is built with, and what it refuses at the door.
 
 use radix_cache::{Policy, WritePolicy};
+use serde::{Deserialize, Serialize};
 
 use super::report::ScheduleError;
 use super::sequence::{Arrival, SequenceId};
 use crate::kv::GroupKind;
 
 /// What a scheduler is built with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SchedulerConfig {
     /// Tokens in a page.
@@ -52,7 +53,7 @@ pub struct SchedulerConfig {
 }
 
 /// The pages of windowed groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowedConfig {
     /// How many positions a token attends to, its own included. Where windows differ, the widest.
     pub window: usize,
@@ -62,7 +63,7 @@ pub struct WindowedConfig {
 
 /// How tokens are proposed: the run that followed the last occurrence of the latest tokens, in
 /// prompt or answer, is expected again (prompt look-up; Saxena, 2023; n-gram speculation in vLLM).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Speculation {
     /// Most tokens proposed for one sequence in a step. Default 8.
@@ -84,7 +85,7 @@ impl Default for Speculation {
 }
 
 /// KV in the memory of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HostTierConfig {
     /// Pages that it holds.
@@ -104,7 +105,7 @@ impl HostTierConfig {
 }
 
 /// Order of the waiting queue. Resumed sequences, then ones passed over 64 times, precede any.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum QueuePolicy {
     /// In the order of arrival.

@@ -20,6 +20,7 @@
 //! rows, loading, retraction, admission, forks     rules over the state
 //! planner      plan                 committer   what follows the end of steps and copies
 //! scheduler    the state machine as its user sees it
+//! log          inputs and decisions in a file, and their replay
 //! ```
 //!
 //! # A sequence's numbers
@@ -44,10 +45,12 @@ mod admission;
 mod assembly;
 mod committer;
 mod config;
+mod digest;
 mod flights;
 mod forks;
 mod input;
 mod loading;
+mod log;
 mod logged;
 mod news;
 mod pages;
@@ -68,6 +71,7 @@ pub use config::{
     HostTierConfig, QueuePolicy, Refusal, SchedulerConfig, Speculation, WindowedConfig,
 };
 pub use input::Input;
+pub use log::{InputLog, LOG_VERSION, ReplayError, Replayed, replay};
 pub use report::{Deferred, Event, InputError, Plan, ScheduleError, SchedulerStats, Step};
 pub use scheduler::Scheduler;
 pub use sequence::{Arrival, FinishReason, PromptWant, RequestId, SequenceId};

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use engine_core::Token;
 use engine_core::backend::{
-    CompileOptions, Deadline, Executor, GroupId, Limits, Mask, Masks, SlotSampling, StepError,
-    StepResult, Ticket,
+    CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask, Masks, SlotSampling,
+    StepError, StepResult, Ticket,
 };
 use engine_core::kv::GroupKind;
 use engine_core::schedule::{
-    Arrival, Deferred, FinishReason, Input, InputError, Plan, PromptWant, Refusal, RequestId,
-    Scheduler, SchedulerConfig, SequenceId,
+    Arrival, Deferred, FinishReason, Input, InputError, InputLog, Plan, PromptWant, Refusal,
+    RequestId, Scheduler, SchedulerConfig, SequenceId,
 };
 use testkit::faults::Faults;
 use testkit::shadow::{Expectation, Ledger, ShadowExecutor};
@@ -56,14 +56,15 @@ pub(crate) struct Driver {
     pub(crate) requests: Vec<Option<SequenceId>>,
     pub(crate) arrivals: u64,
     pub(crate) launched: VecDeque<Launched>,
-    /// Outputs of the step launched last that wait for masks.
-    deferred: Vec<Deferred>,
+    /// Outputs of the step launched last that wait for masks, with the tokens proposed in each.
+    deferred: Vec<(Deferred, Vec<Token>)>,
     /// Seeds of the sequences that a fault has to end.
     pub(crate) struck: HashSet<u64>,
     pub(crate) result: StepResult,
     pub(crate) cached_tokens: u64,
     pub(crate) admitted: Vec<SequenceId>,
     pub(crate) log: Vec<Entry>,
+    pub(crate) recorded: Option<InputLog<Vec<u8>>>,
 }
 
 /// What came of a plan.
@@ -120,7 +121,9 @@ impl Driver {
             .map_err(|error| Failure::Rule(error.to_string()))?
             .with_windows(case.windows.iter().copied());
         let scheduler = Scheduler::new(config).map_err(broken)?;
+        let recorded = case.is_recorded.then(|| InputLog::new(Vec::new(), scheduler.config()));
         Ok(Self {
+            recorded: recorded.transpose().map_err(broken)?,
             scheduler,
             executor: Faults::new(shadow, case.faults.iter().cloned())
                 .with_transfer_faults(case.transfer_faults.iter().copied())
@@ -298,6 +301,9 @@ impl Driver {
 
     fn apply(&mut self, input: Input<'static>) -> Result<(), InputError> {
         self.log.push(Entry::Input(input.clone()));
+        if let Some(recorded) = &mut self.recorded {
+            let _written = recorded.input(&input);
+        }
         self.scheduler.apply(input)
     }
 
@@ -308,6 +314,9 @@ impl Driver {
         self.tell(Input::Tick { now: before.steps })?;
         let groups = self.scheduler.config().groups.clone();
         let planned = Planned::of(&self.scheduler.plan().map_err(broken)?, groups.len());
+        if let Some(recorded) = &mut self.recorded {
+            recorded.plan(&self.scheduler.last_plan()).map_err(broken)?;
+        }
         let after = self.scheduler.stats();
         if in_flight > 0 && after.retractions > before.retractions {
             return Err(Failure::Rule("retracted while a step is in flight".into()));
@@ -328,7 +337,15 @@ impl Driver {
             for (group, &kind) in (0..).map(GroupId).zip(&groups) {
                 self.executor.inner_mut().poison(group, |page| pool.is_free(kind, page));
             }
-            self.deferred.extend_from_slice(step.deferred);
+            self.deferred.extend(step.deferred.iter().map(|&deferred| {
+                let run = step.batch.outputs[deferred.output as usize].tokens.range();
+                let proposed =
+                    step.batch.tokens[run].iter().skip(1).filter_map(|token| match token {
+                        InputToken::Known(token) => Some(*token),
+                        InputToken::Produced(_) => None,
+                    });
+                (deferred, proposed.collect())
+            }));
             ticket = Some(self.executor.launch(&step.batch));
         }
         let copies = self.start_copies(ticket.as_ref(), &planned.copies)?;
@@ -352,18 +369,20 @@ impl Driver {
         if self.deferred.is_empty() {
             return Ok(());
         }
-        let allowed: Vec<(u32, [u32; 1])> = self
-            .deferred
-            .iter()
-            .filter_map(|&Deferred { output, id }| {
-                let known = self.scheduler.tokens(id)?;
-                let allowed = (0..vocab_size).filter(|&token| may_follow(known, token));
-                Some((output, [allowed.fold(0, |bits, token| bits | 1 << token)]))
-            })
-            .collect();
+        let mut allowed: Vec<(u32, u32, [u32; 1])> = Vec::new();
+        for (Deferred { output, id }, proposed) in &self.deferred {
+            let Some(known) = self.scheduler.tokens(*id) else { continue };
+            let mut known = known.to_vec();
+            for index in 0..=proposed.len() {
+                known.extend(index.checked_sub(1).map(|before| proposed[before]));
+                let tokens = (0..vocab_size).filter(|&token| may_follow(&known, token));
+                let bits = tokens.fold(0, |bits, token| bits | 1 << token);
+                allowed.push((*output, index as u32, [bits]));
+            }
+        }
         let entries: Vec<Mask<'_>> = allowed
             .iter()
-            .map(|(output, allowed)| Mask { output: *output, index: 0, allowed })
+            .map(|(output, index, allowed)| Mask { output: *output, index: *index, allowed })
             .collect();
         let sampled = self.executor.sample(ticket, &Masks { entries: &entries });
         sampled.map_err(|_| self.first_violation())

@@ -10,6 +10,7 @@ mod copies;
 mod driver;
 mod host_tier;
 mod log;
+mod recorded;
 mod rules;
 mod script;
 mod workload;
@@ -146,7 +147,7 @@ fn a_log_of_inputs_replays_every_decision() {
         let faults = seed % 3 == 0;
         let (host, windowed) = (seed % 4 == 0, seed % 4 == 1);
         let speculation = seed % 5 < 2;
-        let flavour = Flavour { faults, host, windowed, speculation, wide: false };
+        let flavour = Flavour { faults, host, windowed, speculation, ..Flavour::default() };
         let case = Case::new(seed, flavour);
         let report = driver::run(&case).unwrap_or_else(|failure| panic!("{seed}: {failure}"));
         let differs = log::replay(case.config.clone(), &report.log);

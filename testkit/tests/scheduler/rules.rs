@@ -31,6 +31,8 @@ pub(crate) enum Failure {
 pub(crate) struct Report {
     pub(crate) stats: SchedulerStats,
     pub(crate) log: Vec<Entry>,
+    /// What [`Case::is_recorded`] asks for.
+    pub(crate) recorded: Vec<u8>,
     pub(crate) strikes: u64,
     /// In the order in which they ran first.
     pub(crate) admitted: Vec<SequenceId>,
@@ -160,6 +162,7 @@ impl Driver {
         Ok(Report {
             stats,
             log: self.log,
+            recorded: self.recorded.map_or(Vec::new(), |mut log| std::mem::take(log.get_mut())),
             strikes: self.executor.strikes(),
             admitted: self.admitted,
         })

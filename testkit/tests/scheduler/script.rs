@@ -76,6 +76,7 @@ impl Script {
             overlapped,
             vocab_size: VOCABULARY,
             windows: vec![None],
+            is_recorded: false,
             actions: self.actions,
             faults: faults.to_vec(),
             transfer_faults: transfer_faults.to_vec(),

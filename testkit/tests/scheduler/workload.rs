@@ -25,6 +25,8 @@ pub(crate) struct Case {
     pub(crate) faults: Vec<(u64, Fault)>,
     /// By transfer.
     pub(crate) transfer_faults: Vec<(u64, TransferFault)>,
+    /// Write a log for [`replay`](engine_core::schedule::replay).
+    pub(crate) is_recorded: bool,
 }
 
 /// What the world does to the scheduler, before the plan of some round.
@@ -64,6 +66,8 @@ pub(crate) struct Flavour {
     pub(crate) windowed: bool,
     /// Tokens are proposed and verified.
     pub(crate) speculation: bool,
+    /// More than a thousand requests, recorded.
+    pub(crate) long: bool,
 }
 
 impl Case {
@@ -115,6 +119,7 @@ impl Draw {
             self.stems.push((0..len).map(|_| random.below(vocab_size as usize) as Token).collect());
         }
         let requests = match flavour {
+            Flavour { long: true, .. } => 1500,
             Flavour { wide: true, .. } => 64,
             Flavour { host: true, .. } => random.between(6, 24),
             _ => random.between(1, 10),
@@ -181,7 +186,17 @@ impl Draw {
         }
         let windows =
             if flavour.windowed { self.add_windows(&mut config, longest) } else { vec![None] };
-        Case { config, overlapped, vocab_size, windows, actions, faults, transfer_faults }
+        let is_recorded = flavour.long;
+        Case {
+            config,
+            overlapped,
+            vocab_size,
+            windows,
+            actions,
+            faults,
+            transfer_faults,
+            is_recorded,
+        }
     }
 
     /// A tier on the host, from one page to more than the device has, and a device that holds
