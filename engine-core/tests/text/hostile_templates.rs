@@ -122,7 +122,8 @@ fn stopped() -> Vec<String> {
     ];
     all.extend(expressions.map(|expression| format!("{{{{ {expression} }}}}")));
     // Doubled from block to block, which no namespace is needed for.
-    for (open, close, uses) in [("with", "endwith", "{{ a60 }}"), ("for", "endfor", "{{ a60 ~ '' }}")]
+    for (open, close, uses) in
+        [("with", "endwith", "{{ a60 }}"), ("for", "endfor", "{{ a60 ~ '' }}")]
     {
         let mut nested = "{% set a0 = 1 %}".to_owned();
         for level in 0..60 {
@@ -137,7 +138,9 @@ fn stopped() -> Vec<String> {
     // Work that no instruction of the template shows.
     let large = grown("[1]", 15, "[ns.x, ns.x]", "");
     for step in ["ns.x == [ns.x, 1]", "ns.x in [ns.x, 1]", "ns.x is eq(ns.x)", "{}[ns.x]"] {
-        all.push(format!("{large}{{% for i in range(100000) %}}{{% if {step} %}}{{% endif %}}{{% endfor %}}"));
+        all.push(format!(
+            "{large}{{% for i in range(100000) %}}{{% if {step} %}}{{% endif %}}{{% endfor %}}"
+        ));
     }
     all.extend(
         [
@@ -189,18 +192,19 @@ fn victim() {
     if std::env::var_os(CHILD).is_none() {
         return;
     }
-    let check = |kind: &str, source: &str, is_right: &dyn Fn(&Result<String, TextError>) -> bool| {
-        // The beginning says which one it is; the parent shows the last line of a child that died.
-        println!("{kind}: {}", source.chars().take(120).collect::<String>().escape_debug());
-        let start = Instant::now();
-        let outcome = outcome(source);
-        let took = start.elapsed();
-        let shown: String = format!("{outcome:?}").chars().take(300).collect();
-        assert!(is_right(&outcome), "{kind}: {shown}");
-        assert!(took < PATIENCE, "{kind} took {took:?}");
-        // One of the same kind is no danger to what comes after it.
-        assert_eq!(self::outcome("{{ messages[0].content }}").unwrap(), "x");
-    };
+    let check =
+        |kind: &str, source: &str, is_right: &dyn Fn(&Result<String, TextError>) -> bool| {
+            // The beginning says which one it is; the parent shows the last line of a child that died.
+            println!("{kind}: {}", source.chars().take(120).collect::<String>().escape_debug());
+            let start = Instant::now();
+            let outcome = outcome(source);
+            let took = start.elapsed();
+            let shown: String = format!("{outcome:?}").chars().take(300).collect();
+            assert!(is_right(&outcome), "{kind}: {shown}");
+            assert!(took < PATIENCE, "{kind} took {took:?}");
+            // One of the same kind is no danger to what comes after it.
+            assert_eq!(self::outcome("{{ messages[0].content }}").unwrap(), "x");
+        };
     for source in refused_sources() {
         check("refused", &source, &|outcome| {
             let is_refused = matches!(
