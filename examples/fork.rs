@@ -9,10 +9,10 @@
 #[path = "support/start.rs"]
 mod start;
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use start::Outcome;
 use understory::error::GenerationError;
 use understory::prelude::*;
 use understory::request::Finished;
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     start::run(|| run(&arguments))
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Outcome<()> {
     let engine = arguments.engine.start()?;
     let mut trunk = Trunk::grow(&engine, arguments)?;
 
@@ -96,11 +96,9 @@ struct Trunk {
 
 impl Trunk {
     /// Continues the context until it is long enough to be forked.
-    fn grow(engine: &Engine, arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
-        let mut sampling = branch_sampling(arguments, 0);
+    fn grow(engine: &Engine, arguments: &Arguments) -> Outcome<Self> {
         // It must not end by itself before it is forked.
-        sampling.ignore_eos = true;
-        sampling.max_tokens = None;
+        let sampling = branch_sampling(arguments, 0).ignore_eos(true).max_tokens(None);
         let request = Request::new(arguments.prompt.as_str()).sampling(sampling);
         let generation = engine.submit(request)?;
         let mut trunk = Self { generation, tokens: Vec::new(), prompt_tokens: 0 };
@@ -128,12 +126,11 @@ impl Trunk {
 }
 
 fn branch_sampling(arguments: &Arguments, number: u64) -> SamplingParams {
-    let mut sampling = SamplingParams::default();
-    sampling.temperature = 0.8;
-    sampling.top_p = 0.9;
-    sampling.seed = Some(arguments.seed.wrapping_add(number));
-    sampling.max_tokens = Some(arguments.max_tokens);
-    sampling
+    SamplingParams::default()
+        .temperature(0.8)
+        .top_p(0.9)
+        .seed(arguments.seed.wrapping_add(number))
+        .max_tokens(arguments.max_tokens)
 }
 
 fn show(engine: &Engine, arguments: &Arguments, trunk: &Trunk, outputs: &[Output]) {

@@ -1,4 +1,4 @@
-//! Understory on XLA: a [`Program`](engine_core::model::Program) compiled to StableHLO and run
+//! Understory on XLA: a [`Program`](backend_api::program::Program) compiled to StableHLO and run
 //! through the PJRT C API of whatever plugin is given: libtpu, XLA's CPU plugin, XLA's CUDA plugin.
 //!
 //! What it decides:
@@ -11,7 +11,7 @@
 //!   compiled later is counted.
 //! - **KV pages are donated** to each step and updated in place; there is never a second copy. A
 //!   donated step that fails takes them with it, and says so
-//!   ([`StepError::KvLost`](engine_core::backend::StepError::KvLost)).
+//!   ([`StepError::KvLost`](backend_api::StepError::KvLost)).
 //! - **Tokens stay on the device.** The sampler leaves each slot's next token where the next step
 //!   reads it, so a step is launched before the host knows the tokens of the one before.
 //! - **Attention is portable, or a TPU kernel.** The portable lowering runs wherever XLA does. On
@@ -25,7 +25,7 @@
 //!
 //! ```no_run
 //! use backend_xla::{XlaBackend, XlaOptions};
-//! use engine_core::backend::Backend;
+//! use backend_api::Backend;
 //!
 //! let options = XlaOptions::cpu("/opt/plugins/pjrt_c_api_cpu_plugin.so", 2);
 //! let backend = XlaBackend::new(options.with_cache("/var/cache/understory"))?;
@@ -36,7 +36,7 @@
 pub mod aot;
 mod backend;
 mod buckets;
-mod cache;
+mod compiler;
 mod error;
 mod executor;
 pub mod hlo;

@@ -2,15 +2,18 @@
 
 use std::borrow::Cow;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Program, Weight},
+use backend_api::{
+    BackendError,
+    program::Weight,
     weights::{Format, Shape, Tensor, Weights},
 };
 
 use crate::{
     error::device,
-    lower::placement::{PlacedWeight, Placement, Source},
+    lower::{
+        Placed,
+        placement::{PlacedWeight, Source},
+    },
     pjrt::{Buffer, Client, ElementType},
     stablehlo::Element,
 };
@@ -21,8 +24,7 @@ pub(crate) type Sharded = Vec<Buffer>;
 /// Reads all weights of a program and puts them on the devices.
 pub(crate) fn load_weights(
     client: &Client,
-    program: &Program,
-    placement: &Placement,
+    Placed { program, placement, .. }: &Placed,
     weights: &dyn Weights,
 ) -> Result<Vec<Sharded>, BackendError> {
     let load = |(weight, placed): (&Weight, &PlacedWeight)| {

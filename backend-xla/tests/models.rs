@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use backend_xla::{XlaBackend, XlaError, XlaOptions, pjrt::PjrtError};
 use common::driver::{Generated, Prompt, generate};
 use engine_core::{
-    backend::{Backend, BackendError, CompileOptions, Executor, Limits, Progress, SlotSampling},
+    backend::{
+        Backend, BackendError, CompileOptions, Executor, KvFormat, Limits, Progress, SlotSampling,
+    },
     model::open_model,
     weights::Format,
 };
@@ -45,7 +47,10 @@ fn options(devices: usize) -> XlaOptions {
 }
 
 fn executor(model: &str, options: XlaOptions) -> Box<dyn Executor> {
-    let kv_format = options.compute;
+    let kv_format = match options.compute {
+        Format::BF16 => KvFormat::Bf16,
+        _ => KvFormat::F32,
+    };
     let model = open_model(&fixtures().join(model)).expect("the fixture opens");
     let program = model.program().expect("a program");
     let backend = XlaBackend::new(options).expect("a backend");
@@ -227,9 +232,9 @@ fn what_can_not_be_done_is_refused_with_a_reason() {
     odd.page_size = 7;
     let error = compile(&backend, &odd);
     assert!(matches!(error, BackendError::Option { option: "page_size", .. }), "{error}");
-    let mut quantized = good.clone();
-    quantized.kv_format = Format::Q8_0;
-    assert!(matches!(compile(&backend, &quantized), BackendError::Unsupported { .. }));
+    let mut half = good.clone();
+    half.kv_format = KvFormat::F16;
+    assert!(matches!(compile(&backend, &half), BackendError::Unsupported { .. }));
     let mut tiered = good.clone();
     tiered.host_pages = vec![1];
     assert!(matches!(compile(&backend, &tiered), BackendError::Unsupported { .. }));

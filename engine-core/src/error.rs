@@ -10,6 +10,7 @@ use std::sync::Arc;
 use radix_cache::Token;
 
 use crate::backend::BackendError;
+pub(crate) use crate::backend::clip;
 use crate::model::{OpenError, ProgramError};
 use crate::request::ParamsError;
 use crate::schedule::{Refusal, ScheduleError};
@@ -80,6 +81,12 @@ pub enum EngineError {
         /// Bytes of a page.
         page_bytes: u64,
     },
+    /// The progress report that was brought along panicked.
+    #[error("the progress report panicked: {reason}")]
+    Progress {
+        /// What the panic said.
+        reason: String,
+    },
     /// A thread can't be started.
     #[error("cannot start the {name} thread: {source}")]
     Thread {
@@ -138,6 +145,23 @@ pub enum SubmitError {
         /// How many there are.
         samples: u32,
     },
+    /// The request's token constraint could not be copied for its samples.
+    #[error("the token constraint {problem}")]
+    Constraint {
+        /// What happened.
+        problem: String,
+    },
+    /// One of several requests that were submitted together; none was taken.
+    #[error("request {index} of several: {error}")]
+    OneOfSeveral {
+        /// Which, from 0.
+        index: usize,
+        /// What is wrong with it.
+        error: Box<SubmitError>,
+    },
+    /// A thread of an engine, on which a constraint or a waker ran, was to wait for an engine.
+    #[error("a thread of the engine can't wait for it")]
+    OwnThread,
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
@@ -157,6 +181,27 @@ pub enum GenerationError {
         sample: u32,
         /// What the device said.
         reason: String,
+    },
+    /// The token constraint of a sample panicked, or left it nothing to say. Others are not
+    /// affected.
+    #[error("sample {sample} ended: its token constraint {problem}")]
+    Constraint {
+        /// The sample.
+        sample: u32,
+        /// What happened.
+        problem: String,
+    },
+    /// The waker that the reader's task left panicked. The request ends, with all its samples.
+    #[error("the waker of the reader {problem}")]
+    Waker {
+        /// What happened.
+        problem: String,
+    },
+    /// An embedding was given up, by a shutdown, before its vector was known.
+    #[error("sample {sample} was given up")]
+    GivenUp {
+        /// The sample.
+        sample: u32,
     },
     /// A branch could not be forked, usually since its parent had ended.
     #[error("sample {sample} was refused: {refusal}")]
@@ -205,52 +250,5 @@ impl EngineDead {
 impl fmt::Debug for EngineDead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("EngineDead").field(&self.reason).finish()
-    }
-}
-
-/// A text out of a file or a request as messages show it: its beginning, if it is long.
-pub(crate) struct Clip<'a>(&'a str);
-
-/// See [`Clip`].
-pub(crate) fn clip(text: &str) -> Clip<'_> {
-    Clip(text)
-}
-
-impl Clip<'_> {
-    /// Characters; longer than any name or reason that means something.
-    const LIMIT: usize = 200;
-
-    fn parts(&self) -> (&str, &'static str) {
-        match self.0.char_indices().nth(Self::LIMIT) {
-            Some((end, _)) => (&self.0[..end], "..."),
-            None => (self.0, ""),
-        }
-    }
-}
-
-impl fmt::Display for Clip<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (text, dots) = self.parts();
-        write!(f, "{text}{dots}")
-    }
-}
-
-impl fmt::Debug for Clip<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (text, dots) = self.parts();
-        write!(f, "{text:?}{dots}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_text_is_cut_between_characters_and_short_text_is_whole() {
-        assert_eq!(clip("né").to_string(), "né");
-        assert_eq!(format!("{:?}", clip("a\n")), "\"a\\n\"");
-        let long = clip(&"é".repeat(1_000_000)).to_string();
-        assert_eq!(long, format!("{}...", "é".repeat(Clip::LIMIT)));
     }
 }

@@ -18,15 +18,16 @@
 //! | `logprobs` | alternatives to report for each token, or `true` for none but the token's own |
 //! | `namespace` | a text or a whole number: prefixes are shared within a namespace only |
 //!
-//! Exactly one of the first three must be there. A field that is `null` counts as absent. What is
-//! checked here is whether a value is of the right kind; whether it makes sense is the engine's to
-//! say.
+//! Exactly one of the first three must be there. A field that is `null` counts as absent; fields
+//! that have no meaning are left to the caller. What is checked here is whether a value is of the
+//! right kind; whether it makes sense is the engine's to say.
 
 use std::fmt;
 
 use serde_json::{Map, Value};
 use understory::Token;
 use understory::request::{Prompt, SamplingParams};
+use understory::text::ChatMessage;
 
 /// A request, as it was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +38,8 @@ pub(crate) struct JsonRequest {
     pub(crate) sampling: SamplingParams,
     /// The namespace's name, if it has one.
     pub(crate) namespace: Option<String>,
+    /// The names of fields that have no meaning.
+    pub(crate) unknown: Vec<String>,
 }
 
 /// Why an object is no request.
@@ -55,12 +58,6 @@ pub(crate) enum JsonRequestError {
     NotAnObject {
         /// What it is.
         found: Shown,
-    },
-    /// Nobody knows the field.
-    #[error("there is no field {field:?}")]
-    UnknownField {
-        /// Its name.
-        field: String,
     },
     /// The field has a value of the wrong kind.
     #[error("{field} must be {expected}, not {found}")]
@@ -85,19 +82,19 @@ pub(crate) enum JsonRequestError {
 pub(crate) struct Shown(String);
 
 impl JsonRequest {
-    /// Reads a request from a text.
+    /// Reads the fields of an object from a text.
     ///
     /// # Errors
     ///
     /// [`JsonRequestError`].
-    pub(crate) fn parse(text: &str, defaults: &SamplingParams) -> Result<Self, JsonRequestError> {
+    pub(crate) fn fields(text: &str) -> Result<Map<String, Value>, JsonRequestError> {
         let value = serde_json::from_str(text).map_err(|error| {
             let message = error.to_string();
             let reason = message.rsplit_once(" at line ").map_or(&*message, |(reason, _)| reason);
             JsonRequestError::Syntax { reason: reason.to_owned(), column: error.column() }
         })?;
         match value {
-            Value::Object(fields) => Self::from_fields(fields, defaults),
+            Value::Object(fields) => Ok(fields),
             other => Err(JsonRequestError::NotAnObject { found: Shown::of(&other) }),
         }
     }
@@ -112,7 +109,7 @@ impl JsonRequest {
         defaults: &SamplingParams,
     ) -> Result<Self, JsonRequestError> {
         let mut sampling = defaults.clone();
-        let (mut prompts, mut namespace) = (Vec::new(), None);
+        let (mut prompts, mut namespace, mut unknown) = (Vec::new(), None, Vec::new());
         for (name, value) in fields {
             if value.is_null() {
                 continue;
@@ -122,12 +119,13 @@ impl JsonRequest {
                 "messages" => prompts.push(messages(value)?),
                 "token_ids" => prompts.push(Prompt::Tokens(token_ids("token_ids", value)?)),
                 "namespace" => namespace = Some(name_of_namespace(value)?),
-                _ => set_sampling(&mut sampling, &name, value)?,
+                _ if set_sampling(&mut sampling, &name, value)? => {}
+                _ => unknown.push(name),
             }
         }
         let count = prompts.len();
         match prompts.pop() {
-            Some(prompt) if count == 1 => Ok(Self { prompt, sampling, namespace }),
+            Some(prompt) if count == 1 => Ok(Self { prompt, sampling, namespace, unknown }),
             _ => Err(JsonRequestError::Prompts { count }),
         }
     }
@@ -137,7 +135,8 @@ impl Shown {
     /// Longest value that is shown whole, in characters.
     const LONGEST: usize = 40;
 
-    fn of(value: &Value) -> Self {
+    /// The value as an error shows it.
+    pub(crate) fn of(value: &Value) -> Self {
         let text = value.to_string();
         match text.char_indices().nth(Self::LONGEST) {
             None => Self(text),
@@ -152,11 +151,12 @@ impl fmt::Display for Shown {
     }
 }
 
+/// Whether the field is one of sampling.
 fn set_sampling(
     sampling: &mut SamplingParams,
     name: &str,
     value: Value,
-) -> Result<(), JsonRequestError> {
+) -> Result<bool, JsonRequestError> {
     match name {
         "max_tokens" => sampling.max_tokens = Some(count("max_tokens", &value)?),
         "min_tokens" => sampling.min_tokens = count("min_tokens", &value)?,
@@ -183,9 +183,9 @@ fn set_sampling(
         }
         "n" => sampling.n = count("n", &value)?,
         "logprobs" => sampling.logprobs = logprobs(&value)?,
-        _ => return Err(JsonRequestError::UnknownField { field: name.to_owned() }),
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 fn wrong(field: &'static str, expected: &'static str, value: &Value) -> JsonRequestError {
@@ -205,7 +205,8 @@ fn count(field: &'static str, value: &Value) -> Result<u32, JsonRequestError> {
 }
 
 fn number(field: &'static str, value: &Value) -> Result<f32, JsonRequestError> {
-    value.as_f64().map(|number| number as f32).ok_or_else(|| wrong(field, "a number", value))
+    let number = value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
+    number.ok_or_else(|| wrong(field, "a number of 32 bits", value))
 }
 
 fn token_ids(field: &'static str, value: Value) -> Result<Vec<Token>, JsonRequestError> {
@@ -213,9 +214,10 @@ fn token_ids(field: &'static str, value: Value) -> Result<Vec<Token>, JsonReques
 }
 
 fn messages(value: Value) -> Result<Prompt, JsonRequestError> {
-    let expected = "a list of objects with a role";
-    let messages = serde_json::from_value(value.clone());
-    messages.map(Prompt::Messages).map_err(|_| wrong("messages", expected, &value))
+    match serde_json::from_value::<Vec<ChatMessage>>(value.clone()) {
+        Ok(messages) if !messages.is_empty() => Ok(Prompt::Messages(messages)),
+        _ => Err(wrong("messages", "a list of objects with a role, one at least", &value)),
+    }
 }
 
 fn stop(value: Value) -> Result<Vec<String>, JsonRequestError> {
@@ -229,8 +231,8 @@ fn stop(value: Value) -> Result<Vec<String>, JsonRequestError> {
 fn logit_bias(value: &Value) -> Result<Vec<(Token, f32)>, JsonRequestError> {
     let wrong = || wrong("logit_bias", "an object of token ids and numbers", value);
     let entries = value.as_object().ok_or_else(wrong)?.iter().map(|(token, bias)| {
-        let bias = bias.as_f64().ok_or_else(wrong)? as f32;
-        Ok((token.parse().map_err(|_| wrong())?, bias))
+        let bias = bias.as_f64().map(|bias| bias as f32).filter(|bias| bias.is_finite());
+        Ok((token.parse().map_err(|_| wrong())?, bias.ok_or_else(wrong)?))
     });
     entries.collect()
 }
@@ -260,7 +262,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<JsonRequest, JsonRequestError> {
-        JsonRequest::parse(text, &SamplingParams::default())
+        JsonRequest::from_fields(JsonRequest::fields(text)?, &SamplingParams::default())
     }
 
     #[test]
@@ -292,7 +294,12 @@ mod tests {
         let namespace = Some("12".to_owned());
         assert_eq!(
             request,
-            Ok(JsonRequest { prompt: Prompt::Tokens(vec![3, 4]), sampling, namespace })
+            Ok(JsonRequest {
+                prompt: Prompt::Tokens(vec![3, 4]),
+                sampling,
+                namespace,
+                unknown: vec![]
+            })
         );
     }
 
@@ -301,7 +308,8 @@ mod tests {
         let mut defaults = SamplingParams::default();
         defaults.temperature = 0.25;
         let text = r#"{"prompt": "a", "messages": null, "temperature": null, "stop": "end"}"#;
-        let request = JsonRequest::parse(text, &defaults).unwrap();
+        let request =
+            JsonRequest::from_fields(JsonRequest::fields(text).unwrap(), &defaults).unwrap();
         assert_eq!(request.prompt, Prompt::Text("a".to_owned()));
         assert_eq!(request.sampling.temperature, 0.25);
         assert_eq!(request.sampling.stop, ["end"]);
@@ -333,6 +341,7 @@ mod tests {
             ("max_tokens", "1.5"),
             ("max_tokens", "4294967296"),
             ("temperature", "\"hot\""),
+            ("temperature", "1e40"),
             ("top_p", "[]"),
             ("top_k", "true"),
             ("seed", "-3"),
@@ -346,6 +355,7 @@ mod tests {
             ("logit_bias", "[1]"),
             ("logit_bias", r#"{"x": 1}"#),
             ("logit_bias", r#"{"1": "x"}"#),
+            ("logit_bias", r#"{"1": 1e40}"#),
             ("namespace", "1.5"),
         ] {
             let error = parse(&format!(r#"{{"prompt": "a", "{field}": {value}}}"#)).unwrap_err();
@@ -354,7 +364,9 @@ mod tests {
             };
             assert_eq!(named, field);
         }
-        for (field, value) in [("prompt", "[1]"), ("messages", "[{}]"), ("token_ids", "\"a\"")] {
+        for (field, value) in
+            [("prompt", "[1]"), ("messages", "[{}]"), ("messages", "[]"), ("token_ids", "\"a\"")]
+        {
             let error = parse(&format!(r#"{{"{field}": {value}}}"#)).unwrap_err();
             assert!(error.to_string().starts_with(field), "{error}");
         }
@@ -362,8 +374,8 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_told_apart() {
-        let unknown = JsonRequestError::UnknownField { field: "max_token".to_owned() };
-        assert_eq!(parse(r#"{"prompt": "a", "max_token": 3}"#), Err(unknown));
+        let request = parse(r#"{"prompt": "a", "max_token": 3, "x": {}, "y": null}"#).unwrap();
+        assert_eq!(request.unknown, ["max_token", "x"]);
         assert_eq!(parse("{}"), Err(JsonRequestError::Prompts { count: 0 }));
         let both = parse(r#"{"prompt": "a", "token_ids": [1]}"#);
         assert_eq!(both, Err(JsonRequestError::Prompts { count: 2 }));

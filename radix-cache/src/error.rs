@@ -1,7 +1,6 @@
 //! What can go wrong, with its operands.
 
-use crate::tiers::TransferId;
-use crate::types::{LockId, PageId};
+use crate::types::{LockId, PageId, TransferId};
 
 /// A refused call. The cache is as it was before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,3 +85,14 @@ pub struct InvariantViolation {
     /// What does not hold, and where.
     pub what: String,
 }
+
+/// Returns an [`InvariantViolation`] unless something holds.
+macro_rules! ensure {
+    ($holds:expr, $($what:tt)+) => {
+        if !$holds {
+            return Err($crate::error::InvariantViolation { what: format!($($what)+) });
+        }
+    };
+}
+
+pub(crate) use ensure;

@@ -25,8 +25,28 @@ pub struct EngineSnapshot {
     pub steps: u64,
     /// Time that the device has spent on them, as the host sees it.
     pub step_time: Duration,
+    /// Time that it spent on the last one.
+    pub last_step_time: Duration,
+    /// Samples that have ended, by reason.
+    pub endings: Endings,
     /// Shapes that the backend had to compile while requests waited. Should stay 0.
     pub compiles_in_traffic: u64,
+}
+
+/// Samples that have ended, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Endings {
+    /// At an end token or a stop string.
+    pub stop: u64,
+    /// At their token limit, or the context's.
+    pub length: u64,
+    /// Given up by their reader, or by a shutdown.
+    pub abort: u64,
+    /// With an error: of the device, or of code that came with the request.
+    pub failed: u64,
+    /// Refused on the engine's thread: branches whose parent had ended, say.
+    pub refused: u64,
 }
 
 impl EngineSnapshot {
@@ -118,6 +138,7 @@ impl Meters {
         self.step_seconds.record(step_time);
         self.snapshot.steps += 1;
         self.snapshot.step_time += step_time;
+        self.snapshot.last_step_time = step_time;
     }
 
     pub(super) fn observe(

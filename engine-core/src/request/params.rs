@@ -2,8 +2,17 @@
 
 use radix_cache::Token;
 
+use crate::setters::setters;
+
 /// How tokens are sampled and when generation ends. Names and meanings are those of the field
 /// (OpenAI, vLLM, SGLang).
+///
+/// ```
+/// use engine_core::request::SamplingParams;
+///
+/// let sampling = SamplingParams::default().temperature(0.7).top_p(0.9).max_tokens(64);
+/// assert_eq!(sampling.max_tokens, Some(64));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SamplingParams {
@@ -28,14 +37,20 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(Token, f32)>,
     /// Same seed, same tokens, in any batch. Drawn at submission where missing.
     pub seed: Option<u64>,
-    /// Most tokens to generate; `None` is up to the context length. Default `None`.
+    /// Most tokens to generate; `None` is up to the context length. 0 needs
+    /// [`prompt_logprobs`](Self::prompt_logprobs), and ends once those are known. Default `None`.
     pub max_tokens: Option<u32>,
-    /// Fewest tokens to generate before an end is allowed. Default 0.
+    /// Fewest tokens to generate before an end is allowed; at most `max_tokens`. Where the context
+    /// ends earlier, the sample does. Default 0.
     pub min_tokens: u32,
     /// Token ids that end generation, beside the model's own. They are not part of the text.
     pub stop_token_ids: Vec<Token>,
-    /// Texts that end generation. They are not part of the text.
+    /// Texts that end generation. They are not part of the text, unless `include_stop` is set.
     pub stop: Vec<String>,
+    /// A stop string that ended generation is part of the text. Default no.
+    pub include_stop: bool,
+    /// Special tokens have no text. Default yes.
+    pub skip_special_tokens: bool,
     /// Go on after the model's end tokens. Default no.
     pub ignore_eos: bool,
     /// How many samples to draw from the prompt. 1 to [`SamplingParams::MAX_SAMPLES`]; default 1.
@@ -43,7 +58,30 @@ pub struct SamplingParams {
     /// `Some(k)`: report each token's log probability and the `k` likeliest. At most
     /// [`SamplingParams::MAX_LOGPROBS`]. Default `None`.
     pub logprobs: Option<u8>,
+    /// `Some(k)`: report the log probability of each token of the prompt but the first, and the `k`
+    /// likeliest in its place. The prompt is computed whole then, cached or not. At most
+    /// [`SamplingParams::MAX_LOGPROBS`]. Default `None`.
+    pub prompt_logprobs: Option<u8>,
 }
+
+setters!(SamplingParams {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    logit_bias: impl Into<Vec<(Token, f32)>>,
+    seed: impl Into<Option<u64>>,
+    max_tokens: impl Into<Option<u32>>,
+    min_tokens: u32,
+    stop_token_ids: impl Into<Vec<Token>>,
+    stop: impl Into<Vec<String>>,
+    ignore_eos: bool,
+    n: u32,
+    logprobs: impl Into<Option<u8>>,
+});
 
 impl Default for SamplingParams {
     fn default() -> Self {
@@ -61,9 +99,12 @@ impl Default for SamplingParams {
             min_tokens: 0,
             stop_token_ids: Vec::new(),
             stop: Vec::new(),
+            include_stop: false,
+            skip_special_tokens: true,
             ignore_eos: false,
             n: 1,
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -163,9 +204,14 @@ impl SamplingParams {
         }
         let samples = 1..=Self::MAX_SAMPLES;
         check("n", "from 1 to 128", self.n.into(), samples.contains(&self.n))?;
-        check("max_tokens", "at least 1", 0.0, self.max_tokens != Some(0))?;
-        if let Some(top) = self.logprobs {
-            check("logprobs", "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
+        let alone = self.max_tokens != Some(0) || self.n == 1;
+        check("n", "1 where max_tokens is 0", self.n.into(), alone)?;
+        let generates = self.max_tokens != Some(0) || self.prompt_logprobs.is_some();
+        check("max_tokens", "at least 1, or 0 with prompt_logprobs", 0.0, generates)?;
+        let logprobs = [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)];
+        for (name, top) in logprobs {
+            let top = top.unwrap_or_default();
+            check(name, "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
         }
         if let Some(max) = self.max_tokens
             && self.min_tokens > max

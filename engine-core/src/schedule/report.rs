@@ -1,23 +1,50 @@
 //! What the scheduler says: plans, events, counts, and what is wrong with it.
 
+use radix_cache::Token;
+
+use super::config::Refusal;
 use super::sequence::{FinishReason, SequenceId};
+use crate::backend::{Batch, PageCopy, Sampled};
 use crate::kv::PoolError;
 
-/// What the engine should do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// Launch [`Scheduler::batch`](super::Scheduler::batch).
-    Launch,
+/// What the engine does next.
+#[derive(Clone, Copy, Debug)]
+pub enum Plan<'a> {
+    /// Launch a step, which counts as launched.
+    Launch(Step<'a>),
     /// Wait for the oldest step or copies in flight, commit them, and plan again.
-    Sync,
+    Sync {
+        /// Copies to start first, which count as started. Often none.
+        copies: &'a [PageCopy],
+    },
     /// Nothing can run until something arrives.
     Idle,
 }
 
+/// A step to launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// What to launch.
+    pub batch: Batch<'a>,
+    /// The outputs that wait for a mask before they are sampled.
+    pub deferred: &'a [Deferred],
+    /// Copies between the tiers to start after the launch. Often none.
+    pub copies: &'a [PageCopy],
+}
+
+/// An output that waits for a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deferred {
+    /// Index into [`Batch::outputs`].
+    pub output: u32,
+    /// Whose it is.
+    pub id: SequenceId,
+}
+
 /// What happened to a sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum Event<'a> {
     /// It runs, for the first time.
     Admitted {
         /// Who.
@@ -29,15 +56,39 @@ pub enum Event {
     Token {
         /// Who.
         id: SequenceId,
-        /// Index into [`StepResult::sampled`](crate::backend::StepResult::sampled) of the result that was committed.
-        sampled: u32,
+        /// The token.
+        token: Token,
+        /// Its log probability, where that was asked for.
+        logprob: Option<f32>,
+        /// The likeliest tokens in its place, most likely first, where they were asked for.
+        top: &'a [(Token, f32)],
+    },
+    /// How likely a run of its prompt's tokens is.
+    Scored {
+        /// Who.
+        id: SequenceId,
+        /// Position of the run's first token.
+        position: u32,
+        /// The tokens with their log probabilities. Their [`Sampled::top`] point into `top`.
+        tokens: &'a [Sampled],
+        /// The likeliest tokens in their places.
+        top: &'a [(Token, f32)],
+    },
+    /// A part of the vector of its prompt.
+    Pooled {
+        /// Who.
+        id: SequenceId,
+        /// How many positions it is the mean of.
+        positions: u32,
+        /// The vector.
+        vector: &'a [f32],
     },
     /// It ended and holds nothing any more.
     Finished {
         /// Who.
         id: SequenceId,
         /// Why.
-        reason: FinishReason,
+        reason: &'a FinishReason,
     },
 }
 
@@ -63,6 +114,12 @@ pub struct SchedulerStats {
     pub prefill_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Rows launched to verify proposed tokens.
+    pub verification_rows: u64,
+    /// Tokens that were proposed and verified.
+    pub proposed_tokens: u64,
+    /// Of those, tokens that the model generates as well.
+    pub accepted_tokens: u64,
     /// Sequences put back because pages ran out.
     pub retractions: u64,
     /// Pages evicted from the tree.
@@ -75,6 +132,18 @@ pub struct SchedulerStats {
     pub transfers: u64,
     /// Copies between the tiers that failed.
     pub failed_transfers: u64,
+}
+
+/// Why an input was not applied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InputError {
+    /// The caller's mistake. Nothing changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The scheduler can't go on.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
 }
 
 /// The scheduler can't go on: its own accounting is broken, or the backend broke its contract.
@@ -90,19 +159,29 @@ pub enum ScheduleError {
     /// A commit without a launch.
     #[error("a step or copies were committed, but none are in flight")]
     NothingInFlight,
-    /// A result lacks a token that was asked for.
-    #[error("step {step} returned no token for output {output}")]
-    MissingOutput {
+    /// A result lacks a token that was asked for, or has more than may be.
+    #[error("step {step} returned {found} tokens for output {output}, not 1 to {most}")]
+    Answer {
         /// The step.
         step: u64,
         /// Index of the output.
         output: u32,
+        /// Tokens that the result has for it.
+        found: usize,
+        /// Most that it may have.
+        most: usize,
     },
     /// Sequences wait and nothing runs, yet none can be admitted.
     #[error("{waiting} sequences wait and none can ever run")]
     Stuck {
         /// How many wait.
         waiting: usize,
+    },
+    /// A sequence was to do what only one that runs can do.
+    #[error("{id:?} has no slot")]
+    NotRunning {
+        /// Which.
+        id: SequenceId,
     },
     /// A page or slot has no owner, or more than one.
     #[error("ownership is broken: {0}")]

@@ -5,18 +5,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::stream::StreamExt;
-use serde::Serialize;
-use understory::Token;
+use serde::{Serialize, Serializer};
 use understory::error::GenerationError;
 use understory::request::{Finished, GenerationEvent, TokenLogprobs, Usage};
+use understory::{Token, engine::Engine, one_line};
+
+use super::openai::Envelope;
 
 /// A line of the output.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AnswerLine {
     /// The request's number, from 0.
     pub(crate) index: usize,
+    /// What the request came in, and the answer goes out in.
+    envelope: Option<Envelope>,
     /// What became of it.
-    #[serde(flatten)]
     pub(crate) outcome: Outcome,
 }
 
@@ -30,7 +33,74 @@ pub(crate) enum Outcome {
     Error {
         /// Why not.
         error: String,
+        /// Who is to blame.
+        #[serde(skip)]
+        fault: Fault,
     },
+}
+
+/// Whose fault an error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The request makes no sense, or can't be taken.
+    Request,
+    /// The engine could not answer it.
+    Engine,
+}
+
+impl AnswerLine {
+    /// What became of a request that was taken.
+    pub(super) fn new(
+        index: usize,
+        envelope: Option<Envelope>,
+        gathered: Result<Answer, GenerationError>,
+        engine: &Engine,
+    ) -> Self {
+        let outcome = match gathered {
+            Ok(mut answer) => {
+                if let (Some(_), Some(tokenizer)) = (&envelope, engine.tokenizer()) {
+                    answer.name_tokens(&|token| tokenizer.decode(&[token], false));
+                }
+                Outcome::Answer(answer)
+            }
+            Err(error) => Outcome::Error { error: one_line(&error), fault: Fault::Engine },
+        };
+        Self { index, envelope, outcome }
+    }
+
+    /// The answer to a request that was not taken.
+    pub(super) fn refused(
+        index: usize,
+        envelope: Option<Envelope>,
+        error: String,
+        fault: Fault,
+    ) -> Self {
+        Self { index, envelope, outcome: Outcome::Error { error, fault } }
+    }
+
+    /// Tokens generated for it.
+    pub(super) fn completion_tokens(&self) -> u64 {
+        match &self.outcome {
+            Outcome::Answer(answer) => answer.usage.completion_tokens,
+            Outcome::Error { .. } => 0,
+        }
+    }
+}
+
+impl Serialize for AnswerLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            index: usize,
+            #[serde(flatten)]
+            outcome: &'a Outcome,
+        }
+        let Self { index, outcome, envelope } = self;
+        match envelope {
+            Some(envelope) => envelope.answered(*index, outcome).serialize(serializer),
+            None => Line { index: *index, outcome }.serialize(serializer),
+        }
+    }
 }
 
 /// All samples of a request.
@@ -80,6 +150,9 @@ pub(crate) struct Sample {
 pub(crate) struct TokenLogprob {
     /// The token.
     pub(crate) token_id: Token,
+    /// Its text, where that is told.
+    #[serde(skip)]
+    pub(crate) text: String,
     /// Natural logarithm of its probability.
     pub(crate) logprob: f32,
     /// The likeliest tokens, if any were asked for.
@@ -182,13 +255,30 @@ impl Answer {
             gaps,
         }
     }
+
+    /// Each sample.
+    pub(super) fn samples(&self) -> impl Iterator<Item = &Sample> {
+        let one = self.choices.is_empty().then_some(&self.first);
+        one.into_iter().chain(self.choices.iter().map(|choice| &choice.sample))
+    }
+
+    fn name_tokens(&mut self, text: &dyn Fn(Token) -> String) {
+        let others = self.choices.iter_mut().map(|choice| &mut choice.sample);
+        for sample in others.chain([&mut self.first]) {
+            for token in &mut sample.logprobs {
+                token.text = text(token.token_id);
+                token.top.iter_mut().for_each(|other| other.text = text(other.token_id));
+            }
+        }
+    }
 }
 
 impl TokenLogprob {
     fn new(token_id: Token, logprobs: &TokenLogprobs) -> Self {
-        let alone = |&(token_id, logprob): &_| Self { token_id, logprob, top: Vec::new() };
-        let top = logprobs.top.iter().map(alone).collect();
-        Self { token_id, logprob: logprobs.logprob, top }
+        let alone =
+            |token_id, logprob| Self { token_id, text: String::new(), logprob, top: vec![] };
+        let top = logprobs.top.iter().map(|&(token, logprob)| alone(token, logprob)).collect();
+        Self { top, ..alone(token_id, logprobs.logprob) }
     }
 }
 
@@ -204,7 +294,7 @@ mod tests {
     use super::*;
 
     fn line(outcome: Outcome) -> serde_json::Value {
-        serde_json::to_value(AnswerLine { index: 5, outcome }).unwrap()
+        serde_json::to_value(AnswerLine { index: 5, envelope: None, outcome }).unwrap()
     }
 
     fn drafts(count: u32) -> Vec<Draft> {
@@ -247,7 +337,7 @@ mod tests {
     fn an_error_takes_the_place_of_the_answer() {
         let error = "line 3: there is no field \"x\"".to_owned();
         let expected = json!({"index": 5, "error": error});
-        assert_eq!(line(Outcome::Error { error }), expected);
+        assert_eq!(line(Outcome::Error { error, fault: Fault::Request }), expected);
     }
 
     #[test]

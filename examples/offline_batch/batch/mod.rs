@@ -18,9 +18,13 @@
 //! With several answers `completion_tokens` counts all of them, and `prompt_tokens` counts the
 //! prompt once: the engine computes it once, and the other answers find it in the cache.
 //!
-//! A bad line costs its own answer and no other.
+//! A bad line costs its own answer and no other. A line in OpenAI's batch format is answered in
+//! that format: `openai.rs` describes it. A file may mix both.
 
 mod answer;
+mod lines;
+mod openai;
+mod requests;
 mod run;
 mod summary;
 

@@ -1,0 +1,31 @@
+//! Instructions to effects.
+//!
+//! A kernel is compiled once: each instruction becomes a closure with its registers resolved, and
+//! works on the 32 lanes of a warp at once. [`launch`] runs the blocks of a grid on all cores.
+
+mod action;
+mod arguments;
+mod block;
+mod compile;
+mod context;
+mod control;
+mod copies;
+mod float;
+mod form;
+mod kernel;
+mod launch;
+mod memory;
+mod names;
+mod ops;
+mod random;
+mod registers;
+mod warp;
+
+pub use arguments::Arguments;
+pub use kernel::{Kernel, LoadError, Parameter, Program};
+pub use launch::{Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch};
+pub use memory::{Memory, MemoryError};
+pub use ops::{InstructionForms, instruction_forms};
+
+/// Multiprocessors that `%nsmid` tells of.
+const MULTIPROCESSORS: u32 = 108;
