@@ -11,6 +11,7 @@ use std::str::FromStr;
 use clap::Args;
 use understory::WritePolicy;
 use understory::prelude::*;
+use understory::schedule::Speculation;
 use understory::source::PluginSource;
 
 pub(crate) use program::{Outcome, run};
@@ -54,6 +55,15 @@ pub(crate) struct EngineArguments {
     /// Wait for each step before planning the next one.
     #[arg(long)]
     no_overlap: bool,
+
+    /// Propose tokens where a text repeats itself and verify several in a step: `ngram`. Changes no
+    /// token.
+    #[arg(long, value_name = "HOW")]
+    speculation: Option<Proposals>,
+
+    /// Record what the scheduler is told and decides, for the example replay_log, to a new file.
+    #[arg(long, value_name = "FILE")]
+    record_inputs: Option<PathBuf>,
 
     /// Keep no computed prefixes for later requests.
     #[arg(long)]
@@ -117,6 +127,8 @@ impl EngineArguments {
     fn options(&self) -> EngineOptions {
         EngineOptions::default()
             .overlap(!self.no_overlap)
+            .speculation(self.speculation.map(|Proposals::Ngram| Speculation::default()))
+            .record_inputs(self.record_inputs.clone())
             .cache(!self.no_cache)
             .max_running_requests(self.max_running)
             .page_size(self.page_size)
@@ -136,6 +148,12 @@ impl EngineArguments {
 enum BackendName {
     Cpu,
     Xla,
+}
+
+/// How tokens are proposed.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Proposals {
+    Ngram,
 }
 
 /// When KV is copied to the host.
