@@ -100,8 +100,8 @@ pub(crate) struct EngineArguments {
 impl EngineArguments {
     /// Fetches the model if need be, and starts it.
     pub(crate) fn start(&self) -> Outcome<Engine> {
-        let mut fetch = FetchOptions::default().offline(self.offline);
-        fetch.kernel_script = self.kernel_script.clone();
+        let fetch = FetchOptions::default().offline(self.offline);
+        let fetch = fetch.kernel_script(self.kernel_script.clone());
         let loader = understory::load(self.model.clone()).backend(self.choice()?);
         let loader = loader.options(self.options()).fetch(fetch);
         Ok(loader.progress(bars::Bars::default()).start()?)

@@ -108,7 +108,7 @@ fn stored<'a>(events: impl IntoIterator<Item = &'a CacheEvent>) -> BTreeSet<u64>
         match &event.change {
             Change::Stored(pages) => stored.extend(&pages.hashes),
             Change::Removed { hashes, .. } => {
-                hashes.iter().for_each(|hash| drop(stored.remove(hash)))
+                stored.retain(|hash| !hashes.contains(hash));
             }
             _ => stored.clear(),
         }
