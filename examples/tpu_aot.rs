@@ -11,9 +11,9 @@
 //! kernel, which `scripts/ragged_paged_attention.py` lowers (it needs Python 3.11 or 3.12); where
 //! the kernel can't be had, the row says why, and is about the portable attention.
 //!
-//! Several models, topologies, steps and kinds of attention make a table, and `--table` is the one
-//! of `docs/xla.md`, with 140 rows. `--json` prints one JSON object a line instead; `--read` makes
-//! a table of such lines.
+//! Several models, topologies, steps and kinds of attention make a table. `--table` compiles all
+//! 140 cases of `docs/data/tpu_aot.tsv` and prints that file. `--json` prints one JSON object a line
+//! instead; `--read` makes a table of such lines.
 //!
 //! Each compilation runs in a process of its own, since a module that the plugin does not like can
 //! end the process. What the columns mean is in `docs/xla.md`.
@@ -97,7 +97,8 @@ struct Arguments {
     /// The longest sequence; KV is reserved for a batch of such sequences.
     #[arg(long, default_value_t = 2048)]
     context: usize,
-    /// All models, topologies, steps and kinds of attention of docs/xla.md.
+    /// All models, topologies, steps and kinds of attention of docs/data/tpu_aot.tsv, separated by
+    /// tabs as that file is.
     #[arg(long)]
     table: bool,
     /// Print what an earlier run with --json wrote to this file.
@@ -143,10 +144,11 @@ fn main() -> ExitCode {
 }
 
 fn run(mut arguments: Arguments) -> Outcome<()> {
+    let layout = if arguments.table { Layout::Tabs } else { Layout::Markdown };
     if let Some(path) = &arguments.read {
-        print_head();
+        layout.print_head();
         for line in std::fs::read_to_string(path)?.lines() {
-            print_row(&serde_json::from_str(line)?);
+            layout.print_row(&serde_json::from_str(line)?);
         }
         return Ok(());
     }
@@ -170,7 +172,7 @@ fn run(mut arguments: Arguments) -> Outcome<()> {
     let prefill = arguments.prefill.iter().map(|tokens| ("--prefill", *tokens));
     let steps: Vec<(&str, usize)> = decode.chain(prefill).collect();
     if !arguments.json {
-        print_head();
+        layout.print_head();
     }
     for model in &arguments.model {
         for topology in &arguments.topology {
@@ -178,7 +180,10 @@ fn run(mut arguments: Arguments) -> Outcome<()> {
                 for &attention in &arguments.attention {
                     let case = Case { model, topology, step, attention };
                     let report = in_child(&arguments, &plugin, &case)?;
-                    if arguments.json { println!("{report}") } else { print_row(&report) }
+                    match arguments.json {
+                        true => println!("{report}"),
+                        false => layout.print_row(&report),
+                    }
                 }
             }
         }
@@ -302,40 +307,74 @@ fn peak_memory() -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn print_head() {
-    println!(
-        "| model | topology | step | attention | fits | GB a device | GFLOP | GB by XLA | GB of \
-         weights | GB of KV (modelled) | ms estimated | ms (modelled) | compile s | compiler GB |"
-    );
-    println!("|{}", " --- |".repeat(14));
+const COLUMNS: [&str; 14] = [
+    "model",
+    "topology",
+    "step",
+    "attention",
+    "fits",
+    "GB a device",
+    "GFLOP",
+    "GB by XLA",
+    "GB of weights",
+    "GB of KV (modelled)",
+    "ms estimated",
+    "ms (modelled)",
+    "compile s",
+    "compiler GB",
+];
+
+/// How a table is printed.
+#[derive(Clone, Copy)]
+enum Layout {
+    Markdown,
+    Tabs,
 }
 
-fn print_row(report: &Value) {
-    let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
-    let case = ["model", "topology", "step", "attention"].map(text).join(" | ");
-    if let Some(error) = report["error"].as_str() {
-        println!("| {case} | no: {error} |{}", " |".repeat(9));
-        return;
+impl Layout {
+    fn print_head(self) {
+        self.print(&COLUMNS.map(str::to_owned));
+        if let Self::Markdown = self {
+            println!("|{}", " --- |".repeat(COLUMNS.len()));
+        }
     }
-    let number = |key: &str, unit: f64, digits: usize| match report[key].as_f64() {
-        Some(value) => format!("{:.digits$}", value / unit),
-        None => "?".to_owned(),
-    };
-    let fits = match report["fits"].as_bool() {
-        Some(true) => "yes",
-        Some(false) => "no",
-        None => "?",
-    };
-    let columns = [
-        format!("{} of {}", number("peak_bytes", 1e9, 2), number("memory_limit", 1e9, 1)),
-        number("flops", 1e9, 0),
-        number("bytes", 1e9, 1),
-        number("weight_bytes", 1e9, 2),
-        number("modelled_attention_bytes", 1e9, 2),
-        number("estimated_seconds", 1e-3, 2),
-        number("modelled_seconds", 1e-3, 2),
-        number("compile_seconds", 1.0, 0),
-        number("child_peak_memory", 1e9, 2),
-    ];
-    println!("| {case} | {fits} | {} |", columns.join(" | "));
+
+    fn print_row(self, report: &Value) {
+        let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
+        let mut columns = ["model", "topology", "step", "attention"].map(text).to_vec();
+        if let Some(error) = report["error"].as_str() {
+            columns.push(format!("no: {error}"));
+            columns.resize(COLUMNS.len(), String::new());
+            return self.print(&columns);
+        }
+        let number = |key: &str, unit: f64, digits: usize| match report[key].as_f64() {
+            Some(value) => format!("{:.digits$}", value / unit),
+            None => "?".to_owned(),
+        };
+        let fits = match report["fits"].as_bool() {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "?",
+        };
+        columns.extend([
+            fits.to_owned(),
+            format!("{} of {}", number("peak_bytes", 1e9, 2), number("memory_limit", 1e9, 1)),
+            number("flops", 1e9, 0),
+            number("bytes", 1e9, 1),
+            number("weight_bytes", 1e9, 2),
+            number("modelled_attention_bytes", 1e9, 2),
+            number("estimated_seconds", 1e-3, 2),
+            number("modelled_seconds", 1e-3, 2),
+            number("compile_seconds", 1.0, 0),
+            number("child_peak_memory", 1e9, 2),
+        ]);
+        self.print(&columns);
+    }
+
+    fn print(self, columns: &[String]) {
+        match self {
+            Self::Markdown => println!("| {} |", columns.join(" | ")),
+            Self::Tabs => println!("{}", columns.join("\t")),
+        }
+    }
 }

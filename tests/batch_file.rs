@@ -322,9 +322,9 @@ fn envelopes_that_make_no_sense_are_answered_with_their_id_and_a_reason() {
         (envelope(text, json!("a")), "body must be an object"),
         (envelope(text, json!({})), "exactly one of"),
         (envelope(text, json!({"prompt": ["a", "b"]})), "one text or one list"),
-        (envelope(text, json!({"messages": hi})), "where the prompt is"),
+        (envelope(text, json!({"messages": hi})), "must be in body.prompt, not in body.messages"),
         (envelope(chat, json!({"messages": []})), "one at least"),
-        (envelope(chat, json!({"prompt": "a"})), "where the prompt is"),
+        (envelope(chat, json!({"prompt": "a"})), "must be in body.messages, not in body.prompt"),
         (envelope(chat, json!({"messages": hi, "top_logprobs": 2})), "true beside top_logprobs"),
         (envelope(chat, json!({"messages": hi, "temperature": -1})), "temperature must be"),
         (

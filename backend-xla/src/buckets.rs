@@ -256,6 +256,6 @@ mod tests {
         assert_eq!(shape.map(|shape| shape.tokens()), Some(16));
         // Beside a chunk of a prompt they lie in its runs.
         let shape = choose(&buckets, &[1, 5, 5, 5, 100], 1, &chains).expect("a shape");
-        assert_eq!((shape.blocks, shape.block, shape.outputs), (16, 16, 160));
+        assert_eq!((shape.blocks, shape.block, shape.outputs), (16, 16, 32));
     }
 }

@@ -58,10 +58,12 @@
 
 pub mod check;
 pub mod count;
+pub mod driver;
 mod machine;
+pub mod nvrtc;
 pub mod ptx;
 
 pub use machine::{
-    InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError, Options,
-    Outcome, Parameter, Program, SHARED_LIMIT, Schedule, instruction_forms, launch,
+    Arguments, InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError,
+    Options, Outcome, Parameter, Program, SHARED_LIMIT, Schedule, instruction_forms, launch,
 };

@@ -142,7 +142,7 @@ async fn health(State(Service { engine, .. }): State<Service>) -> Response {
 /// What a client is told of an event, if anything.
 fn sent_event(event: Result<GenerationEvent, GenerationError>) -> Option<Event> {
     let (name, data) = match event {
-        Ok(GenerationEvent::Text { sample, text }) => {
+        Ok(GenerationEvent::Text { sample, text, .. }) => {
             ("text", json!({"sample": sample, "text": text}))
         }
         Ok(GenerationEvent::Finished(finished)) => ("finished", described(&finished)),

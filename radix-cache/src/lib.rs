@@ -82,7 +82,6 @@ mod host;
 mod locks;
 mod order;
 mod rank_heap;
-mod residency;
 mod residents;
 mod statistics;
 mod store;
@@ -90,12 +89,11 @@ mod tree;
 mod types;
 mod windowed;
 
-pub use cache::RadixCache;
+pub use cache::{RadixCache, Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use config::{CacheConfig, HostTier, Policy, WritePolicy};
 pub use error::{CacheError, InvariantViolation};
 pub use events::{Change, Event, Stored};
 pub use hash::page_hash;
-pub use residency::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use statistics::{Memory, Shape, Statistics};
 pub use types::{
     Acquired, Counts, Direction, Inserted, LockId, Match, Namespace, PageGroup, PageId, Retention,

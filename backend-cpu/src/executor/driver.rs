@@ -1,14 +1,16 @@
 //! The driver thread: takes commands in order, runs steps, samples, keeps what belongs to slots.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use backend_api::{InputToken, Mask, Masks, PageCopy, PageId, RowFailure, StepError, Tier};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::{
-    forward::Machine,
+    forward::Workers,
+    machine::Machine,
     owned_batch::{OutputClass, OwnedBatch, SlotChange},
     sampling::{NextToken, OutputValues, ResidentSlot, Sampling},
+    weights::LoadedWeights,
 };
 use crate::{kernels::kv::KvLayer, pool::TaskPanicked};
 
@@ -46,14 +48,19 @@ impl Done {
     }
 }
 
-/// KV memory that no step reads, by group and layer.
-pub(crate) type HostTier = Vec<Vec<KvLayer>>;
+/// KV memory by page group of the executor, and layer.
+pub(crate) type KvMemory = Vec<Vec<KvLayer>>;
 
 /// Everything that the driver thread owns.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    machine: Machine,
-    host: HostTier,
+    workers: Workers,
+    weights: LoadedWeights,
+    /// By program.
+    machines: Vec<Machine>,
+    kv: KvMemory,
+    /// Memory that no step reads.
+    host: KvMemory,
     slots: Vec<ResidentSlot>,
     /// Steps with outputs that wait for masks.
     deferred: HashMap<u64, Deferred>,
@@ -68,12 +75,22 @@ struct Deferred {
 }
 
 impl Driver {
-    /// A driver of `machine` for `slots` slots.
-    pub(crate) fn new(machine: Machine, host: HostTier, slots: usize) -> Self {
+    /// A driver of `machines` for `slots` slots.
+    pub(crate) fn new(
+        workers: Workers,
+        weights: LoadedWeights,
+        machines: Vec<Machine>,
+        [kv, host]: [KvMemory; 2],
+        slots: usize,
+    ) -> Self {
+        let programs = machines.len();
         Self {
-            machine,
+            workers,
+            weights,
+            machines,
+            kv,
             host,
-            slots: (0..slots).map(|_| ResidentSlot::new(1)).collect(),
+            slots: (0..slots).map(|_| ResidentSlot::new(programs)).collect(),
             deferred: HashMap::new(),
             sampling: Sampling::default(),
         }
@@ -112,28 +129,25 @@ impl Driver {
 
     /// Returns the logits of the outputs that wait.
     fn forward(&mut self, batch: &mut OwnedBatch) -> Result<Vec<f32>, TaskPanicked> {
-        self.machine.forward(batch)?;
-        let Self { machine, sampling, slots, .. } = self;
-        let free = Masks::default();
-        let mut logits = machine.take_logits();
+        let Self { workers, weights, machines, kv, slots, sampling, .. } = self;
+        let machine = &mut machines[batch.program.index()];
+        machine.forward(workers, weights, kv, batch)?;
+        let (free, pool) = (Masks::default(), &mut workers.pool);
+        let rows = |class, width: usize| {
+            let Range { start, end } = batch.rows_of(class);
+            start * width..end * width
+        };
         let vocab_size = machine.vocab_size();
-        let (immediate, rest) = logits.split_at_mut(batch.immediate_rows * vocab_size);
-        let waiting = &rest[..(batch.logit_rows - batch.immediate_rows) * vocab_size];
-        let waiting = waiting.to_vec();
-        let values = OutputValues { logits: immediate, hidden: &[] };
-        let class = OutputClass::Immediate;
-        let tokens = sampling.answer(machine.pool(), class, batch, values, slots, &free);
-        machine.return_logits(logits);
-        tokens?;
-        let hidden = machine.take_hidden();
-        let of_vectors = batch.rows_of(OutputClass::Vector);
-        let width = machine.hidden_width();
-        let states = &hidden[of_vectors.start * width..of_vectors.end * width];
-        let values = OutputValues { logits: &mut [], hidden: states };
-        let class = OutputClass::Vector;
-        let vectors = sampling.answer(machine.pool(), class, batch, values, slots, &free);
-        machine.return_hidden(hidden);
-        vectors.map(|()| waiting)
+        let immediate = rows(OutputClass::Immediate, vocab_size);
+        let waiting = rows(OutputClass::Deferred, vocab_size);
+        let vectors = rows(OutputClass::Vector, machine.hidden_width());
+        // The next pass writes where they are.
+        let waiting = machine.logits()[waiting].to_vec();
+        let values = OutputValues { logits: &mut machine.logits()[immediate], hidden: &[] };
+        sampling.answer(pool, OutputClass::Immediate, batch, values, slots, &free)?;
+        let values = OutputValues { logits: &mut [], hidden: &machine.hidden()[vectors] };
+        sampling.answer(pool, OutputClass::Vector, batch, values, slots, &free)?;
+        Ok(waiting)
     }
 
     /// Samples the outputs that waited. A step that failed was reported already.
@@ -149,7 +163,7 @@ impl Driver {
             .collect();
         let masks = Masks { entries: &entries };
         let values = OutputValues { logits: &mut logits, hidden: &[] };
-        let (pool, slots) = (self.machine.pool(), &mut self.slots);
+        let (pool, slots) = (&mut self.workers.pool, &mut self.slots);
         let class = OutputClass::Deferred;
         Some(match self.sampling.answer(pool, class, &mut batch, values, slots, &masks) {
             Ok(()) => finished(batch),
@@ -175,7 +189,7 @@ impl Driver {
                 SlotChange::Open { slot, sampling } => self.slots[slot.index()].open(sampling),
                 SlotChange::Close { slot } => self.slots[slot.index()].close(),
                 SlotChange::CopyPage { group, from, to } => {
-                    for layer in self.machine.kv_mut(*group) {
+                    for layer in &mut self.kv[group.index()] {
                         layer.copy_page(*from, *to);
                     }
                 }
@@ -212,9 +226,8 @@ impl Driver {
 
     fn transfer(&mut self, number: u64, copies: &[PageCopy]) -> Done {
         for copy in copies {
-            let device = self.machine.kv_mut(copy.group);
-            let host = self.host.get_mut(usize::from(copy.group.0));
-            let host = host.map_or(&mut [][..], Vec::as_mut_slice);
+            let group = copy.group.index();
+            let (device, host) = (&mut self.kv[group], &mut self.host[group]);
             let ((from_tier, from), (to_tier, to)) = (copy.from, copy.to);
             match (from_tier, to_tier) {
                 (Tier::Device, Tier::Host) => copy_between(device, host, from, to),

@@ -8,8 +8,10 @@
 mod compile;
 mod driver;
 mod forward;
+mod machine;
 mod owned_batch;
 mod sampling;
+mod weights;
 
 use std::{
     collections::VecDeque,
@@ -22,7 +24,13 @@ use backend_api::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
-pub(crate) use self::{compile::compile, driver::Driver, forward::Machine};
+pub(crate) use self::{
+    compile::{Compiled, compile},
+    driver::{Driver, KvMemory},
+    forward::Workers,
+    machine::Machine,
+    weights::LoadedWeights,
+};
 use self::{
     driver::{Command, Done, OwnedMask},
     owned_batch::OwnedBatch,

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use bytemuck::{NoUninit, Pod};
+
 use crate::check::{EPOCHS, GlobalShadow};
 
 /// Where device addresses begin. Nothing of the host is mapped there, so a host that takes a
 /// device address for a pointer faults.
 const FIRST: u64 = 0x7000_0000_0000;
+/// How far apart the addresses of devices begin.
+const APART: u64 = 1 << 38;
 /// Addresses between two allocations that belong to neither.
 const GAP: u64 = 2 << 20;
 /// What fresh device memory holds.
@@ -84,10 +88,17 @@ impl Default for Memory {
 impl Memory {
     /// Memory of at most `capacity` bytes. The host's own memory is taken as it is allocated.
     pub fn with_capacity(capacity: u64) -> Self {
+        Self::of_device(capacity, 0)
+    }
+
+    /// Memory of one of several devices, whose addresses are distinct. Devices from the 64th on
+    /// share theirs.
+    pub fn of_device(capacity: u64, device: u64) -> Self {
+        let first = FIRST + device % 64 * APART;
         Self {
             live: BTreeMap::new(),
             freed: BTreeMap::new(),
-            next: FIRST,
+            next: first,
             used: 0,
             capacity,
             launches: AtomicU64::new(0),
@@ -178,6 +189,31 @@ impl Memory {
         let (allocation, offset) = self.range(address, bytes.len() as u64)?;
         allocation.load_bytes(offset, bytes);
         Ok(())
+    }
+
+    /// Allocates room for `values` and copies them there.
+    ///
+    /// # Errors
+    ///
+    /// When the capacity would be exceeded.
+    pub fn upload<T: NoUninit>(&mut self, values: &[T]) -> Result<u64, MemoryError> {
+        let bytes = bytemuck::cast_slice(values);
+        let address = self.allocate(bytes.len() as u64)?;
+        self.write(address, bytes)?;
+        Ok(address)
+    }
+
+    /// Copies `count` values to the host.
+    ///
+    /// # Errors
+    ///
+    /// When they aren't inside of one live allocation.
+    pub fn download<T: Pod>(&self, address: u64, count: usize) -> Result<Vec<T>, MemoryError> {
+        // Asked first: a count beyond the allocation must not take memory of the host.
+        self.range(address, (count as u64).saturating_mul(size_of::<T>() as u64))?;
+        let mut values = vec![T::zeroed(); count];
+        self.read(address, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     /// Repeats `pattern` over `count` elements from `address` on.

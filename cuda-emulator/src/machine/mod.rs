@@ -4,6 +4,7 @@
 //! works on the 32 lanes of a warp at once. [`launch`] runs the blocks of a grid on all cores.
 
 mod action;
+mod arguments;
 mod block;
 mod compile;
 mod context;
@@ -20,6 +21,7 @@ mod random;
 mod registers;
 mod warp;
 
+pub use arguments::Arguments;
 pub use kernel::{Kernel, LoadError, Parameter, Program};
 pub use launch::{Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch};
 pub use memory::{Memory, MemoryError};

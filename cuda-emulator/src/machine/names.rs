@@ -302,11 +302,6 @@ impl<'a> Names<'a> {
         })
     }
 
-    /// A register for the machine's own use.
-    pub(crate) fn scratch(&mut self, wide: bool) -> u32 {
-        self.rows(wide, 0, 0)
-    }
-
     pub(crate) fn declare(
         &mut self,
         name: &str,

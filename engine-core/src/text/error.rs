@@ -107,7 +107,15 @@ pub enum TextError {
         /// The template's own message.
         message: String,
     },
-    /// A chat template ran for too long or wrote too much.
+    /// A chat template is larger, or nests more deeply, than any that is meant well.
+    #[error("the chat template has more than {limit} {what}")]
+    TemplateTooLarge {
+        /// What there are too many of.
+        what: &'static str,
+        /// The most that are accepted.
+        limit: usize,
+    },
+    /// A chat template ran for too long, wrote too much, or made a value that is too large.
     #[error("the chat template was stopped: {limit}")]
     TemplateLimit {
         /// The limit that it met.

@@ -42,13 +42,13 @@ pub(super) struct Opened {
     pub(super) unknown: Vec<String>,
 }
 
-/// What is wrong with an envelope.
+/// What is wrong with an envelope or the body in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} must be {expected}, not {found}")]
-pub(super) struct EnvelopeError {
-    field: &'static str,
-    expected: &'static str,
-    found: Shown,
+pub(super) enum EnvelopeError {
+    #[error("{field} must be {expected}, not {found}")]
+    Value { field: &'static str, expected: &'static str, found: Shown },
+    #[error("the prompt must be in body.{expected}, not in body.{found}")]
+    OtherPrompt { expected: &'static str, found: &'static str },
 }
 
 const CHAT: &str = "/v1/chat/completions";
@@ -158,10 +158,10 @@ impl Endpoint {
                 if let Some(Value::Array(messages)) = body.get_mut("messages") {
                     messages.iter_mut().try_for_each(join_parts)?;
                 }
-                only(&body, "body.messages", ["prompt", "token_ids"])?;
+                only(&body, "messages", ["prompt", "token_ids"])?;
             }
             Self::Text => {
-                only(&body, "body.prompt", ["messages", "token_ids"])?;
+                only(&body, "prompt", ["messages", "token_ids"])?;
                 if let Some(prompt @ Value::Array(_)) = body.get_mut("prompt") {
                     let prompt = prompt.take();
                     body.remove("prompt");
@@ -177,12 +177,14 @@ impl Endpoint {
 /// An endpoint has one way to write a prompt.
 fn only(
     body: &Map<String, Value>,
-    field: &'static str,
-    others: [&str; 2],
+    expected: &'static str,
+    others: [&'static str; 2],
 ) -> Result<(), EnvelopeError> {
-    let other = others.iter().find(|&&other| body.get(other).is_some_and(|value| !value.is_null()));
-    let Some(&other) = other else { return Ok(()) };
-    Err(wrong(field, "where the prompt is", &Value::from(other)))
+    let is_there = |name: &&str| body.get(*name).is_some_and(|value| !value.is_null());
+    match others.into_iter().find(is_there) {
+        Some(found) => Err(EnvelopeError::OtherPrompt { expected, found }),
+        None => Ok(()),
+    }
 }
 
 /// A content in parts, if all are text, as the text that templates know.
@@ -257,5 +259,5 @@ fn text_choice(index: usize, sample: &Sample) -> Value {
 }
 
 fn wrong(field: &'static str, expected: &'static str, found: &Value) -> EnvelopeError {
-    EnvelopeError { field, expected, found: Shown::of(found) }
+    EnvelopeError::Value { field, expected, found: Shown::of(found) }
 }

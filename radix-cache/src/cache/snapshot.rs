@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use hashbrown::HashMap;
 
+use crate::cache::RadixCache;
 use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::order::Record;
-use crate::residency::Residency;
 use crate::store::NO_PAGE;
 use crate::tree::NodeIndex;
 use crate::types::{Namespace, PageId, Retention, Token};
@@ -79,9 +79,10 @@ pub struct SnapshotWindowedPage {
     pub retention: Retention,
 }
 
-impl Residency {
-    /// Everything as plain data.
-    pub(crate) fn snapshot(&self) -> Snapshot {
+impl RadixCache {
+    /// The cache as plain data.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
         let tree = &self.tree;
         let mut order = tree.parents_first();
         order.retain(|&node| tree.node(node).is_on_device());
@@ -116,9 +117,15 @@ impl Residency {
         }
     }
 
-    /// What a snapshot describes, with nothing locked.
-    pub(crate) fn restore(config: &CacheConfig, snapshot: &Snapshot) -> Result<Self, CacheError> {
-        let mut restored = Self::new(config);
+    /// Builds a cache that holds, matches and evicts what the one of the snapshot would.
+    /// Statistics start anew, and nothing is locked.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Snapshot`] if the snapshot is no tree, or is of another page size than
+    /// `config`; and those of [`new`](Self::new).
+    pub fn restore(config: CacheConfig, snapshot: &Snapshot) -> Result<Self, CacheError> {
+        let mut restored = Self::new(config)?;
         let page_size = restored.tree.page_size();
         if snapshot.page_size != page_size {
             return Err(broken(0, "is of another page size"));
