@@ -45,7 +45,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             options.documents = case.documents;
             options.variables = case.variables;
             let rendered = match &template {
-                Ok(template) => template.render(&case.messages, &options).map_err(|e| e.to_string()),
+                Ok(template) => {
+                    template.render(&case.messages, &options).map_err(|e| e.to_string())
+                }
                 Err(error) => Err(error.to_string()),
             };
             let rendered = match rendered {

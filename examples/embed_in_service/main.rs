@@ -119,8 +119,7 @@ async fn generate(
     }
     let request = Request::new(prompt).sampling(sampling).namespace(number(namespace.as_deref()));
     // Tokenizing a long prompt takes a while, which the runtime's threads don't have.
-    let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
-    let generation = submitted.map_err(|_| Refused::Interrupted)??;
+    let generation = engine.submit_async(request).await?;
     let events = generation.filter_map(|event| async { sent_event(event).map(Ok) });
     // Writing is how it is noticed that a client is gone, also one that waits for its turn.
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(limits.silence)))
@@ -187,15 +186,13 @@ enum Refused {
     UnknownField { field: String },
     #[error(transparent)]
     Submit(#[from] SubmitError),
-    #[error("the service is ending")]
-    Interrupted,
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Submit(SubmitError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) | Self::Interrupted => {
+            Self::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Body(error) => error.status(),

@@ -8,9 +8,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use minijinja::value::Value as Operand;
-use minijinja::value::Serde;
 use minijinja::Environment;
+use minijinja::value::Serde;
+use minijinja::value::Value as Operand;
 use serde_json::{Map, Value, json};
 
 use super::template_environment::{
@@ -280,7 +280,8 @@ impl ChatTemplate {
         // An object that was printed rather than written as JSON has Python's quotes.
         let takes_objects = call(json!({ PROBE: "x" }))
             .is_some_and(|text| text.contains(PROBE) && !text.contains(&format!("'{PROBE}'")));
-        !takes_objects && call(Value::from(encoded.as_str())).is_some_and(|text| text.contains(&encoded))
+        !takes_objects
+            && call(Value::from(encoded.as_str())).is_some_and(|text| text.contains(&encoded))
     }
 
     fn probe(&self, name: &str, messages: &Value, options: &ChatOptions) -> Option<String> {
@@ -298,7 +299,10 @@ impl ChatTemplate {
         if has(name) {
             return Ok(name);
         }
-        Err(TextError::UnknownTemplate { name: name.to_owned(), available: self.names().join(", ") })
+        Err(TextError::UnknownTemplate {
+            name: name.to_owned(),
+            available: self.names().join(", "),
+        })
     }
 
     fn names(&self) -> Vec<&str> {
@@ -341,7 +345,9 @@ fn additional_templates(directory: &Path) -> Result<BTreeMap<String, String>, Te
     };
     let entries = match fs::read_dir(&path) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
             return Ok(BTreeMap::new());
         }
         Err(source) => return Err(TextError::Read { path, source }),
@@ -350,7 +356,8 @@ fn additional_templates(directory: &Path) -> Result<BTreeMap<String, String>, Te
     for entry in entries {
         let file = entry.map_err(|source| TextError::Read { path: path.clone(), source })?.path();
         let is_template = file.extension().is_some_and(|extension| extension == "jinja");
-        if let Some(name) = file.file_stem().and_then(|name| name.to_str()).filter(|_| is_template) {
+        if let Some(name) = file.file_stem().and_then(|name| name.to_str()).filter(|_| is_template)
+        {
             named.insert(name.to_owned(), read(&file)?);
         }
     }

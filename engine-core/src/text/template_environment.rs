@@ -102,9 +102,7 @@ pub(super) fn render_error(error: &Error) -> TextError {
         ErrorKind::OutOfFuel => TextError::TemplateLimit { limit: "it ran for too long" },
         ErrorKind::WriteFailure => TextError::TemplateLimit { limit: "it wrote too much" },
         _ => match (cause::<Refusal>(error), cause::<Limit>(error)) {
-            (Some(Refusal(message)), _) => {
-                TextError::TemplateRefused { message: message.clone() }
-            }
+            (Some(Refusal(message)), _) => TextError::TemplateRefused { message: message.clone() },
             (None, Some(Limit(limit))) => TextError::TemplateLimit { limit },
             (None, None) => {
                 TextError::TemplateRender { line: error.line(), reason: reason_of(error) }
@@ -138,9 +136,7 @@ fn bounded(state: &State, value: Value, is_stored: bool) -> Result<Value, Error>
     measure(state, &value, is_stored)?;
     let is_lazy = match value.kind() {
         ValueKind::Iterable => true,
-        ValueKind::Seq => {
-            !value.is_tuple() && value.downcast_object_ref::<Vec<Value>>().is_none()
-        }
+        ValueKind::Seq => !value.is_tuple() && value.downcast_object_ref::<Vec<Value>>().is_none(),
         _ => false,
     };
     if is_lazy {

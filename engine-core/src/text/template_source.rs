@@ -254,9 +254,8 @@ impl<'a, 's> Expression<'a, 's> {
 
     /// Whether the token ends a sum: it binds less tightly than `+`.
     fn is_boundary(&self, at: usize) -> bool {
-        let before = |back: usize| {
-            at.checked_sub(back).map_or("", |before| self.tokens[before].text)
-        };
+        let before =
+            |back: usize| at.checked_sub(back).map_or("", |before| self.tokens[before].text);
         match self.tokens[at].text {
             "," | ":" | "=" | "==" | "!=" | "<" | ">" | "<=" | ">=" => true,
             // Not so in the tests `is not x` and `is in x`, and as the name of an attribute.
@@ -270,10 +269,8 @@ impl<'a, 's> Expression<'a, 's> {
     /// Operands with `+`, `-` and `~` between. Returns whether the whole is measured.
     fn write_sum(&self, start: usize, end: usize, output: &mut String) -> bool {
         let is_operator = |at: &usize| matches!(self.tokens[*at].text, "+" | "-" | "~");
-        let operators: Vec<usize> = top_level(&self.tokens[start..end])
-            .map(|at| start + at)
-            .filter(is_operator)
-            .collect();
+        let operators: Vec<usize> =
+            top_level(&self.tokens[start..end]).map(|at| start + at).filter(is_operator).collect();
         let makes_list = operators.iter().any(|at| self.tokens[*at].text == "+");
         let is_single = operators.is_empty();
         open_if(makes_list, output);

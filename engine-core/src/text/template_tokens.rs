@@ -110,10 +110,7 @@ impl<'a> Tokens<'a> {
     pub(super) fn trimmed(&self) -> Trimmed<'a> {
         let first = self.list.first().map_or(self.start + self.marks[0].len(), |token| token.start);
         let last = self.list.last().map_or(first, Token::end);
-        Trimmed {
-            before: &self.source[self.start..first],
-            after: &self.source[last..self.end - 2],
-        }
+        Trimmed { before: &self.source[self.start..first], after: &self.source[last..self.end - 2] }
     }
 }
 
@@ -157,4 +154,3 @@ pub(super) fn syntax(source: &str, at: usize, reason: &str) -> TextError {
     let line = 1 + source[..at].matches('\n').count();
     TextError::TemplateSyntax { line: Some(line), reason: reason.to_owned() }
 }
-
