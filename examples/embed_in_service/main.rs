@@ -112,14 +112,13 @@ async fn generate(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
     let body = serve::read(body, limits).await?;
     let fields = JsonRequest::fields(str::from_utf8(&body).map_err(|_| Refused::Encoding)?)?;
-    let JsonRequest { prompt, sampling, namespace, unknown } =
-        JsonRequest::from_fields(fields, &engine.recommended_sampling())?;
-    if let Some(field) = unknown.into_iter().next() {
+    let mut request = JsonRequest::from_fields(fields, &engine.recommended_sampling())?;
+    if let Some(field) = request.unknown.pop() {
         return Err(Refused::UnknownField { field });
     }
-    let request = Request::new(prompt).sampling(sampling).namespace(number(namespace.as_deref()));
+    let namespace = number(request.namespace.as_deref());
     // Tokenizing a long prompt takes a while, which the runtime's threads don't have.
-    let generation = engine.submit_async(request).await?;
+    let generation = engine.submit_async(request.into_request(namespace)).await?;
     let events = generation.filter_map(|event| async { sent_event(event).map(Ok) });
     // Writing is how it is noticed that a client is gone, also one that waits for its turn.
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(limits.silence)))

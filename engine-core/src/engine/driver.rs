@@ -397,7 +397,7 @@ impl Driver {
     fn publish_snapshot(&mut self) {
         self.pass_on_cache_events();
         let stats = self.scheduler.stats();
-        let pages = self.scheduler.pages();
+        let pages = (self.scheduler.pages(), self.scheduler.windowed_pages());
         let compiles = self.executor.compiles_in_traffic();
         let queued = self.shared.queue.len();
         let cache = self.scheduler.pool().cache().statistics();

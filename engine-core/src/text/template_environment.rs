@@ -41,7 +41,7 @@ const MAX_INDENT: usize = 64;
 const MAX_FORMAT: usize = 1024;
 
 /// Values that are looked at for one unit of fuel: as long as an instruction takes.
-const VALUES_PER_FUEL: usize = 4;
+const VALUES_PER_FUEL: usize = 2;
 
 /// The environment that `apply_chat_template` sets up.
 pub(super) fn environment() -> Result<Environment<'static>, Error> {
@@ -216,7 +216,21 @@ fn method(
     arguments: &[Value],
 ) -> Result<Value, Error> {
     arguments.iter().try_for_each(|argument| measure(state, argument, false))?;
+    if name == "format" && value.as_str().is_some_and(pads_too_far) {
+        return Err(Limit("it pads a text too far").into());
+    }
     pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// Whether a format for `str.format` asks for more than so many characters, or for a number of
+/// them that is an argument.
+fn pads_too_far(format: &str) -> bool {
+    const FARTHEST: u32 = 1000;
+    let is_near = |digits: &str| digits.parse().is_ok_and(|number: u32| number <= FARTHEST);
+    let mut numbers =
+        format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let specification = |field: &str| field.find(':').is_some_and(|at| field[at..].contains('{'));
+    numbers.any(|digits| !is_near(digits)) || format.split('}').any(specification)
 }
 
 /// `value | tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
@@ -283,7 +297,7 @@ fn to_int(
     options: Kwargs,
 ) -> Result<Value, Error> {
     let default = default.map_or_else(|| options.get("default"), |default| Ok(Some(default)))?;
-    let number = filters::int(state, value, default.clone(), base, options);
+    let number = filters::int(state, &trimmed(value), default.clone(), base, options);
     Ok(number.unwrap_or_else(|_| default.unwrap_or(Value::from(0))))
 }
 
@@ -295,8 +309,13 @@ fn to_float(
     options: Kwargs,
 ) -> Result<Value, Error> {
     let default = default.map_or_else(|| options.get("default"), |default| Ok(Some(default)))?;
-    let number = filters::float(state, value, default.clone(), options);
+    let number = filters::float(state, &trimmed(value), default.clone(), options);
     Ok(number.unwrap_or_else(|_| default.unwrap_or(Value::from(0.0))))
+}
+
+/// Python reads a number with white space around it.
+fn trimmed(value: &Value) -> Value {
+    value.as_str().map_or_else(|| value.clone(), |text| Value::from(text.trim()))
 }
 
 fn raise_exception(state: &State, message: Value) -> Result<Value, Error> {

@@ -268,7 +268,15 @@ impl<'a, 's> Expression<'a, 's> {
 
     /// Operands with `+`, `-` and `~` between. Returns whether the whole is measured.
     fn write_sum(&self, start: usize, end: usize, output: &mut String) -> bool {
-        let is_operator = |at: &usize| matches!(self.tokens[*at].text, "+" | "-" | "~");
+        // A sign has no operand in front.
+        let has_operand = |at: usize| {
+            let before = at.checked_sub(1).filter(|before| *before >= start);
+            before
+                .map(|before| &self.tokens[before])
+                .is_some_and(|before| before.is_word() || before.is_string() || before.closes())
+        };
+        let is_operator =
+            |at: &usize| matches!(self.tokens[*at].text, "+" | "-" | "~") && has_operand(*at);
         let operators: Vec<usize> =
             top_level(&self.tokens[start..end]).map(|at| start + at).filter(is_operator).collect();
         let makes_list = operators.iter().any(|at| self.tokens[*at].text == "+");

@@ -27,7 +27,7 @@ impl Token<'_> {
         matches!(self.text, "(" | "[" | "{")
     }
 
-    fn closes(&self) -> bool {
+    pub(super) fn closes(&self) -> bool {
         matches!(self.text, ")" | "]" | "}")
     }
 
