@@ -277,8 +277,7 @@ fn a_handle_that_is_dropped_on_a_thread_of_its_engine_does_not_wait_for_it() {
         }));
         leave(&mut generation, &waker);
         barrier.wait();
-        let output = generation.wait().unwrap().remove(0);
-        assert!(foretold(&prompt(1, 15), 200).starts_with(&output.tokens));
+        assert_eq!(generation.wait().unwrap()[0].reason, FinishReason::Abort);
     });
 }
 

@@ -20,7 +20,6 @@ use super::template_source::prepare;
 use super::tokenizer::read_optional_object;
 use super::{ChatMessage, SpecialTokens, TextError};
 use crate::model::ModelFiles;
-use crate::setters::setters;
 
 /// The name of a template that stands alone, and of the usual one among several.
 const DEFAULT: &str = "default";
@@ -53,7 +52,7 @@ pub struct ChatOptions {
     pub as_given: bool,
 }
 
-setters!(ChatOptions {
+backend_api::setters!(ChatOptions {
     add_generation_prompt: bool,
     tools: impl Into<Option<Vec<Value>>>,
     documents: impl Into<Option<Vec<Value>>>,
