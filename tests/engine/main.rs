@@ -6,6 +6,7 @@ mod constraints;
 mod failures;
 mod first_space;
 mod host_tier;
+mod hostile_templates;
 mod processor;
 #[path = "../../benches/host_tier/replay.rs"]
 mod replay;
