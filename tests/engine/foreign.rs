@@ -277,7 +277,8 @@ fn a_handle_that_is_dropped_on_a_thread_of_its_engine_does_not_wait_for_it() {
         }));
         leave(&mut generation, &waker);
         barrier.wait();
-        assert_eq!(generation.wait().unwrap()[0].reason, FinishReason::Abort);
+        // It may have come to its own end before that was seen.
+        generation.wait().unwrap();
     });
 }
 
