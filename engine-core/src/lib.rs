@@ -6,6 +6,7 @@
 pub mod engine;
 pub mod error;
 mod fence;
+mod files;
 pub mod kv;
 pub mod model;
 pub mod request;
