@@ -268,7 +268,7 @@ impl XlaBackend {
             options.context_length as usize,
             kv_element,
         );
-        let shapes = Buckets::ragged(&options.limits, options.hidden);
+        let shapes = Buckets::ragged(options);
         let (choice, device) = (&self.options.attention, self.device_kind());
         let plan = attention::plan(choice, &device, program, &placement, &geometry, shapes.all())?;
         tracing::info!(program = program.name(), attention = %plan.used, "compiling for XLA");

@@ -37,7 +37,9 @@ fn options(groups: usize) -> CompileOptions {
         slots: ROWS,
         pages: vec![ROWS; groups],
     };
-    CompileOptions::new(limits, 16, 16)
+    let mut options = CompileOptions::new(limits, 16, 16);
+    options.longest_draft = CHAIN - 1;
+    options
 }
 
 fn executor(

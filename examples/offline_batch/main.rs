@@ -37,9 +37,10 @@ const SHOWN: usize = 3;
 /// Answers a batch of prompts with a language model, and says how fast.
 ///
 /// A request is a line with a JSON object: `prompt`, `messages` or `token_ids`, and whichever of
-/// max_tokens, min_tokens, temperature, top_p, top_k, min_p, seed, stop, stop_token_ids, n,
-/// logprobs, ignore_eos, namespace, logit_bias and repetition_penalty, frequency_penalty,
-/// presence_penalty it needs. What it leaves out is as the model's files recommend, but an answer
+/// max_tokens, min_tokens, temperature, top_p, top_k, min_p, seed, stop, stop_token_ids,
+/// include_stop, ignore_eos, skip_special_tokens, n, logprobs, prompt_logprobs, logit_bias,
+/// repetition_penalty, frequency_penalty, presence_penalty, tools, documents,
+/// chat_template_kwargs, namespace, priority and speculation it needs. What it leaves out is as the model's files recommend, but an answer
 /// without a limit ends after 1024 tokens. Other fields are ignored, with one warning for each
 /// name. An answer is a line with index, text, token_ids, finish_reason, usage and ttft_ms, or with
 /// index and error: a bad line costs its own answer only.

@@ -83,17 +83,19 @@ mod locks;
 mod order;
 mod rank_heap;
 mod residents;
+mod snapshot;
 mod statistics;
 mod store;
 mod tree;
 mod types;
 mod windowed;
 
-pub use cache::{RadixCache, Snapshot, SnapshotNode, SnapshotWindowedPage};
+pub use cache::RadixCache;
 pub use config::{CacheConfig, HostTier, Policy, WritePolicy};
 pub use error::{CacheError, InvariantViolation};
 pub use events::{Change, Event, Stored};
 pub use hash::page_hash;
+pub use snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use statistics::{Memory, Shape, Statistics};
 pub use types::{
     Acquired, Counts, Direction, Inserted, LockId, Match, Namespace, PageGroup, PageId, Retention,

@@ -13,6 +13,8 @@ use crate::support::*;
 fn options(overlap: bool, retract_every: Option<u64>) -> EngineOptions {
     let mut options = small();
     (options.overlap, options.retract_every) = (overlap, retract_every);
+    // With overlap, more fits into a chunk than is scored in a step.
+    options.chunked_prefill_size = Some(if overlap { 200 } else { 32 });
     options
 }
 

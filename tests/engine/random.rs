@@ -161,7 +161,11 @@ fn plan(random: &mut Random) -> Planned {
     if random.below(3) == 0 {
         tokens = tokens.iter().copied().cycle().take(6).cycle().take(tokens.len()).collect();
     }
-    let sampling = sampling(random);
+    let mut sampling = sampling(random);
+    if tokens.len() == 1 && sampling.max_tokens == Some(0) {
+        // There is nothing to score.
+        sampling.max_tokens = Some(1);
+    }
     let kind = match random.below(3) {
         0 => Some(Kind::any(random)),
         _ => None,

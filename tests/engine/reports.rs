@@ -55,9 +55,11 @@ fn endings_are_counted_by_reason() {
     let mut by_text = request(&prompt(3, 12), 20);
     by_text.sampling.stop = vec![whole.text.chars().take(2).collect()];
     engine.generate(by_text).unwrap();
-    let mut parent = engine.submit(request(&prompt(1, 9), 450)).unwrap();
-    first_token(&mut parent);
+    let (gate, barrier) = gate(2);
+    let mut parent = engine.submit(request(&prompt(1, 9), 450).constraint(gate)).unwrap();
+    barrier.wait();
     parent.abort();
+    barrier.wait();
     let parent = {
         while parent.recv().is_some() {}
         parent
@@ -107,9 +109,7 @@ fn stored<'a>(events: impl IntoIterator<Item = &'a CacheEvent>) -> BTreeSet<u64>
     for event in events {
         match &event.change {
             Change::Stored(pages) => stored.extend(&pages.hashes),
-            Change::Removed { hashes, .. } => {
-                hashes.iter().for_each(|hash| drop(stored.remove(hash)))
-            }
+            Change::Removed { hashes, .. } => stored.retain(|hash| !hashes.contains(hash)),
             _ => stored.clear(),
         }
     }

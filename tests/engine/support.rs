@@ -115,16 +115,18 @@ pub(crate) fn first_token(generation: &mut Generation) -> Token {
 /// Runs something that must not take for ever: a wait for oneself, say.
 pub(crate) fn within_a_minute<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        scope.spawn(move || drop(sender.send(run())));
-        match receiver.recv_timeout(std::time::Duration::from_secs(60)) {
-            Ok(value) => value,
-            Err(error) => {
-                eprintln!("it hangs, or has panicked: {error}");
-                // The scope would wait for what hangs.
-                std::process::abort();
-            }
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let running = scope.spawn(move || {
+            let _dropped_at_the_end = sender;
+            run()
+        });
+        let waited = receiver.recv_timeout(std::time::Duration::from_secs(60));
+        if waited == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("it hangs");
+            // The scope would wait for what hangs.
+            std::process::abort();
         }
+        running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

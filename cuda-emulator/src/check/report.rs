@@ -361,7 +361,7 @@ impl fmt::Display for Report {
 impl Access {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Read => "load",
+            Self::Read | Self::Observe => "load",
             Self::Write => "store",
             Self::Atomic => "atomic",
         }

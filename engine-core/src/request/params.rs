@@ -78,9 +78,12 @@ setters!(SamplingParams {
     min_tokens: u32,
     stop_token_ids: impl Into<Vec<Token>>,
     stop: impl Into<Vec<String>>,
+    include_stop: bool,
+    skip_special_tokens: bool,
     ignore_eos: bool,
     n: u32,
     logprobs: impl Into<Option<u8>>,
+    prompt_logprobs: impl Into<Option<u8>>,
 });
 
 impl Default for SamplingParams {

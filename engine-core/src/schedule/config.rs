@@ -3,7 +3,7 @@
 use radix_cache::{Policy, WritePolicy};
 use serde::{Deserialize, Serialize};
 
-use super::arrival::Arrival;
+use super::arrival::{Arrival, PromptWant};
 use super::error::{Refusal, ScheduleError};
 use crate::kv::GroupKind;
 use crate::setters::setters;
@@ -173,11 +173,19 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// An empty prompt, one without room for a token in the context (with a limit of 0: for
+    /// An empty prompt, nothing to do, a prompt without room for a token in the context (with a limit of 0: for
     /// itself), or a prompt and limit that can never be in the pool together.
-    pub fn check(&self, prompt_len: usize, max_tokens: usize) -> Result<(), Refusal> {
+    pub fn check(
+        &self,
+        prompt_len: usize,
+        max_tokens: usize,
+        want: PromptWant,
+    ) -> Result<(), Refusal> {
         if prompt_len == 0 {
             return Err(Refusal::EmptyPrompt);
+        }
+        if max_tokens == 0 && want.positions(prompt_len).is_empty() {
+            return Err(Refusal::NothingToGenerate);
         }
         let context_length = self.context_length;
         if prompt_len.saturating_add(max_tokens.min(1)) > context_length {
@@ -235,10 +243,6 @@ impl SchedulerConfig {
     }
 
     pub(super) fn check_arrival(&self, arrival: &Arrival) -> Result<(), Refusal> {
-        let prompt_len = arrival.prompt.len();
-        if arrival.max_tokens == 0 && arrival.want.positions(prompt_len).is_empty() {
-            return Err(Refusal::NothingToGenerate);
-        }
-        self.check(prompt_len, arrival.max_tokens as usize)
+        self.check(arrival.prompt.len(), arrival.max_tokens as usize, arrival.want)
     }
 }

@@ -20,6 +20,7 @@ use super::template_source::prepare;
 use super::tokenizer::read_optional_object;
 use super::{ChatMessage, SpecialTokens, TextError};
 use crate::model::ModelFiles;
+use crate::setters::setters;
 
 /// The name of a template that stands alone, and of the usual one among several.
 const DEFAULT: &str = "default";
@@ -51,6 +52,14 @@ pub struct ChatOptions {
     /// default.
     pub as_given: bool,
 }
+
+setters!(ChatOptions {
+    add_generation_prompt: bool,
+    tools: impl Into<Option<Vec<Value>>>,
+    documents: impl Into<Option<Vec<Value>>>,
+    template: impl Into<Option<String>>,
+    variables: impl Into<Map<String, Value>>,
+});
 
 impl Default for ChatOptions {
     fn default() -> Self {

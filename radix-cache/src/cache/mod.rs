@@ -24,8 +24,6 @@ use crate::types::{
 };
 use crate::windowed::{Found, WindowedGroup, find};
 
-pub use snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
-
 /// A tree of cached token prefixes and the pages that hold their KV.
 ///
 /// The [crate documentation](crate) tells how it is used and what it promises.
