@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::arrival::{Arrival, PromptWant};
 use super::error::{Refusal, ScheduleError};
 use crate::kv::GroupKind;
-use crate::setters::setters;
 
 /// What a scheduler is built with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +78,7 @@ pub struct Speculation {
     pub step_tokens: u32,
 }
 
-setters!(Speculation { max_draft: u8, min_match: u8, lookback: u32, step_tokens: u32 });
+backend_api::setters!(Speculation { max_draft: u8, min_match: u8, lookback: u32, step_tokens: u32 });
 
 impl Default for Speculation {
     fn default() -> Self {
