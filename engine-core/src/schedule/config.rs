@@ -78,7 +78,12 @@ pub struct Speculation {
     pub step_tokens: u32,
 }
 
-backend_api::setters!(Speculation { max_draft: u8, min_match: u8, lookback: u32, step_tokens: u32 });
+backend_api::setters!(Speculation {
+    max_draft: u8,
+    min_match: u8,
+    lookback: u32,
+    step_tokens: u32
+});
 
 impl Default for Speculation {
     fn default() -> Self {
