@@ -15,7 +15,6 @@ use clap::Parser;
 use start::Outcome;
 use understory::error::GenerationError;
 use understory::prelude::*;
-use understory::request::Finished;
 
 /// Where the story starts, and long enough to fill a few pages.
 const CONTEXT: &str = "The lighthouse on Gull Rock had been dark for eleven years when Mara rowed \
@@ -91,7 +90,6 @@ fn run(arguments: &Arguments) -> Outcome<()> {
 struct Trunk {
     generation: Generation,
     tokens: Vec<Token>,
-    prompt_tokens: usize,
 }
 
 impl Trunk {
@@ -101,7 +99,7 @@ impl Trunk {
         let sampling = branch_sampling(arguments, 0).ignore_eos(true).max_tokens(None);
         let request = Request::new(arguments.prompt.as_str()).sampling(sampling);
         let generation = engine.submit(request)?;
-        let mut trunk = Self { generation, tokens: Vec::new(), prompt_tokens: 0 };
+        let mut trunk = Self { generation, tokens: Vec::new() };
         while trunk.tokens.len() < arguments.shared_tokens as usize && trunk.read()? {}
         Ok(trunk)
     }
@@ -115,9 +113,6 @@ impl Trunk {
     fn read(&mut self) -> Result<bool, GenerationError> {
         match self.generation.recv().transpose()? {
             Some(GenerationEvent::Token { token, .. }) => self.tokens.push(token),
-            Some(GenerationEvent::Finished(Finished { usage, .. })) => {
-                self.prompt_tokens = usage.prompt_tokens as usize;
-            }
             Some(_) => {}
             None => return Ok(false),
         }
@@ -145,7 +140,8 @@ fn show(engine: &Engine, arguments: &Arguments, trunk: &Trunk, outputs: &[Output
         let own = engine.tokenizer().and_then(|tokenizer| tokenizer.encode(branch, false).ok());
         let own = own.map_or(0, |tokens| tokens.len());
         // The branch began with the tokens that the trunk had when the fork reached the engine.
-        let taken = (usage.prompt_tokens as usize).saturating_sub(trunk.prompt_tokens + own);
+        let before = trunk.generation.prompt_tokens() as usize + own;
+        let taken = (usage.prompt_tokens as usize).saturating_sub(before);
         let shared = decode(&trunk.tokens[..taken.min(trunk.tokens.len())]);
         println!("--- branch \"{}\"", branch.trim());
         println!("...{shared}{branch}{}", output.text);

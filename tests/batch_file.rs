@@ -169,6 +169,26 @@ fn a_request_for_more_samples_than_the_queue_holds_is_its_own_error() {
 }
 
 #[test]
+fn prompts_are_scored_and_what_ended_an_answer_is_told() {
+    let engine = engine(|_| {});
+    let scored = json!({"token_ids": [5, 6, 7, 8], "prompt_logprobs": 2, "temperature": 0, "max_tokens": 3, "ignore_eos": true});
+    let (answers, _) =
+        answer(&engine, &BatchOptions::default(), &lines(std::slice::from_ref(&scored)));
+    let scores = answers[0]["prompt_logprobs"].as_array().unwrap();
+    assert_eq!(scores.len(), 3, "all but the first");
+    for score in scores {
+        assert!(score["logprob"].as_f64().unwrap() < 0.0);
+        assert_eq!(score["top"].as_array().unwrap().len(), 2);
+    }
+    assert!(answers[0].get("stop_reason").is_none(), "nothing ended it");
+    let mut stopped = scored;
+    stopped["stop_token_ids"] = json!([answers[0]["token_ids"][1]]);
+    let (stopped, _) = answer(&engine, &BatchOptions::default(), &lines(&[stopped]));
+    assert_eq!(stopped[0]["finish_reason"], "stop");
+    assert_eq!(stopped[0]["stop_reason"], answers[0]["token_ids"][1]);
+}
+
+#[test]
 fn several_samples_are_choices_of_one_answer() {
     let engine = engine(|_| {});
     let prompt: Vec<u32> = (5..25).collect();

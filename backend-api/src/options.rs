@@ -52,6 +52,9 @@ pub struct CompileOptions {
     /// Give up speed for results that don't depend on the batch, where the backend doesn't
     /// promise that anyway.
     pub deterministic: bool,
+    /// The most tokens that are proposed in a run of [`Want::Verify`](crate::Want::Verify). A backend
+    /// that prepares its shapes prepares some for such runs; longer ones are right, and slower.
+    pub longest_draft: u32,
     /// Hidden states or pooled vectors may be wanted of a batch. A backend that prepares its shapes
     /// refuses such a batch otherwise.
     pub hidden: bool,
@@ -67,6 +70,7 @@ impl CompileOptions {
             kv_format: KvFormat::F32,
             host_pages: Vec::new(),
             deterministic: false,
+            longest_draft: 0,
             hidden: false,
         }
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use backend_api::{
     Backend, BackendError, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    kit::{check_memory, check_options},
     program::Program,
     weights::{Format, Weights},
 };
@@ -74,30 +75,22 @@ impl XlaOptions {
         }
     }
 
-    /// Shares a model between `devices` devices.
-    pub fn with_tensor_parallel(mut self, devices: usize) -> Self {
-        self.tensor_parallel = devices;
-        self
-    }
-
-    /// Keeps and multiplies matrices in `format`.
-    pub fn with_compute(mut self, format: Format) -> Self {
-        self.compute = format;
-        self
-    }
-
-    /// Lowers attention as `attention` says.
-    pub fn with_attention(mut self, attention: AttentionChoice) -> Self {
-        self.attention = attention;
-        self
-    }
-
     /// Keeps compiled executables in `folder`.
-    pub fn with_cache(mut self, folder: impl AsRef<Path>) -> Self {
+    #[must_use]
+    pub fn cache(mut self, folder: impl AsRef<Path>) -> Self {
         self.cache = Some(folder.as_ref().into());
         self
     }
 }
+
+backend_api::setters!(XlaOptions {
+    client_options: impl Into<Vec<(String, Value)>>,
+    tensor_parallel: usize,
+    compute: Format,
+    compiler_flags: impl Into<Vec<(String, String)>>,
+    attention: AttentionChoice,
+    memory_bytes: impl Into<Option<u64>>,
+});
 
 /// Devices behind a PJRT plugin.
 #[derive(Debug)]
@@ -224,15 +217,8 @@ impl XlaBackend {
         weights: &dyn Weights,
         options: &CompileOptions,
     ) -> Result<XlaExecutor, BackendError> {
+        check_options("xla", &self.capabilities(), programs, options)?;
         let unsupported = |what: String| BackendError::Unsupported { backend: "xla", what };
-        let invalid = |option, reason: String| BackendError::Option { option, reason };
-        let (found, largest) = (programs.len(), usize::from(u8::MAX));
-        if !(1..=largest).contains(&found) {
-            return Err(invalid("programs", format!("{found} of them")));
-        }
-        if !options.host_pages.iter().all(|&pages| pages == 0) {
-            return Err(unsupported("a host tier of KV pages".to_owned()));
-        }
         if options.deterministic {
             return Err(unsupported("results that don't depend on the batch".to_owned()));
         }
@@ -241,25 +227,15 @@ impl XlaBackend {
             KvFormat::Bf16 => Element::BF16,
             format => return Err(unsupported(format!("KV in {format}"))),
         };
-        if !self.capabilities().page_sizes.contains(&options.page_size) {
-            return Err(invalid("page_size", format!("{} tokens", options.page_size)));
-        }
-        let (found, groups) = (options.limits.pages.len(), group_count(programs));
-        if found != groups {
-            return Err(invalid("pages", format!("{found} capacities for {groups} page groups")));
-        }
         let mut pages = options.limits.pages.iter().map(|&pages| pages as usize);
         let mut placed = Vec::with_capacity(programs.len());
         for program in programs {
             let pages = pages.by_ref().take(program.groups().len()).collect();
             placed.push(self.place(program, pages, kv_element, options)?);
         }
+        let names: Vec<_> = programs.iter().map(|p| format!("`{}`", p.name())).collect();
         let needed = placed.iter().map(Self::bytes).sum();
-        if needed > self.memory_bytes {
-            let names: Vec<_> = programs.iter().map(|p| format!("`{}`", p.name())).collect();
-            let what = format!("{} with KV pages", names.join(", "));
-            return Err(BackendError::Memory { what, needed, available: self.memory_bytes });
-        }
+        check_memory(format!("{} with KV pages", names.join(", ")), needed, self.memory_bytes)?;
         let compiler = Compiler::new(
             self.client.clone(),
             self.options.compiler_flags.clone(),
@@ -284,16 +260,12 @@ impl XlaBackend {
             options.context_length as usize,
             kv_element,
         );
-        let shapes = Buckets::ragged(&options.limits, options.hidden);
+        let shapes = Buckets::ragged(options);
         let (choice, device) = (&self.options.attention, self.device_kind());
         let plan = attention::plan(choice, &device, program, &placement, &geometry, shapes.all())?;
         tracing::info!(program = program.name(), attention = %plan.used, "compiling for XLA");
         Ok(Placed { program: program.clone(), placement, geometry, kernels: plan.kernels })
     }
-}
-
-fn group_count(programs: &[Program]) -> usize {
-    programs.iter().map(|program| program.groups().len()).sum()
 }
 
 /// What the host has available, where the devices are the host: rounded down to a power of two, so

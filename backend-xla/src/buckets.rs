@@ -1,15 +1,15 @@
 //! Buckets: the shapes of steps that are compiled, so that any batch fits one of them.
 //!
 //! Decode steps come in powers of two of rows. Steps with prefill come in powers of two of prefill
-//! tokens, each with few rows or with all. Where a batch may want more logits than there are rows
-//! (speculation, prompt log probabilities), steps with prefill come with as many as it may want,
-//! too; and steps of short runs, one for each row, come in powers of two of rows: verification.
-//! Where hidden states may be wanted, steps with prefill come with them. Ragged steps have the same
-//! shapes, where the rows are those of either kind and the prefill tokens come one by one.
+//! tokens, each with few rows or with all. Two more shapes serve steps that want more logits than
+//! there are rows: prompt log probabilities. Where drafts are verified, steps with prefill come with
+//! all logits as well, and steps of short runs alone come in powers of two of runs. Where hidden
+//! states may be wanted, steps with prefill come with them. Ragged steps have the same shapes, where
+//! the rows are those of any kind and the prefill tokens come one by one.
 
 use std::collections::BTreeSet;
 
-use backend_api::{Batch, Limits, Want};
+use backend_api::{Batch, CompileOptions, Want};
 
 use crate::lower::step::StepShape;
 
@@ -17,8 +17,8 @@ use crate::lower::step::StepShape;
 const FEW_ROWS: usize = 8;
 /// Prefill tokens of the smallest shape with prefill.
 const FEW_TOKENS: usize = 64;
-/// Tokens of the longest run that has a shape of its own for verification.
-const LONGEST_CHAIN: usize = 16;
+/// Tokens of a run in the shapes for drafts.
+const DRAFT_BLOCK: usize = 4;
 
 /// The shapes for some limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,18 +36,19 @@ struct Demand<'a, 'b> {
 }
 
 impl Buckets {
-    /// Shapes for batches within `limits`, whose prefill rows are cut into runs of `block` tokens;
-    /// with hidden states, if they may be wanted.
-    pub(crate) fn in_runs(limits: &Limits, hidden: bool, block: usize) -> Self {
-        Self::new(limits, hidden, block, false)
+    /// Shapes for batches within the options' limits, whose prefill rows are cut into runs of `block`
+    /// tokens.
+    pub(crate) fn in_runs(options: &CompileOptions, block: usize) -> Self {
+        Self::new(options, block, false)
     }
 
-    /// Shapes for batches within `limits` in ragged order.
-    pub(crate) fn ragged(limits: &Limits, hidden: bool) -> Self {
-        Self::new(limits, hidden, 1, true)
+    /// Shapes for batches within the options' limits in ragged order.
+    pub(crate) fn ragged(options: &CompileOptions) -> Self {
+        Self::new(options, 1, true)
     }
 
-    fn new(limits: &Limits, has_hidden: bool, block: usize, is_ragged: bool) -> Self {
+    fn new(options: &CompileOptions, block: usize, is_ragged: bool) -> Self {
+        let limits = &options.limits;
         let rows = limits.rows.max(1) as usize;
         // Each row may end in a run that is not full.
         let partial = if is_ragged { 0 } else { rows };
@@ -58,6 +59,10 @@ impl Buckets {
             let hidden = 0;
             StepShape { decode, blocks, block, outputs, hidden, is_ragged }
         };
+        let with_hidden = |step: StepShape| {
+            let hidden = step.tokens().min(most_outputs);
+            StepShape { hidden, ..step }
+        };
 
         let mut shapes = BTreeSet::new();
         shapes.extend(doubling(1, rows).into_iter().map(|decode| shape(decode, 0, decode)));
@@ -65,26 +70,30 @@ impl Buckets {
             for rows in [FEW_ROWS.min(rows), rows] {
                 shapes.insert(shape(rows, blocks, rows));
             }
+            if options.longest_draft > 0 {
+                shapes.insert(shape(rows, blocks, most_outputs));
+            }
+            if options.hidden {
+                shapes.insert(with_hidden(shape(rows, blocks, rows)));
+            }
+        }
+        // As much prefill as logits, and everything at once.
+        let scored = most_outputs.div_ceil(block);
+        let scored = blocks.iter().copied().find(|&blocks| blocks >= scored);
+        for blocks in [scored.unwrap_or(most_blocks), most_blocks] {
             shapes.insert(shape(rows, blocks, most_outputs));
-            if has_hidden {
-                let step = shape(rows, blocks, rows);
-                let hidden = step.tokens().min(most_outputs);
-                shapes.insert(StepShape { hidden, ..step });
-            }
         }
-        if has_hidden {
-            let step = shape(rows, most_blocks, most_outputs);
-            shapes.insert(StepShape { hidden: most_outputs, ..step });
+        if options.hidden {
+            shapes.insert(with_hidden(shape(rows, most_blocks, most_outputs)));
         }
-        if most_outputs > rows {
-            let chain = most_outputs.div_ceil(rows).next_power_of_two().min(LONGEST_CHAIN);
-            for rows in doubling(1, rows) {
-                let outputs = (rows * chain).min(most_outputs);
-                shapes.insert(match is_ragged {
-                    true => shape(rows, rows * (chain - 1), outputs),
-                    false => StepShape { block: chain, ..shape(0, rows, outputs) },
-                });
-            }
+        // Beyond so many runs, decode rows that lie apart take fewer tokens. Ragged decode steps
+        // hold runs as they are.
+        let runs = (rows + FEW_TOKENS).div_ceil(DRAFT_BLOCK);
+        if options.longest_draft > 0 && !is_ragged {
+            shapes.extend(doubling(1, runs).into_iter().map(|runs| {
+                let outputs = (runs * DRAFT_BLOCK).min(most_outputs);
+                StepShape { block: DRAFT_BLOCK, ..shape(0, runs, outputs) }
+            }));
         }
         Self { is_ragged, shapes: shapes.into_iter().collect() }
     }
@@ -153,19 +162,22 @@ fn doubling(first: usize, last: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backend_api::{Draft, InputToken, OutputRequest, Row, SlotId, Slots, Span};
+    use backend_api::{Draft, InputToken, Limits, OutputRequest, Row, SlotId, Slots, Span};
 
-    fn limits(outputs: u32) -> Limits {
-        Limits { rows: 32, tokens: 256, outputs, slots: 32, pages: vec![64] }
+    fn options(outputs: u32, longest_draft: u32, hidden: bool) -> CompileOptions {
+        let limits = Limits { rows: 32, tokens: 256, outputs, slots: 32, pages: vec![64] };
+        let mut options = CompileOptions::new(limits, 16, 256);
+        (options.longest_draft, options.hidden) = (longest_draft, hidden);
+        options
     }
 
     #[test]
     fn every_batch_within_the_limits_has_a_prepared_shape() {
         for outputs in [32, 100, 160, 256] {
-            for hidden in [false, true] {
-                let limits = limits(outputs);
-                check(&limits, hidden, &Buckets::in_runs(&limits, hidden, 16));
-                check(&limits, hidden, &Buckets::ragged(&limits, hidden));
+            for (longest_draft, hidden) in [(0, false), (4, false), (0, true), (8, true)] {
+                let options = options(outputs, longest_draft, hidden);
+                check(&options, &Buckets::in_runs(&options, 16));
+                check(&options, &Buckets::ragged(&options));
             }
         }
     }
@@ -196,7 +208,8 @@ mod tests {
     }
 
     /// Tries batches of all mixtures of rows.
-    fn check(limits: &Limits, has_hidden: bool, buckets: &Buckets) {
+    fn check(options: &CompileOptions, buckets: &Buckets) {
+        let limits = &options.limits;
         for decode in 0..=32u32 {
             for others in 0..=(32 - decode) {
                 for len in [1, 2, 5, 15, 16, 17, 256] {
@@ -208,7 +221,8 @@ mod tests {
                         (0..decode + others).map(|i| if i < decode { 1 } else { len }).collect();
                     for outputs in [0, decode, decode + others, tokens] {
                         for hidden in [0, 1, tokens] {
-                            if outputs + hidden > limits.outputs || (hidden > 0 && !has_hidden) {
+                            if outputs + hidden > limits.outputs || (hidden > 0 && !options.hidden)
+                            {
                                 continue;
                             }
                             let wants =
@@ -229,33 +243,38 @@ mod tests {
 
     #[test]
     fn beyond_the_limits_there_is_no_shape() {
-        let buckets = Buckets::in_runs(&limits(100), false, 16);
+        let buckets = Buckets::in_runs(&options(100, 4, false), 16);
         assert_eq!(choose(&buckets, &[200], 0, &[(Want::Verify(Draft::Chain), 101)]), None);
         assert_eq!(choose(&buckets, &[200], 0, &[(Want::Hidden, 1)]), None);
     }
 
     #[test]
     fn what_is_not_asked_for_is_not_compiled() {
-        let plain = Buckets::in_runs(&limits(32), false, 16);
+        let count = |outputs, longest_draft, hidden| {
+            Buckets::in_runs(&options(outputs, longest_draft, hidden), 16).all().len()
+        };
         // 1, 2, .. 32 decode rows; 4, 8, 16, 32 and 48 blocks with 8 and 32 rows.
-        assert_eq!(plain.all().len(), 6 + 5 * 2);
-        let verifying = Buckets::in_runs(&limits(32 * 5), false, 16);
-        assert_eq!(verifying.all().len(), 6 + 5 * 3 + 6);
-        let embedding = Buckets::in_runs(&limits(32), true, 16);
-        assert_eq!(embedding.all().len(), 6 + 5 * 3);
+        let plain = 6 + 5 * 2;
+        assert_eq!(count(32, 0, false), plain);
+        // 160 logits with 16 and with 48 blocks.
+        assert_eq!(count(160, 0, false), plain + 2);
+        // With 4, 8 and 32 blocks, too, and 1, 2, .. 16 and 24 runs.
+        assert_eq!(count(160, 4, false), plain + 5 + 6);
+        assert_eq!(count(32, 0, true), plain + 5);
     }
 
     #[test]
     fn short_chains_have_short_runs() {
         let chains = [(Want::Verify(Draft::Chain), 5); 3];
-        let buckets = Buckets::in_runs(&limits(32 * 5), false, 16);
+        let options = options(160, 4, false);
+        let buckets = Buckets::in_runs(&options, 16);
         let shape = choose(&buckets, &[1, 5, 5, 5], 1, &chains).expect("a shape");
-        assert_eq!((shape.decode, shape.blocks, shape.block), (0, 4, 8));
-        let shape = choose(&Buckets::ragged(&limits(32 * 5), false), &[1, 5, 5, 5], 1, &chains);
+        assert_eq!((shape.decode, shape.blocks, shape.block), (0, 8, 4));
+        let shape = choose(&Buckets::ragged(&options), &[1, 5, 5, 5], 1, &chains);
         // A step of decode rows has room for so many tokens in any rows.
         assert_eq!(shape.map(|shape| shape.tokens()), Some(16));
         // Beside a chunk of a prompt they lie in its runs.
         let shape = choose(&buckets, &[1, 5, 5, 5, 100], 1, &chains).expect("a shape");
-        assert_eq!((shape.blocks, shape.block, shape.outputs), (16, 16, 160));
+        assert_eq!((shape.blocks, shape.block, shape.outputs), (16, 16, 32));
     }
 }

@@ -17,6 +17,10 @@
 //! - **Attention is portable, or a TPU kernel.** The portable lowering runs wherever XLA does. On
 //!   TPUs the ragged paged attention kernel of the `jax` package can take its place: a script lowers
 //!   it at set-up ([`pallas`]), and where it can't be had the portable one serves, with the reason.
+//! - **Drafts are verified on the device**, in the sampler's module: a slot's next token is the last
+//!   accepted one before the host has read any.
+//! - **Each page group has its own tables.** In a layer with a sliding window as many pages are read
+//!   as the window touches.
 //! - **Tensor parallelism** follows the program's splits, through Shardy annotations and two
 //!   all-reduces a layer. Heads that don't divide are repeated or filled up with zeros.
 //!
@@ -28,7 +32,7 @@
 //! use backend_api::Backend;
 //!
 //! let options = XlaOptions::cpu("/opt/plugins/pjrt_c_api_cpu_plugin.so", 2);
-//! let backend = XlaBackend::new(options.with_cache("/var/cache/understory"))?;
+//! let backend = XlaBackend::new(options.cache("/var/cache/understory"))?;
 //! println!("{}", backend.capabilities().description);
 //! # Ok::<(), backend_xla::XlaError>(())
 //! ```

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use backend_api::{
     BackendError,
+    kit::check_weight_shape,
     program::Weight,
-    weights::{Format, Shape, Tensor, Weights},
+    weights::{Format, Tensor, Weights},
 };
 
 use crate::{
@@ -29,14 +30,7 @@ pub(crate) fn load_weights(
 ) -> Result<Vec<Sharded>, BackendError> {
     let load = |(weight, placed): (&Weight, &PlacedWeight)| {
         let tensor = weights.tensor(&weight.name)?;
-        let found = match tensor.shape() {
-            Shape::Vector(len) => vec![len],
-            Shape::Matrix { rows, cols } => vec![rows, cols],
-        };
-        if found != weight.shape {
-            let (name, expected) = (weight.name.clone(), weight.shape.clone());
-            return Err(BackendError::Shape { name, expected, found });
-        }
+        check_weight_shape(weight, &tensor)?;
         let bytes = convert(&tensor, placed.kind.element);
         let element = pjrt_element(placed.kind.element);
         let in_file = placed.as_in_file();

@@ -37,7 +37,9 @@ fn options(groups: usize) -> CompileOptions {
         slots: ROWS,
         pages: vec![ROWS; groups],
     };
-    CompileOptions::new(limits, 16, 16)
+    let mut options = CompileOptions::new(limits, 16, 16);
+    options.longest_draft = CHAIN - 1;
+    options
 }
 
 fn executor(
@@ -49,7 +51,7 @@ fn executor(
     backend.compiler_flags = vec![("xla_backend_optimization_level".into(), "0".into())];
     // Most of these tests' time is compilation.
     let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/xla-executables");
-    let backend = XlaBackend::new(backend.with_cache(cache)).expect("a backend");
+    let backend = XlaBackend::new(backend.cache(cache)).expect("a backend");
     let mut executor = backend.compile(programs, weights, options).expect("it compiles");
     executor.warm_up(&mut ()).expect("it warms up");
     executor
@@ -359,6 +361,11 @@ fn scores_hidden_states_and_pooled_vectors_stand_beside_samples() {
     assert!(failures[0].reason.contains("hidden state"), "{failures:?}");
     let result = caller.run(ProgramId(0), &rows[..4], &[]).expect("the others run");
     check(&result);
+    // The failed row's page goes to another sequence, which is shorter.
+    caller.open(4, &SlotSampling::greedy());
+    let heir = row(4, &[20], vec![(0..1, Want::Sample)]);
+    let result = caller.run(ProgramId(0), &[heir], &[]).expect("it runs");
+    assert_eq!(tokens(&result, 0), [best(20)]);
     assert_eq!(caller.executor.compiles_in_traffic(), 0);
 }
 

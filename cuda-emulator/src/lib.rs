@@ -58,6 +58,7 @@
 
 pub mod check;
 pub mod count;
+pub mod driver;
 mod machine;
 pub mod nvrtc;
 pub mod ptx;

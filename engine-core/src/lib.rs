@@ -11,7 +11,6 @@ pub mod kv;
 pub mod model;
 pub mod request;
 pub mod schedule;
-mod setters;
 pub mod text;
 pub mod weights;
 

@@ -112,15 +112,13 @@ async fn generate(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
     let body = serve::read(body, limits).await?;
     let fields = JsonRequest::fields(str::from_utf8(&body).map_err(|_| Refused::Encoding)?)?;
-    let JsonRequest { prompt, sampling, namespace, unknown } =
-        JsonRequest::from_fields(fields, &engine.recommended_sampling())?;
-    if let Some(field) = unknown.into_iter().next() {
+    let mut request = JsonRequest::from_fields(fields, &engine.recommended_sampling())?;
+    if let Some(field) = request.unknown.pop() {
         return Err(Refused::UnknownField { field });
     }
-    let request = Request::new(prompt).sampling(sampling).namespace(number(namespace.as_deref()));
+    let namespace = number(request.namespace.as_deref());
     // Tokenizing a long prompt takes a while, which the runtime's threads don't have.
-    let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
-    let generation = submitted.map_err(|_| Refused::Interrupted)??;
+    let generation = engine.submit_async(request.into_request(namespace)).await?;
     let events = generation.filter_map(|event| async { sent_event(event).map(Ok) });
     // Writing is how it is noticed that a client is gone, also one that waits for its turn.
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(limits.silence)))
@@ -187,15 +185,13 @@ enum Refused {
     UnknownField { field: String },
     #[error(transparent)]
     Submit(#[from] SubmitError),
-    #[error("the service is ending")]
-    Interrupted,
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Submit(SubmitError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) | Self::Interrupted => {
+            Self::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Body(error) => error.status(),

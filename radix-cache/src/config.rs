@@ -66,7 +66,7 @@ impl CacheConfig {
     }
 
     /// Adds a second tier in the memory of the host. None by default. Not together with a
-    /// [windowed group](Self::windowed_group).
+    /// [windowed group](Self::windowed_group), whose pages no transfer copies.
     pub fn host_tier(mut self, tier: HostTier) -> Self {
         self.host = Some(tier);
         self
@@ -93,7 +93,7 @@ impl CacheConfig {
     ///   positions [with them](crate::RadixCache::take_freed_windowed);
     ///   [`evict_windowed`](crate::RadixCache::evict_windowed) frees windowed pages alone.
     ///
-    /// Costs 8 bytes a full page and 100 bytes a windowed page, and the room that growing vectors
+    /// Costs 8 bytes a full page and 92 bytes a windowed page, and the room that growing vectors
     /// keep in reserve.
     ///
     /// ```

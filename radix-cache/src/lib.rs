@@ -82,8 +82,8 @@ mod host;
 mod locks;
 mod order;
 mod rank_heap;
-mod residency;
 mod residents;
+mod snapshot;
 mod statistics;
 mod store;
 mod tree;
@@ -95,7 +95,7 @@ pub use config::{CacheConfig, HostTier, Policy, WritePolicy};
 pub use error::{CacheError, InvariantViolation};
 pub use events::{Change, Event, Stored};
 pub use hash::page_hash;
-pub use residency::{Snapshot, SnapshotNode, SnapshotWindowedPage};
+pub use snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use statistics::{Memory, Shape, Statistics};
 pub use types::{
     Acquired, Counts, Direction, Inserted, LockId, Match, Namespace, PageGroup, PageId, Retention,

@@ -79,7 +79,7 @@ impl Locks {
     }
 
     /// The ends of all locks that are held.
-    pub(crate) fn ends(&self) -> impl Iterator<Item = NodeIndex> + Clone + '_ {
+    pub(crate) fn ends(&self) -> impl Iterator<Item = NodeIndex> + '_ {
         self.slots.iter().filter_map(|slot| slot.end)
     }
 

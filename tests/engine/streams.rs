@@ -267,7 +267,7 @@ fn branches_continue_from_where_their_parent_is() {
         let (gate, barrier) = gate(7);
         let mut parent = engine.submit(request(&root, 300).constraint(gate)).unwrap();
         barrier.wait();
-        parent.recv().unwrap().unwrap();
+        first_token(&mut parent);
         let branches: Vec<_> = (0..3)
             .map(|number| {
                 let suffix = prompt(50 + number, 1 + number * 3);

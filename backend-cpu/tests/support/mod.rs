@@ -3,6 +3,8 @@
 // Each test file uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod toys;
+
 use std::{collections::HashMap, ops::Range, path::PathBuf, sync::Arc};
 
 use backend_cpu::{CpuBackend, CpuOptions, InstructionSet};
@@ -99,13 +101,25 @@ impl RowPlan {
     }
 }
 
+/// A page group as the harness fills it.
+struct Group {
+    program: ProgramId,
+    window: Option<u32>,
+    free: Vec<PageId>,
+    /// Pages that are in use, and the most there ever were.
+    used: usize,
+    most: usize,
+}
+
 pub(crate) struct Harness {
     pub(crate) executor: Box<dyn Executor>,
     pub(crate) slots: Slots,
-    pub(crate) groups: usize,
+    groups: Vec<Group>,
     page_size: u32,
     next_page: u32,
     positions: HashMap<(ProgramId, u32), u32>,
+    /// Slots whose page tables grow.
+    growing: Vec<u32>,
     /// The program that steps run.
     pub(crate) program: ProgramId,
     pub(crate) events: Vec<SlotEvent>,
@@ -123,16 +137,35 @@ impl Harness {
             options = options.instruction_set(set);
         }
         let backend = CpuBackend::with_options(&options).unwrap();
-        let options = compile_options(programs, setup);
-        let groups = options.limits.pages.len();
+        Self::on(&backend, programs, weights, &compile_options(programs, setup))
+    }
+
+    pub(crate) fn on(
+        backend: &dyn Backend,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Self {
+        let windows = (0..).zip(programs).flat_map(|(program, it)| {
+            it.groups().iter().map(move |group| (ProgramId(program), group.window))
+        });
+        let group = |((program, window), pages): (_, &u32)| Group {
+            program,
+            window,
+            free: (0..*pages).map(PageId).collect(),
+            used: 0,
+            most: 0,
+        };
+        let groups: Vec<Group> = windows.zip(&options.limits.pages).map(group).collect();
         Self {
-            executor: backend.compile(programs, weights, &options).unwrap(),
-            slots: Slots::new(SLOTS, groups),
+            executor: backend.compile(programs, weights, options).unwrap(),
+            slots: Slots::new(SLOTS, groups.len()),
             groups,
             program: ProgramId::default(),
-            page_size: setup.page_size,
+            page_size: options.page_size,
             next_page: 0,
             positions: HashMap::new(),
+            growing: Vec::new(),
             events: Vec::new(),
             step: 0,
         }
@@ -141,11 +174,12 @@ impl Harness {
     /// Moves a sequence of up to `tokens` tokens into a slot. Pages are handed out in an order
     /// that leaves no two neighbours side by side.
     pub(crate) fn open(&mut self, slot: u32, tokens: u32, sampling: SlotSampling) {
+        self.growing.retain(|growing| *growing != slot);
         let slot_id = SlotId(slot);
         self.slots.open(slot_id, Arc::new(sampling));
         self.events.push(SlotEvent::Open { slot: slot_id });
         let count = tokens.div_ceil(self.page_size);
-        for group in 0..self.groups {
+        for group in 0..self.groups.len() {
             let group = GroupId(group as u8);
             let first = self.next_page;
             let table = self.slots.pages_mut(slot_id, group);
@@ -156,6 +190,49 @@ impl Harness {
         }
         self.next_page += count;
         self.positions.retain(|(_, other), _| *other != slot);
+    }
+
+    /// Moves a sequence in whose page tables grow with its rows, and are released behind windows.
+    pub(crate) fn open_growing(&mut self, slot: u32, sampling: SlotSampling) {
+        self.open(slot, 0, sampling);
+        self.growing.push(slot);
+    }
+
+    /// Appends the pages that a row needs in the groups of its program, and releases those that its
+    /// window has left.
+    fn fit_tables(&mut self, row: &Row) {
+        for (index, group) in (0..).zip(&mut self.groups) {
+            let id = GroupId(index);
+            let table = self.slots.pages_mut(row.slot, id);
+            let needed = row.kv_len().div_ceil(self.page_size) as usize;
+            if group.program != self.program || (group.window.is_none() && table.len() >= needed) {
+                continue;
+            }
+            let oldest = group.window.map_or(0, |window| (row.position + 1).saturating_sub(window));
+            let live = (oldest / self.page_size) as usize;
+            let changed = table.iter().position(|page| *page != PageId::NONE).unwrap_or(0);
+            for page in table.iter_mut().take(live).filter(|page| **page != PageId::NONE) {
+                group.free.push(std::mem::replace(page, PageId::NONE));
+                group.used -= 1;
+            }
+            while table.len() < needed {
+                table.push(group.free.pop().expect("the window bounds the number of pages"));
+                group.used += 1;
+            }
+            group.most = group.most.max(group.used);
+            let len = (table.len() - changed) as u32;
+            let entries = Span { start: changed as u32, len };
+            self.events.push(SlotEvent::Pages { slot: row.slot, group: id, entries });
+        }
+    }
+
+    /// The most pages of a group that were in use at once.
+    pub(crate) fn most_pages(&self, group: usize) -> usize {
+        self.groups[group].most
+    }
+
+    pub(crate) fn position(&self, slot: u32) -> u32 {
+        self.positions.get(&(self.program, slot)).copied().unwrap_or(0)
     }
 
     pub(crate) fn set_position(&mut self, slot: u32, position: u32) {
@@ -186,14 +263,17 @@ impl Harness {
                 outputs.push(OutputRequest { row: index, tokens: run, want, deferred });
             }
             tokens.extend_from_slice(&plan.tokens);
-            let position = self.positions.entry((self.program, plan.slot)).or_insert(0);
-            rows.push(Row {
+            let row = Row {
                 slot: SlotId(plan.slot),
                 tokens: Span { start, len: plan.tokens.len() as u32 },
-                position: *position,
+                position: self.position(plan.slot),
                 outputs: Span { start: first_output, len: plan.wants.len() as u32 },
-            });
-            *position += plan.tokens.len() as u32;
+            };
+            self.set_position(plan.slot, row.kv_len());
+            if self.growing.contains(&plan.slot) {
+                self.fit_tables(&row);
+            }
+            rows.push(row);
         }
         self.step += 1;
         let events = std::mem::take(&mut self.events);

@@ -108,12 +108,9 @@ impl Answers {
     pub(super) fn read(&self, arrived: &Arrived, result: &mut StepResult) -> Result<(), StepError> {
         let mut failures: Vec<RowFailure> = Vec::new();
         for (index, wanted) in (0..).zip(&self.wanted) {
-            let is_new = failures.last().is_none_or(|failure| failure.row != wanted.row);
-            if let Err(failure) = self.read_one(index, wanted, arrived, result) {
-                if is_new {
-                    failures.push(failure);
-                }
-            }
+            let is_known = failures.last().is_some_and(|failure| failure.row == wanted.row);
+            let failure = self.read_one(index, wanted, arrived, result).err();
+            failures.extend(failure.filter(|_| !is_known));
         }
         if failures.is_empty() {
             return Ok(());

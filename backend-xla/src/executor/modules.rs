@@ -67,17 +67,16 @@ pub(super) struct Sampler {
 impl Modules {
     /// Modules of programs, of which there is one at least.
     pub(super) fn new(compiler: Compiler, programs: Vec<Placed>, options: &CompileOptions) -> Self {
-        let (limits, hidden) = (&options.limits, options.hidden);
         let buckets = programs.iter().map(|program| match program.kernels {
-            Some(_) => Buckets::ragged(limits, hidden),
-            None => Buckets::in_runs(limits, hidden, PREFILL_BLOCK),
+            Some(_) => Buckets::ragged(options),
+            None => Buckets::in_runs(options, PREFILL_BLOCK),
         });
         let counted = programs.iter().map(|placed| placed.program.vocab_size()).max();
         Self {
             compiler,
             buckets: buckets.collect(),
             programs,
-            slots: limits.slots as usize,
+            slots: options.limits.slots as usize,
             counted: counted.unwrap_or(0) as usize,
             ready: HashMap::new(),
             samplers: HashMap::new(),

@@ -84,10 +84,8 @@ impl Resident {
                 SlotEvent::Pages { slot, group, entries } => {
                     let (program, own) = own_group(modules, bounds, group);
                     let table = batch.slots.pages(slot, group);
-                    let table = table.get(..entries.range().end).unwrap_or(table);
-                    let range = entries.range().start.min(table.len())..table.len();
                     let list = &mut changes[program.index()][own.index()];
-                    push_entries(modules, (program, own), slot, table, range, list);
+                    push_entries(modules, (program, own), slot, table, entries.range(), list);
                 }
                 SlotEvent::CopyPage { group, from, to } => {
                     let (program, own) = own_group(modules, bounds, group);
@@ -227,9 +225,10 @@ fn push_entries(
 ) {
     let geometry = &modules.program(program).geometry;
     let padding = geometry.padding_page(group.index()) as u32;
-    for entry in entries.start..entries.end.min(geometry.table_len) {
-        let page = table[entry];
+    let known = table.get(..geometry.table_len).unwrap_or(table);
+    let pages = known.iter().enumerate().take(entries.end).skip(entries.start);
+    changes.extend(pages.map(|(entry, &page)| {
         let page = if page == PageId::NONE { padding } else { page.0 };
-        changes.push((slot.index() * geometry.table_len + entry, page));
-    }
+        (slot.index() * geometry.table_len + entry, page)
+    }));
 }

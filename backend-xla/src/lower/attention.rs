@@ -260,7 +260,7 @@ impl Heads<'_> {
         let window = self.attention.window.map_or(usize::MAX, |window| window as usize);
         // So many positions from anywhere in a page touch at most so many pages.
         let seen = window.saturating_add(run - 1);
-        let entries = (seen - 1).div_ceil(page_size) + 1;
+        let entries = ((seen - 1).div_ceil(page_size) + 1).min(table_len);
         let most = self.geometry.pages_per_block();
         let at_once = most.min(entries);
         let entries = entries.next_multiple_of(at_once);

@@ -42,6 +42,18 @@ pub(crate) enum Access {
     Read,
     Write,
     Atomic,
+    /// A volatile, relaxed or acquiring load: it may meet atomics and stores of its kind.
+    Observe,
+}
+
+impl Access {
+    pub(crate) fn reads(self) -> bool {
+        self != Self::Write
+    }
+
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::Atomic)
+    }
 }
 
 /// Two accesses of different blocks that nothing orders.
@@ -157,10 +169,13 @@ impl Word {
         let write = self.write.load(Relaxed);
         if let Some(block) = conflicts(write, bytes, by) {
             let atomic = write & ATOMIC != 0;
-            if !(atomic && access == Access::Atomic) {
+            if !(atomic && matches!(access, Access::Atomic | Access::Observe)) {
                 let earlier = if atomic { Access::Atomic } else { Access::Write };
                 found = Some(Conflict { block, earlier });
             }
+        }
+        if access == Access::Observe {
+            return found;
         }
         if access == Access::Read {
             let read = self.read.load(Relaxed);

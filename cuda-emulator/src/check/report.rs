@@ -324,6 +324,18 @@ pub struct Report {
     pub count: u64,
 }
 
+impl Report {
+    /// The report as one line of JSON, with the hint.
+    pub fn to_json(&self) -> String {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(object) = value.as_object_mut() {
+            object.insert("hint".to_owned(), self.problem.hint().into());
+            object.insert("text".to_owned(), self.problem.to_string().into());
+        }
+        value.to_string()
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = match self.severity {
@@ -349,7 +361,7 @@ impl fmt::Display for Report {
 impl Access {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Read => "load",
+            Self::Read | Self::Observe => "load",
             Self::Write => "store",
             Self::Atomic => "atomic",
         }

@@ -107,7 +107,7 @@ impl SharedShadow {
                 at,
                 warp: warp as u8,
                 bytes: mask,
-                atomic: access == Access::Atomic,
+                atomic: matches!(access, Access::Atomic | Access::Observe),
             };
             if let Some(finding) = word.access(mark, access, clock) {
                 found.get_or_insert(finding);
@@ -141,8 +141,11 @@ impl Word {
             found =
                 found.or(Some(Finding::Race { warp: self.write.warp, at: self.write.at, earlier }));
         }
-        if access != Access::Write && self.written & mark.bytes != mark.bytes {
+        if access.reads() && self.written & mark.bytes != mark.bytes {
             found = found.or(Some(Finding::Uninitialized));
+        }
+        if access == Access::Observe {
+            return found;
         }
         if access == Access::Read {
             let same = self.reads.iter_mut().find(|read| read.clock == 0 || read.warp == mark.warp);

@@ -198,13 +198,13 @@ impl<'m> Context<'_, 'm> {
             },
         };
         let offset = address - allocation.base;
-        if offset % bytes != 0 || allocation.read_only && access != Access::Read {
+        if offset % bytes != 0 || allocation.read_only && access.writes() {
             return self.refused(lane, address, bytes, access, allocation.read_only);
         }
         let checks = &self.env.checks;
         if checks.uninitialized_global || checks.global_races {
             self.watch_global(lane, allocation, offset, bytes, access);
-        } else if access != Access::Read {
+        } else if access.writes() {
             allocation.shadow.initialize(offset, bytes);
         }
         Ok(Place::Global(allocation, offset))
@@ -219,13 +219,13 @@ impl<'m> Context<'_, 'm> {
         access: Access,
     ) {
         let address = allocation.base + offset;
-        if access != Access::Write
+        if access.reads()
             && self.env.checks.uninitialized_global
             && !allocation.shadow.is_initialized(offset, bytes)
         {
             self.note(lane, Problem::UninitializedGlobal { address, bytes }, None);
         }
-        if access != Access::Read {
+        if access.writes() {
             allocation.shadow.initialize(offset, bytes);
         }
         // A grid of one block has nobody to race with.
@@ -288,7 +288,7 @@ impl<'m> Context<'_, 'm> {
         if !self.env.checks.bounds {
             return Ok(Place::Nowhere);
         }
-        let problem = if read_only && access != Access::Read {
+        let problem = if read_only && access.writes() {
             Problem::ReadOnly { address }
         } else {
             Problem::Misaligned { access: access.name(), address, bytes }
@@ -377,8 +377,8 @@ impl<'m> Context<'_, 'm> {
         if offset.saturating_add(bytes) > size {
             return self.outside_of("the parameters", size, lane, offset, bytes, access);
         }
-        if access != Access::Read || offset % bytes != 0 {
-            return self.refused(lane, offset, bytes, access, access != Access::Read);
+        if access.writes() || offset % bytes != 0 {
+            return self.refused(lane, offset, bytes, access, access.writes());
         }
         Ok(Place::Parameter(offset as usize))
     }

@@ -14,7 +14,7 @@ use super::memory::Memory;
 use super::random::{Random, mix};
 
 /// Instructions that a block may use before others of its host thread get a turn.
-const SHARE: u64 = 1 << 22;
+const SHARE: u64 = 1 << 18;
 /// Blocks that have yielded before no new one is begun.
 const RESIDENT: usize = 256;
 

@@ -11,6 +11,8 @@ use crate::check::{EPOCHS, GlobalShadow};
 /// Where device addresses begin. Nothing of the host is mapped there, so a host that takes a
 /// device address for a pointer faults.
 const FIRST: u64 = 0x7000_0000_0000;
+/// How far apart the addresses of devices begin.
+const APART: u64 = 1 << 38;
 /// Addresses between two allocations that belong to neither.
 const GAP: u64 = 2 << 20;
 /// What fresh device memory holds.
@@ -86,10 +88,17 @@ impl Default for Memory {
 impl Memory {
     /// Memory of at most `capacity` bytes. The host's own memory is taken as it is allocated.
     pub fn with_capacity(capacity: u64) -> Self {
+        Self::of_device(capacity, 0)
+    }
+
+    /// Memory of one of several devices, whose addresses are distinct. Devices from the 64th on
+    /// share theirs.
+    pub fn of_device(capacity: u64, device: u64) -> Self {
+        let first = FIRST + device % 64 * APART;
         Self {
             live: BTreeMap::new(),
             freed: BTreeMap::new(),
-            next: FIRST,
+            next: first,
             used: 0,
             capacity,
             launches: AtomicU64::new(0),

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use super::command::{Command, Submission, TextMessage};
 use super::constraints::{Constraints, Wanted};
 use super::embeddings::Embeddings;
+use super::flight::{Flight, Launched, Step, launch, of_whole_step, start_copies};
 use super::meters::Meters;
 use super::options::EngineOptions;
 use super::recorder::Recorded;
 use super::shared::Shared;
 use crate::backend::{
-    Batch, Deadline, Executor, InputToken, Mask, Masks, PageCopy, RowFailure, StepError,
-    StepResult, Ticket,
+    Batch, Deadline, Executor, InputToken, Mask, Masks, StepError, StepResult, Ticket,
 };
 use crate::error::EngineDead;
 use crate::request::TokenLogprobs;
@@ -44,28 +44,6 @@ pub(super) struct Driver {
     result: StepResult,
     commands: Vec<Command>,
     messages: Vec<TextMessage>,
-}
-
-/// What one plan started: a step, copies between the tiers, or a step and copies behind it.
-#[derive(Debug, Default)]
-struct Flight {
-    step: Option<Step>,
-    copies: Option<Result<Ticket, StepError>>,
-}
-
-/// A launched step.
-#[derive(Debug)]
-struct Step {
-    outcome: Launched,
-    rows: u32,
-    launched_at: Instant,
-}
-
-#[derive(Debug)]
-enum Launched {
-    Ticket(Ticket),
-    /// It never ran. The error is committed in its turn, after the steps launched before it.
-    Failed(StepError),
 }
 
 impl Driver {
@@ -419,7 +397,7 @@ impl Driver {
     fn publish_snapshot(&mut self) {
         self.pass_on_cache_events();
         let stats = self.scheduler.stats();
-        let pages = self.scheduler.pages();
+        let pages = (self.scheduler.pages(), self.scheduler.windowed_pages());
         let compiles = self.executor.compiles_in_traffic();
         let queued = self.shared.queue.len();
         let cache = self.scheduler.pool().cache().statistics();
@@ -450,48 +428,4 @@ fn wanted(deferred: &Deferred, batch: &Batch<'_>) -> Wanted {
         InputToken::Produced(_) => None,
     });
     Wanted { output: deferred.output, id: deferred.id, drafted: proposals.collect() }
-}
-
-/// Starts a step.
-fn launch(executor: &mut dyn Executor, batch: &Batch<'_>) -> Result<Step, EngineDead> {
-    let rows = batch.rows.len() as u32;
-    let _span = tracing::trace_span!("launch", step = batch.step, rows).entered();
-    let launched_at = Instant::now();
-    let outcome = match executor.launch(batch) {
-        Ok(ticket) => Launched::Ticket(ticket),
-        Err(StepError::Dead { reason }) => return Err(EngineDead::new(reason)),
-        Err(error) => Launched::Failed(of_whole_step(error, rows)),
-    };
-    Ok(Step { outcome, rows, launched_at })
-}
-
-/// Starts copies, if there are any, after a step if there was one.
-fn start_copies(
-    executor: &mut dyn Executor,
-    step: Option<&Step>,
-    copies: &[PageCopy],
-) -> Result<Option<Result<Ticket, StepError>>, EngineDead> {
-    if copies.is_empty() {
-        return Ok(None);
-    }
-    let started = match step.map(|step| &step.outcome) {
-        // There is nothing left to copy.
-        Some(Launched::Failed(error @ StepError::KvLost { .. })) => Err(error.clone()),
-        _ => executor.transfer(copies),
-    };
-    match started {
-        Err(StepError::Dead { reason }) => Err(EngineDead::new(reason)),
-        started => Ok(Some(started)),
-    }
-}
-
-/// A step that was not completed has no result for any of its rows, whichever it was that failed.
-fn of_whole_step(error: StepError, rows: u32) -> StepError {
-    let StepError::Rows(mut failures) = error else { return error };
-    for row in 0..rows {
-        if !failures.iter().any(|failure| failure.row == row) {
-            failures.push(RowFailure { row, reason: "another row failed its launch".to_owned() });
-        }
-    }
-    StepError::Rows(failures)
 }

@@ -54,7 +54,7 @@ impl Intake {
         // A prompt that leaves no room is refused for that, not for a limit of zero.
         let left = self.config.context_length.saturating_sub(prompt.len()).max(1);
         let max_tokens = max_tokens(&request, left);
-        self.config.check(prompt.len(), max_tokens)?;
+        self.config.check(prompt.len(), max_tokens, want(&request))?;
         let (mut samples, reader) = self.samples(id, request, prompt, max_tokens, places)?;
         samples.iter_mut().for_each(|sample| sample.text.continue_after(&continued));
         Ok((samples, reader))
@@ -86,7 +86,7 @@ impl Intake {
         max_tokens: usize,
         places: Vec<QueuePlace>,
     ) -> Result<(Vec<Submission>, Reader), SubmitError> {
-        let retention = self.retention(&request);
+        let (retention, want) = (self.retention(&request), want(&request));
         let Request { sampling, namespace, constraint, priority, speculation, .. } = request;
         let constraints = duplicates(constraint, sampling.n as usize)?;
         let stop_strings = self.stop_strings(&sampling)?;
@@ -95,11 +95,7 @@ impl Intake {
         let stop = sampling.stop.iter().map(|text| Arc::from(text.as_str())).collect();
         let skip_special = sampling.skip_special_tokens;
         // The samples have the same prompt, so one speaks for all.
-        let want = match (sampling.prompt_logprobs, request.pooling) {
-            (_, Some(pooling)) => PromptWant::Vector(pooling),
-            (Some(top), None) => PromptWant::Scores { from: 1, top },
-            (None, None) => PromptWant::Nothing,
-        };
+        let want = |index| if index == 0 { want } else { PromptWant::Nothing };
 
         let arrival_time = Instant::now();
         let usage = Usage {
@@ -141,7 +137,7 @@ impl Intake {
                 constrained: constraint.is_some(),
                 speculation,
                 priority,
-                want: if index == 0 { want } else { PromptWant::Nothing },
+                want: want(index),
             };
             Submission { arrival, constraint, text }
         });
@@ -211,6 +207,14 @@ fn max_tokens(request: &Request, room: usize) -> usize {
         (Some(_), _) => 0,
         (None, None) => room,
         (None, Some(max)) => room.min(usize::try_from(max).unwrap_or(room)),
+    }
+}
+
+fn want(request: &Request) -> PromptWant {
+    match (request.pooling, request.sampling.prompt_logprobs) {
+        (Some(pooling), _) => PromptWant::Vector(pooling),
+        (None, Some(top)) => PromptWant::Scores { from: 1, top },
+        (None, None) => PromptWant::Nothing,
     }
 }
 

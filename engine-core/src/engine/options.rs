@@ -6,7 +6,6 @@ use std::time::Duration;
 use radix_cache::{Policy, WritePolicy};
 
 use crate::schedule::{QueuePolicy, Speculation};
-use crate::setters::setters;
 
 /// How an engine is set up. What is `None` is derived from model and machine when the engine is
 /// built; [`Engine::limits`](super::Engine::limits) tells what came of it.
@@ -99,7 +98,7 @@ impl EngineOptions {
     pub const TYPICAL_TOKENS: usize = 512;
 }
 
-setters!(EngineOptions {
+backend_api::setters!(EngineOptions {
     page_size: impl Into<Option<usize>>,
     max_running_requests: impl Into<Option<u32>>,
     chunked_prefill_size: impl Into<Option<usize>>,

@@ -139,7 +139,9 @@ mod tests {
         workers.post(Box::new(|| panic!("on purpose")));
         for _ in 0..2 {
             let barrier = Arc::clone(&barrier);
-            workers.post(Box::new(move || drop(barrier.wait())));
+            workers.post(Box::new(move || {
+                barrier.wait();
+            }));
         }
         barrier.wait();
         workers.close();
@@ -152,7 +154,9 @@ mod tests {
         workers.close();
         let count = Arc::new(AtomicUsize::new(0));
         let inside = Arc::clone(&count);
-        workers.post(Box::new(move || drop(inside.fetch_add(1, Ordering::Relaxed))));
+        workers.post(Box::new(move || {
+            inside.fetch_add(1, Ordering::Relaxed);
+        }));
         workers.join();
         assert_eq!((count.load(Ordering::Relaxed), Arc::strong_count(&count)), (0, 1));
     }

@@ -4,7 +4,7 @@ use radix_cache::{Policy, WritePolicy};
 use serde::{Deserialize, Serialize};
 
 use super::report::ScheduleError;
-use super::sequence::{Arrival, SequenceId};
+use super::sequence::{Arrival, PromptWant, SequenceId};
 use crate::kv::GroupKind;
 
 /// What a scheduler is built with.
@@ -77,6 +77,13 @@ pub struct Speculation {
     /// rows on nothing is proposed. Default 32.
     pub step_tokens: u32,
 }
+
+backend_api::setters!(Speculation {
+    max_draft: u8,
+    min_match: u8,
+    lookback: u32,
+    step_tokens: u32
+});
 
 impl Default for Speculation {
     fn default() -> Self {
@@ -170,11 +177,19 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// An empty prompt, one without room for a token in the context (with a limit of 0: for
+    /// An empty prompt, nothing to do, a prompt without room for a token in the context (with a limit of 0: for
     /// itself), or a prompt and limit that can never be in the pool together.
-    pub fn check(&self, prompt_len: usize, max_tokens: usize) -> Result<(), Refusal> {
+    pub fn check(
+        &self,
+        prompt_len: usize,
+        max_tokens: usize,
+        want: PromptWant,
+    ) -> Result<(), Refusal> {
         if prompt_len == 0 {
             return Err(Refusal::EmptyPrompt);
+        }
+        if max_tokens == 0 && want.positions(prompt_len).is_empty() {
+            return Err(Refusal::NothingToGenerate);
         }
         let context_length = self.context_length;
         if prompt_len.saturating_add(max_tokens.min(1)) > context_length {
@@ -192,10 +207,14 @@ impl SchedulerConfig {
     /// Whether a scheduler can be built so.
     pub(super) fn validate(&self) -> Result<(), ScheduleError> {
         let refuse = |reason: String| Err(ScheduleError::Config(reason));
-        if self.max_running == 0 || self.pages == 0 || self.context_length < 2 {
+        if self.max_running == 0
+            || self.pages == 0
+            || self.page_size == 0
+            || self.context_length < 2
+        {
             return refuse(format!(
-                "{} slots, {} pages and a context of {} tokens can't serve a request",
-                self.max_running, self.pages, self.context_length
+                "{} slots, {} pages of {} tokens and a context of {} tokens can't serve a request",
+                self.max_running, self.pages, self.page_size, self.context_length
             ));
         }
         if self.groups.is_empty() || self.groups.len() >= usize::from(u8::MAX) {
@@ -215,9 +234,9 @@ impl SchedulerConfig {
             return refuse(reason.to_owned());
         }
         // What one sequence needs to decode, however long it is, or all of it.
-        let reach = window.saturating_sub(1).div_ceil(self.page_size.max(1));
-        let drafts = self.most_drafted().div_ceil(self.page_size.max(1));
-        let longest = self.context_length.div_ceil(self.page_size.max(1));
+        let reach = window.saturating_sub(1).div_ceil(self.page_size);
+        let drafts = self.most_drafted().div_ceil(self.page_size);
+        let longest = self.context_length.div_ceil(self.page_size);
         let needed = longest.min(reach + 2 + drafts);
         if (pages as usize) < needed {
             return refuse(format!(
@@ -228,11 +247,7 @@ impl SchedulerConfig {
     }
 
     pub(super) fn check_arrival(&self, arrival: &Arrival) -> Result<(), Refusal> {
-        let prompt_len = arrival.prompt.len();
-        if arrival.max_tokens == 0 && arrival.want.positions(prompt_len).is_empty() {
-            return Err(Refusal::NothingToGenerate);
-        }
-        self.check(prompt_len, arrival.max_tokens as usize)
+        self.check(arrival.prompt.len(), arrival.max_tokens as usize, arrival.want)
     }
 }
 

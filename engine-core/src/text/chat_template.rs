@@ -57,6 +57,16 @@ pub struct ChatOptions {
     pub recognise_control_tokens: bool,
 }
 
+backend_api::setters!(ChatOptions {
+    add_generation_prompt: bool,
+    tools: impl Into<Option<Vec<Value>>>,
+    documents: impl Into<Option<Vec<Value>>>,
+    template: impl Into<Option<String>>,
+    variables: impl Into<Map<String, Value>>,
+    as_given: bool,
+    recognise_control_tokens: bool,
+});
+
 impl Default for ChatOptions {
     fn default() -> Self {
         Self {

@@ -7,7 +7,7 @@ use futures_util::Stream;
 use futures_util::stream::StreamExt;
 use serde::{Serialize, Serializer};
 use understory::error::GenerationError;
-use understory::request::{Finished, GenerationEvent, TokenLogprobs, Usage};
+use understory::request::{Finished, GenerationEvent, StopMatch, TokenLogprobs, Usage};
 use understory::{Token, engine::Engine, one_line};
 
 use super::openai::Envelope;
@@ -113,6 +113,9 @@ pub(crate) struct Answer {
     pub(crate) usage: TokenCounts,
     /// Milliseconds from submission to the first token of any sample.
     pub(crate) ttft_ms: Option<f64>,
+    /// For each token of the prompt but the first, if asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) prompt_logprobs: Vec<PromptLogprob>,
     /// All samples, if there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) choices: Vec<Choice>,
@@ -140,9 +143,32 @@ pub(crate) struct Sample {
     pub(crate) token_ids: Vec<Token>,
     /// Why it ended.
     pub(crate) finish_reason: &'static str,
+    /// The token id or the text that it ended at, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_reason: Option<StopReason>,
     /// For each token, if asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) logprobs: Vec<TokenLogprob>,
+}
+
+/// What an answer ended at.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum StopReason {
+    /// An end token.
+    Token(Token),
+    /// A stop text.
+    Text(String),
+}
+
+/// How likely a token of the prompt was, and what else was.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PromptLogprob {
+    /// Natural logarithm of its probability.
+    pub(crate) logprob: f32,
+    /// The likeliest tokens in its place, if any were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) top: Vec<TokenLogprob>,
 }
 
 /// How likely a token was, and what else was.
@@ -181,6 +207,7 @@ pub(crate) async fn gather(
     events: impl Stream<Item = Result<GenerationEvent, GenerationError>>,
 ) -> Result<Answer, GenerationError> {
     let mut drafts: Vec<Draft> = (0..samples).map(|_| Draft::default()).collect();
+    let mut prompt_logprobs = Vec::new();
     let mut events: Pin<&mut _> = pin!(events);
     while let Some(event) = events.next().await {
         match event? {
@@ -190,6 +217,9 @@ pub(crate) async fn gather(
             GenerationEvent::Text { sample, text, .. } => {
                 draft(&mut drafts, sample).sample.text.push_str(&text);
             }
+            GenerationEvent::Prompt { logprobs, .. } => {
+                prompt_logprobs.extend(logprobs.iter().map(PromptLogprob::new));
+            }
             GenerationEvent::Finished(finished) => {
                 draft(&mut drafts, finished.sample).finish(&finished);
             }
@@ -197,7 +227,7 @@ pub(crate) async fn gather(
             _ => {}
         }
     }
-    Ok(Answer::new(drafts))
+    Ok(Answer { prompt_logprobs, ..Answer::new(drafts) })
 }
 
 /// A sample that is being generated.
@@ -228,6 +258,7 @@ impl Draft {
 
     fn finish(&mut self, finished: &Finished) {
         self.sample.finish_reason = finished.reason.as_str();
+        self.sample.stop_reason = finished.matched.as_ref().and_then(StopReason::new);
         self.usage = Some(finished.usage);
     }
 }
@@ -251,6 +282,7 @@ impl Answer {
             first,
             usage,
             ttft_ms: first_token.map(milliseconds),
+            prompt_logprobs: Vec::new(),
             choices: if choices.len() > 1 { choices } else { Vec::new() },
             gaps,
         }
@@ -273,13 +305,35 @@ impl Answer {
     }
 }
 
+impl StopReason {
+    fn new(matched: &StopMatch) -> Option<Self> {
+        match matched {
+            StopMatch::Token(token) => Some(Self::Token(*token)),
+            StopMatch::Text(text) => Some(Self::Text(text.as_ref().to_owned())),
+            // Whatever a later version may match is not part of an answer.
+            _ => None,
+        }
+    }
+}
+
+impl PromptLogprob {
+    fn new(logprobs: &TokenLogprobs) -> Self {
+        Self { logprob: logprobs.logprob, top: likeliest(logprobs) }
+    }
+}
+
 impl TokenLogprob {
     fn new(token_id: Token, logprobs: &TokenLogprobs) -> Self {
-        let alone =
-            |token_id, logprob| Self { token_id, text: String::new(), logprob, top: vec![] };
-        let top = logprobs.top.iter().map(|&(token, logprob)| alone(token, logprob)).collect();
-        Self { top, ..alone(token_id, logprobs.logprob) }
+        Self { top: likeliest(logprobs), ..Self::alone(token_id, logprobs.logprob) }
     }
+
+    fn alone(token_id: Token, logprob: f32) -> Self {
+        Self { token_id, text: String::new(), logprob, top: Vec::new() }
+    }
+}
+
+fn likeliest(logprobs: &TokenLogprobs) -> Vec<TokenLogprob> {
+    logprobs.top.iter().map(|&(token, logprob)| TokenLogprob::alone(token, logprob)).collect()
 }
 
 /// A duration in milliseconds, to the microsecond.

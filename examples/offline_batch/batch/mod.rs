@@ -9,7 +9,9 @@
 //! | `text` | the answer |
 //! | `token_ids` | its tokens, with the one that ended it, if one did |
 //! | `finish_reason` | `stop`, `length` or `abort` |
+//! | `stop_reason` | the token id or the text that it ended at, if one did |
 //! | `logprobs` | if asked for: for each token its `token_id`, its `logprob`, and in `top` the likeliest tokens with theirs |
+//! | `prompt_logprobs` | if asked for: the same for each token of the prompt but the first, whose ids are known |
 //! | `usage` | `prompt_tokens`, `cached_tokens` and `completion_tokens` |
 //! | `ttft_ms` | milliseconds from submission to the first token |
 //! | `choices` | if `n` is above 1: an object for each answer, with `index` and the fields above down to `logprobs`; the fields above are those of the first |

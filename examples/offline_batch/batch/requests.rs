@@ -100,9 +100,8 @@ impl<'a> RequestReader<'a> {
         engine: &Engine,
         request: &JsonRequest,
     ) -> Result<Generation, SubmitError> {
-        let JsonRequest { prompt, sampling, namespace, .. } = request.clone();
-        let namespace = self.namespace(namespace);
-        engine.submit(Request::new(prompt).sampling(sampling).namespace(namespace))
+        let namespace = self.namespace(request.namespace.clone());
+        engine.submit(request.clone().into_request(namespace))
     }
 
     fn namespace(&mut self, name: Option<String>) -> Namespace {

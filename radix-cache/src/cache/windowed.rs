@@ -1,9 +1,10 @@
-//! Calls for a second page group, of layers with a sliding window.
+//! The windowed group: what a lock has of it, and how its pages come and go by themselves.
 
 use crate::cache::RadixCache;
 use crate::error::CacheError;
-use crate::types::{LockId, PageId};
-use crate::windowed::WindowedGroup;
+use crate::tree::NodeIndex;
+use crate::types::{LockId, PageGroup, PageId, Tier};
+use crate::windowed::{WindowedGroup, stretches};
 
 impl RadixCache {
     /// Appends the windowed pages in front of a lock's end, in order, and returns the position of
@@ -20,10 +21,9 @@ impl RadixCache {
         lock: LockId,
         pages: &mut Vec<PageId>,
     ) -> Result<usize, CacheError> {
-        let group = self.residency.windowed().ok_or(CacheError::NoWindowedGroup)?;
+        let group = self.windowed.as_ref().ok_or(CacheError::NoWindowedGroup)?;
         let (end, _) = self.locks.get(lock)?;
-        let first = group.pages_before(self.residency.tree(), end, pages);
-        Ok(first as usize * self.page_size())
+        Ok(group.pages_before(&self.tree, end, pages) as usize * self.page_size())
     }
 
     /// Offers the windowed pages of the last positions before a lock's end, in order, as many as
@@ -47,11 +47,17 @@ impl RadixCache {
         pages: &[PageId],
         canonical: &mut Vec<PageId>,
     ) -> Result<usize, CacheError> {
-        if self.residency.windowed().is_none() {
-            return Err(CacheError::NoWindowedGroup);
-        }
+        let group = self.windowed.as_mut().ok_or(CacheError::NoWindowedGroup)?;
         let (end, _) = self.locks.get(lock)?;
-        self.residency.put_windowed(end, pages, canonical)
+        let from = canonical.len();
+        let taken = group.put(&self.tree, end, pages, canonical)?;
+        self.statistics.windowed_inserted += taken as u64;
+        self.statistics.windowed_duplicate += (pages.len() - taken) as u64;
+        if self.events.is_some() {
+            let first = self.tree.node(end).end - pages.len() as u32;
+            self.note_put(end, first, |at| canonical[from + at] == pages[at]);
+        }
+        Ok(taken)
     }
 
     /// Frees up to `pages` windowed pages that no lock's window covers, while their full pages
@@ -61,7 +67,28 @@ impl RadixCache {
     /// First go those that windows only passed by, then those in front of a place where a
     /// sequence or a match ended; each in the order of the [policy](crate::Policy).
     pub fn evict_windowed(&mut self, pages: usize, freed: &mut Vec<PageId>) -> usize {
-        self.residency.evict_windowed(pages, freed)
+        let Some(group) = &mut self.windowed else {
+            return 0;
+        };
+        let before = freed.len();
+        let mut told = Vec::new();
+        while freed.len() - before < pages
+            && let Some(evicted) = group.evict()
+        {
+            freed.push(evicted.page);
+            if self.events.is_some() {
+                told.push((evicted.root, evicted.slot as usize));
+            }
+        }
+        let evicted = freed.len() - before;
+        self.statistics.windowed_removed += evicted as u64;
+        if let Some(log) = &mut self.events {
+            for of_one in told.chunk_by(|(root, _), (next, _)| root == next) {
+                let slots = of_one.iter().map(|(_, slot)| *slot);
+                log.windowed_removed(&self.tree, of_one[0].0, slots);
+            }
+        }
+        evicted
     }
 
     /// Takes the windowed pages that left the cache together with their full pages: through
@@ -69,6 +96,25 @@ impl RadixCache {
     /// [`release_and_drop`](Self::release_and_drop), which list the full ones. Whoever owns the
     /// memory calls it after each of these.
     pub fn take_freed_windowed(&mut self) -> impl Iterator<Item = PageId> + '_ {
-        self.residency.windowed_mut().map(WindowedGroup::take_left).into_iter().flatten()
+        self.windowed.as_mut().map(WindowedGroup::take_left).into_iter().flatten()
+    }
+
+    /// Tells of windowed pages that were put behind the position `first`: `is_new` says which.
+    fn note_put(&mut self, end: NodeIndex, first: u32, is_new: impl Fn(usize) -> bool) {
+        for node in self.tree.range(first, end) {
+            let start = self.tree.node(node).start();
+            let places = first.saturating_sub(start)..self.tree.node(node).run.pages;
+            let new = places.filter(|place| is_new((start + place - first) as usize));
+            self.note_windowed(node, new.collect());
+        }
+    }
+
+    /// Tells of a node's pages, by their places in it, that have windowed pages anew.
+    pub(super) fn note_windowed(&mut self, node: NodeIndex, places: Vec<u32>) {
+        if let Some(log) = &mut self.events {
+            for pages in stretches(places) {
+                log.stored(&self.tree, node, pages, (Tier::Device, PageGroup::Windowed));
+            }
+        }
     }
 }

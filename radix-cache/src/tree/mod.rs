@@ -343,9 +343,9 @@ impl Tree {
 
     /// A parent was used last when its child was, or later.
     pub(crate) fn tell_parent(&mut self, node: NodeIndex) {
-        let Node { parent, record, .. } = *self.node(node);
+        let (parent, used) = (self.node(node).parent, self.node(node).record.used);
         if let Some(above) = self.nodes.get_mut(parent.index()) {
-            above.record.used = above.record.used.max(record.used);
+            above.record.used = above.record.used.max(used);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::types::{PageId, WindowedCounts};
 pub(super) struct EntryIndex(u32);
 
 impl EntryIndex {
-    const NONE: Self = Self(u32::MAX);
+    pub(super) const NONE: Self = Self(u32::MAX);
 
     fn index(self) -> usize {
         self.0 as usize
@@ -57,16 +57,16 @@ pub(crate) struct WindowedGroup {
     policy: Policy,
     /// How many pages the window in front of a position covers at most.
     pub(super) reach: u32,
-    pages: Vec<WindowedPage>,
-    free: Vec<EntryIndex>,
+    pub(super) pages: Vec<WindowedPage>,
+    pub(super) free: Vec<EntryIndex>,
     /// The windowed page of each slot of the store.
-    of_slot: Vec<EntryIndex>,
+    pub(super) of_slot: Vec<EntryIndex>,
     /// How many locks' windows cover each slot, whether a page is there or not.
-    holds: Vec<u32>,
-    order: Order<EntryIndex, WindowedRank>,
+    pub(super) holds: Vec<u32>,
+    pub(super) order: Order<EntryIndex, WindowedRank>,
     counts: WindowedCounts,
     /// Counts what changes the order; stands in for time.
-    clock: u64,
+    pub(super) clock: u64,
     /// The caller's clock, in ticks.
     now: u64,
     /// Pages that left the cache with their full pages and that nobody has taken yet.
@@ -106,11 +106,6 @@ impl WindowedGroup {
         self.clock = clock;
     }
 
-    /// The order changes now.
-    pub(super) fn tick(&mut self) {
-        self.clock += 1;
-    }
-
     /// Takes the pages that left the cache with their full pages.
     pub(crate) fn take_left(&mut self) -> impl Iterator<Item = PageId> + '_ {
         self.left.drain(..)
@@ -140,11 +135,6 @@ impl WindowedGroup {
 
     pub(super) fn at_mut(&mut self, slot: usize) -> Option<&mut WindowedPage> {
         self.pages.get_mut(self.of_slot[slot].index())
-    }
-
-    /// How many locks' windows cover a slot.
-    pub(super) fn holds(&self, slot: usize) -> u32 {
-        self.holds[slot]
     }
 
     /// For each of some slots, whether it has a page.
@@ -281,22 +271,6 @@ impl WindowedGroup {
     pub(super) fn expected_place(&self, page: &WindowedPage) -> Place<WindowedRank> {
         let (is_retained, rank) = page.record.place(self.policy, self.now);
         (is_retained, (is_retained || page.near_end, rank, self.turn(page.position)))
-    }
-
-    /// Where the page of a slot is filed, which may be too early, but never too late.
-    pub(super) fn filed_place(&self, slot: usize) -> Option<Place<WindowedRank>> {
-        self.order.place_of(self.of_slot[slot])
-    }
-
-    /// Pages there should be one slot for each, for those who check.
-    pub(super) fn listed(&self) -> usize {
-        self.pages.len() - self.free.len()
-    }
-
-    /// Slots that have a page, and slots that a window covers, for those who check.
-    pub(super) fn occupied(&self) -> (usize, usize) {
-        let present = self.of_slot.iter().filter(|&&index| index != EntryIndex::NONE);
-        (present.count(), self.holds.iter().filter(|&&holds| holds > 0).count())
     }
 
     /// Bytes reserved.

@@ -10,21 +10,13 @@
 //!                                     ^              behind 4, but not behind 5 or 6
 //! ```
 //!
-//! - **A match** of `L` tokens is valid if every page that overlaps the positions from
-//!   `L - (window - 1)` up to `L` is there (from 0 if that is earlier): what the next token
-//!   attends to. [`probe`](crate::RadixCache::probe) and [`acquire`](crate::RadixCache::acquire) find the
-//!   longest valid one.
-//! - **A lock** holds every full page of its prefix, and of the windowed pages those of the window
-//!   in front of its end. When [`insert`](crate::RadixCache::insert) moves the end, pages that fall out
-//!   of the window can be evicted, but stay for now: the prefix they end may be somebody's.
+//! - **Matches and locks**: see [`CacheConfig::windowed_group`](crate::CacheConfig::windowed_group).
 //! - **What goes first** is what windows only passed by; after it pages in front of a place where
 //!   a sequence or a match ended, for the loss of one of them makes the whole prefix
 //!   useless. Within each, in the order of the policy, from this group's point of view: a page
 //!   is used last when a window leaves it, hit when a match ends with it in its
 //!   window, created when it is [put](crate::RadixCache::put_windowed), retained when it is in the
 //!   window of a lock that is [retained](crate::RadixCache::retain) or released.
-//! - **Eviction** of a full page takes the windowed page of its position along;
-//!   [`evict_windowed`](crate::RadixCache::evict_windowed) takes windowed pages alone.
 //!
 //! SGLang's tree for such models marks nodes whose windowed part is gone ("tombstones") and locks
 //! whole nodes; vLLM's looks for the last run of blocks that is long enough. Here nodes know nothing

@@ -90,7 +90,7 @@ impl WindowedGroup {
 
     /// A lock moved on, from the position `from` (in pages) to `end`, on the same path.
     pub(crate) fn follow(&mut self, tree: &Tree, from: u32, end: NodeIndex) {
-        self.tick();
+        self.clock += 1;
         let (old, new) = (self.window(from), self.window(tree.node(end).end));
         for (_, slots) in tree.stretches_on_path(end, new.start.max(from)..new.end) {
             self.hold(slots);
@@ -110,7 +110,7 @@ impl WindowedGroup {
                 kept.record.raise(retention);
             });
         }
-        self.tick();
+        self.clock += 1;
         for (_, slots) in tree.stretches_on_path(end, self.window(tree.node(end).end)) {
             self.let_go(slots);
         }
@@ -154,9 +154,9 @@ impl WindowedGroup {
                 return Err(CacheError::PageAlreadyCached { page: of(position) });
             }
         }
-        self.tick();
+        self.clock += 1;
         let (root, from) = (tree.root_of(end), canonical.len());
-        let record = Record::new(self.clock(), Retention::default());
+        let record = Record::new(self.clock, Retention::default());
         canonical.extend_from_slice(pages);
         let mut taken = 0;
         for (position, slot) in tree.slots_on_path(end, positions) {

@@ -216,8 +216,11 @@ impl Driver {
         for (index, sampling) in request.samples.iter().enumerate() {
             let id = SequenceId { request: number, index: index as u32 };
             let arrival = arrival(id, request, sampling);
-            let refusal =
-                self.scheduler.config().check(arrival.prompt.len(), arrival.max_tokens as usize);
+            let refusal = self.scheduler.config().check(
+                arrival.prompt.len(),
+                arrival.max_tokens as usize,
+                arrival.want,
+            );
             match self.apply(Input::Arrive(arrival.clone())) {
                 Ok(()) => {
                     self.track(arrival, request.samples.len() as u32);
@@ -252,7 +255,7 @@ impl Driver {
                 if waiting >= self.scheduler.config().max_waiting => {}
             Err(InputError::Refused(found)) if is_live => {
                 let config = self.scheduler.config();
-                let refusal = config.check(prompt.len(), branch.max_tokens as usize);
+                let refusal = config.check(prompt.len(), branch.max_tokens as usize, branch.want);
                 if refusal != Err(found.clone()) {
                     return Err(Failure::Rule(format!("a fork was refused: {found}")));
                 }

@@ -253,12 +253,17 @@ struct Shape {
     count: usize,
     ty: Type,
     space: Space,
-    /// Whether other blocks see, or are seen, through the access.
+    /// Whether the access may meet those of other threads, and orders what they published:
+    /// volatile, relaxed, acquiring or releasing.
     orders: bool,
+    /// Whether a store publishes what came before without a fence.
+    releases: bool,
 }
 
 fn shape(form: &mut Form<'_, '_>, order: &str) -> Result<Shape, PtxError> {
-    let orders = form.flag(order);
+    let releases = form.flag(order);
+    let orders = releases || form.flag("volatile") || form.flag("mmio");
+    let orders = form.flag("relaxed") || orders;
     form.ignore(CACHING);
     let count = form.choice(&[("v2", 2), ("v4", 4), ("v8", 8)]).unwrap_or(1);
     let space = form.space();
@@ -266,7 +271,7 @@ fn shape(form: &mut Form<'_, '_>, order: &str) -> Result<Shape, PtxError> {
     if ty.bytes() > 8 || ty == Type::Pred || ty.bytes() * count > 32 {
         return Err(form.bad_type(ty));
     }
-    Ok(Shape { count, ty, space, orders })
+    Ok(Shape { count, ty, space, orders, releases })
 }
 
 fn class_of(space: Space) -> Class {
@@ -278,7 +283,7 @@ fn class_of(space: Space) -> Class {
 }
 
 fn ld(form: &mut Form<'_, '_>) -> Compiled {
-    let Shape { count, ty, space, orders } = shape(form, "acquire")?;
+    let Shape { count, ty, space, orders, .. } = shape(form, "acquire")?;
     form.class = class_of(space);
     let elements = form.vector(0)?;
     if elements.len() != count {
@@ -304,6 +309,7 @@ fn ld(form: &mut Form<'_, '_>) -> Compiled {
     let size = ty.bytes();
     let bytes = (size * count) as u64;
     let signed = ty.is_signed();
+    let access = if orders { Access::Observe } else { Access::Read };
     Ok(Action::warp(move |context, mask| {
         let addresses = address.lanes(&context.core.registers);
         let mut tracker = Tracker::new(context, space, mask, &addresses, bytes, false);
@@ -311,7 +317,7 @@ fn ld(form: &mut Form<'_, '_>) -> Compiled {
             context.synchronize_blocks(false);
         }
         for lane in lanes(mask) {
-            let place = context.place(space, lane, addresses[lane], bytes, Access::Read)?;
+            let place = context.place(space, lane, addresses[lane], bytes, access)?;
             tracker.add(space, addresses[lane], bytes);
             for (index, target) in targets.iter().enumerate() {
                 let Some(target) = target else { continue };
@@ -342,7 +348,7 @@ fn extend(value: u64, size: usize, signed: bool, width: Width) -> u64 {
 }
 
 fn st(form: &mut Form<'_, '_>) -> Compiled {
-    let Shape { count, ty, space, orders } = shape(form, "release")?;
+    let Shape { count, ty, space, orders, releases } = shape(form, "release")?;
     form.class = class_of(space);
     let elements = form.vector(1)?;
     if elements.len() != count {
@@ -363,15 +369,15 @@ fn st(form: &mut Form<'_, '_>) -> Compiled {
     }
     let size = ty.bytes();
     let bytes = (size * count) as u64;
+    // A store that publishes is no race with the load that looks for it.
+    let access = if orders { Access::Atomic } else { Access::Write };
     Ok(Action::warp(move |context, mask| {
         let addresses = address.lanes(&context.core.registers);
         let mut tracker = Tracker::new(context, space, mask, &addresses, bytes, true);
         if orders {
-            context.synchronize_blocks(true);
+            context.synchronize_blocks(releases);
         }
         for lane in lanes(mask) {
-            // A store that publishes is no race with the load that looks for it.
-            let access = if orders { Access::Atomic } else { Access::Write };
             let place = context.place(space, lane, addresses[lane], bytes, access)?;
             tracker.add(space, addresses[lane], bytes);
             for (index, source) in sources.iter().enumerate() {

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::cache::RadixCache;
 use crate::error::{InvariantViolation, ensure};
 use crate::host::Host;
-use crate::residency::Residency;
 use crate::store::NO_PAGE;
 use crate::tree::{Node, NodeIndex};
 use crate::types::{PageId, Tier};
@@ -29,16 +29,17 @@ struct Held {
 
 const TIERS: [Tier; 2] = [Tier::Device, Tier::Host];
 
-impl Residency {
-    /// Checks the whole tree against its counters, the ends of all locks, and the orders of
-    /// eviction.
-    pub(crate) fn check(
-        &self,
-        locks: impl Iterator<Item = NodeIndex> + Clone,
-    ) -> Result<(), InvariantViolation> {
+impl RadixCache {
+    /// Checks the whole tree against its counters, locks and order of eviction. Costs time and
+    /// memory in proportion to the cache.
+    ///
+    /// # Errors
+    ///
+    /// The first [`InvariantViolation`] found. There should never be one: it is a bug here.
+    pub fn check_invariants(&self) -> Result<(), InvariantViolation> {
         let tree = &self.tree;
         let mut ends: HashMap<NodeIndex, u32> = HashMap::new();
-        for end in locks.clone().chain(self.host.iter().flat_map(Host::ends)) {
+        for end in self.locks.ends().chain(self.host.iter().flat_map(Host::ends)) {
             ensure!(tree.node(end).live, "a lock ends at {end:?}, which is gone");
             *ends.entry(end).or_default() += 1;
         }
@@ -56,14 +57,9 @@ impl Residency {
         for (index, node) in tree.iter() {
             let below = children.get(&index).copied().unwrap_or_default();
             let locks = ends.get(&index).copied().unwrap_or_default();
-            ensure!(
-                (node.children, node.children_on) == (below.all, below.on),
-                "{index:?} miscounts {below:?}: {node:?}"
-            );
-            ensure!(
-                node.pins == below.pinned + locks,
-                "{index:?} has {locks} locks and {below:?}: {node:?}"
-            );
+            let (pins, counted) = (below.pinned + locks, (below.all, below.on));
+            let miscounts = (node.pins, (node.children, node.children_on)) != (pins, counted);
+            ensure!(!miscounts, "{index:?} has {locks} locks and {below:?}: {node:?}");
             if tree.is_root(index) {
                 roots += 1;
                 let filed = tree.find_root(tree.namespace_of(index));
@@ -80,24 +76,15 @@ impl Residency {
             }
         }
         for (tier, held) in TIERS.into_iter().zip(held) {
-            let (idle, locked) = match self.residents(tier) {
-                Some(residents) => {
-                    let (filed, leaves) = (residents.filed(), held.idle_leaves);
-                    ensure!(filed == leaves, "{filed} leaves in order on {tier:?}, not {leaves}");
-                    (residents.idle(), residents.held())
-                }
-                None => (0, 0),
-            };
-            ensure!(
-                (idle, locked) == (held.idle, held.locked),
-                "{idle} idle and {locked} locked pages on {tier:?}, not {held:?}"
-            );
+            let own = self.residents(tier).map(|own| (own.idle(), own.held(), own.filed()));
+            let expected = (held.idle, held.locked, held.idle_leaves);
+            ensure!(own.is_none_or(|own| own == expected), "{own:?} on {tier:?}, not {expected:?}");
         }
         if let Some((owned, all)) = self.host.as_ref().map(Host::owned) {
             ensure!(owned == all, "{owned} of {all} pages of the host have an owner");
         }
         if let Some(group) = &self.windowed {
-            group.check(tree, locks)?;
+            group.check(tree, self.locks.ends())?;
         }
         let used = tree.store().used();
         ensure!(used == slots, "{used} slots are used, not {slots}");

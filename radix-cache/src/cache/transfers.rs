@@ -1,29 +1,45 @@
-//! Copies between the tiers: ordered, then confirmed or failed.
+//! The host tier: copies between the tiers, ordered, then confirmed or failed.
 
+use crate::cache::RadixCache;
 use crate::config::WritePolicy;
 use crate::error::CacheError;
 use crate::host::UnderWay;
-use crate::residency::Residency;
 use crate::store::NO_PAGE;
 use crate::tree::{Node, NodeIndex};
-use crate::types::{Direction, Namespace, PageId, Tier, Token, Transfer, TransferId};
+use crate::types::{Direction, LockId, Namespace, PageId, Tier, Token, Transfer, TransferId};
 
-impl Residency {
-    /// Orders a copy to the host of what ends at `end` and is not there, as far as the write
-    /// policy asks for it.
-    pub(crate) fn save(&mut self, end: NodeIndex) -> Option<Transfer> {
-        let hits = match self.host.as_ref()?.write_policy() {
+impl RadixCache {
+    /// Orders a copy to the host of what a lock holds and the host doesn't have yet, as far as the
+    /// [`WritePolicy`] asks for it. To be called when a sequence ends, before its release. None if
+    /// there is nothing to copy, no room, or a part of it is under way already.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::UnknownLock`].
+    pub fn save(&mut self, lock: LockId) -> Result<Option<Transfer>, CacheError> {
+        let (end, _) = self.locks.get(lock)?;
+        let Some(host) = &self.host else {
+            return Ok(None);
+        };
+        let hits = match host.write_policy() {
             WritePolicy::Through => 0,
             WritePolicy::ThroughAfterHits(hits) => hits,
-            WritePolicy::Back => return None,
+            WritePolicy::Back => return Ok(None),
         };
         let often = self.tree.path(end).find(|&node| self.tree.node(node).record.hits >= hits);
-        self.order_copy_to_host(often?, None)
+        Ok(often.and_then(|end| self.order_copy_to_host(end, None)))
     }
 
-    /// Makes room for `pages` pages on the device by copies to the host. Returns how many pages
-    /// are free or will be.
-    pub(crate) fn demote(
+    /// Makes room for `pages` pages on the device without forgetting them: frees what the host has
+    /// copies of, and orders copies of the rest, whose pages are freed by
+    /// [`confirm`](Self::confirm). In the order in which [`evict`](Self::evict) would take them.
+    /// Returns how many pages are free or will be: fewer than asked for when nothing evictable
+    /// is left or the host is full of what is held.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Full`] when 32 bits can't number another node.
+    pub fn demote(
         &mut self,
         pages: usize,
         freed: &mut Vec<PageId>,
@@ -54,9 +70,16 @@ impl Residency {
         Ok(made)
     }
 
-    /// Orders a copy to the device, into the first of `pages`, of what follows the match of
-    /// `tokens` there and is on the host.
-    pub(crate) fn load(
+    /// Orders a copy back to the device of what follows the [match](Self::probe) of `tokens`
+    /// there and is on the host: as many pages as `pages` has, at most
+    /// [`host_tokens`](crate::Match::host_tokens). The cache takes the pages that the transfer
+    /// names; the others stay the caller's. They can be matched once the transfer is confirmed.
+    /// None if there is nothing to load, or it is under way already.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::ReservedPage`]; [`CacheError::Full`] when 32 bits can't number another node.
+    pub fn load(
         &mut self,
         namespace: Namespace,
         tokens: &[Token],
@@ -87,8 +110,14 @@ impl Residency {
         Ok(id.map(|id| Transfer { id, direction, device, host }))
     }
 
-    /// A transfer has been executed.
-    pub(crate) fn confirm(
+    /// A transfer has been executed: its copies count from here on. Appends pages of the device
+    /// to `freed` that are free now: those that were demoted, and those that nobody needs since
+    /// the same prefix was [inserted](Self::insert) while they were loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::UnknownTransfer`], also when it is confirmed a second time.
+    pub fn confirm(
         &mut self,
         transfer: TransferId,
         freed: &mut Vec<PageId>,
@@ -116,8 +145,13 @@ impl Residency {
         Ok(())
     }
 
-    /// A transfer was not executed: the tree goes on as if it had never been ordered.
-    pub(crate) fn fail(
+    /// A transfer was cancelled or went wrong: the tree goes on as if it had never been ordered.
+    /// Appends the pages to `freed` that were to be loaded into.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::UnknownTransfer`], also when it was confirmed before.
+    pub fn fail(
         &mut self,
         transfer: TransferId,
         freed: &mut Vec<PageId>,

@@ -1,87 +1,23 @@
-//! The structure of a cache as plain data, for replicas that restart and for tests.
+//! Snapshots, taken and restored.
 
 use std::collections::HashSet;
 
 use hashbrown::HashMap;
 
+use crate::cache::RadixCache;
 use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::order::Record;
-use crate::residency::Residency;
+use crate::snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 use crate::store::NO_PAGE;
 use crate::tree::NodeIndex;
-use crate::types::{Namespace, PageId, Retention, Token};
+use crate::types::PageId;
 use crate::windowed::WindowedPage;
 
-/// Everything a cache knows, except its locks, which belong to sequences, and its copies on the
-/// host, which belong to the process: neither survives a restart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct Snapshot {
-    /// Tokens a page holds.
-    pub page_size: usize,
-    /// The cache's own clock: the number of uses so far.
-    pub clock: u64,
-    /// The windowed group's own clock; 0 without one.
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub windowed_clock: u64,
-    /// The caller's clock, in ticks.
-    pub now: u64,
-    /// Nodes, parents first.
-    pub nodes: Vec<SnapshotNode>,
-}
-
-/// One node of a [`Snapshot`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct SnapshotNode {
-    /// Whose it is.
-    pub namespace: Namespace,
-    /// The place of its parent in the list; none for the start of a prompt.
-    pub parent: Option<usize>,
-    /// Its tokens, `page_size` for each page.
-    pub tokens: Vec<Token>,
-    /// Its pages.
-    pub pages: Vec<PageId>,
-    /// When it was last used, by the cache's own clock.
-    pub used: u64,
-    /// When it was inserted, by the cache's own clock.
-    pub created: u64,
-    /// How often it was matched, if the policy asks for it.
-    pub hits: u32,
-    /// How it is retained.
-    pub retention: Retention,
-    /// Those of its pages that have a windowed page too.
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub windowed: Vec<SnapshotWindowedPage>,
-}
-
-/// One page of the windowed group, in a [`SnapshotNode`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct SnapshotWindowedPage {
-    /// Which of the node's pages it belongs to, counted from 0.
-    pub place: u32,
-    /// The page.
-    pub page: PageId,
-    /// Whether a sequence or a match ended so that it was in its window.
-    pub near_end: bool,
-    /// When a window last left it, by the group's own clock.
-    pub used: u64,
-    /// When it was put, by the group's own clock.
-    pub created: u64,
-    /// How often a match ended with it in its window.
-    pub hits: u32,
-    /// How it is retained.
-    pub retention: Retention,
-}
-
-impl Residency {
-    /// Everything as plain data.
-    pub(crate) fn snapshot(&self) -> Snapshot {
+impl RadixCache {
+    /// The cache as plain data.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
         let tree = &self.tree;
         let mut order = tree.parents_first();
         order.retain(|&node| tree.node(node).is_on_device());
@@ -116,9 +52,15 @@ impl Residency {
         }
     }
 
-    /// What a snapshot describes, with nothing locked.
-    pub(crate) fn restore(config: &CacheConfig, snapshot: &Snapshot) -> Result<Self, CacheError> {
-        let mut restored = Self::new(config);
+    /// Builds a cache that holds, matches and evicts what the one of the snapshot would.
+    /// Statistics start anew, and nothing is locked.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Snapshot`] if the snapshot is no tree, or is of another page size than
+    /// `config`; and those of [`new`](Self::new).
+    pub fn restore(config: CacheConfig, snapshot: &Snapshot) -> Result<Self, CacheError> {
+        let mut restored = Self::new(config)?;
         let page_size = restored.tree.page_size();
         if snapshot.page_size != page_size {
             return Err(broken(0, "is of another page size"));

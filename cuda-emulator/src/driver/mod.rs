@@ -1,0 +1,216 @@
+//! The stand-in for the CUDA driver, as a library of this crate.
+//!
+//! [`Driver`] is the state behind the functions that `cuda-emulator-driver` exports with the names
+//! of `libcuda.so.1`. Work is deferred: nothing that a stream holds is done until somebody waits
+//! for it, so that a missing wait, an early free or a reused staging buffer shows as wrong data
+//! instead of passing by luck.
+
+mod calls;
+mod config;
+mod graph;
+mod module;
+mod status;
+mod stream;
+mod work;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+pub use config::Config;
+pub use status::{Answer, Status};
+pub use work::{Callback, CaptureMode, CaptureStatus, HostAddress};
+
+use crate::check::{Problem, Report};
+use crate::{Kernel, Launch, Memory, Program};
+use work::{Capture, Event, Stream, Work};
+
+/// All devices, and what the program has made on them.
+#[derive(Debug)]
+pub struct Driver {
+    pub(crate) config: Config,
+    initialized: bool,
+    devices: Vec<Device>,
+    contexts: HashMap<u64, Context>,
+    pub(crate) streams: HashMap<u64, Stream>,
+    pub(crate) events: HashMap<u64, Event>,
+    pub(crate) captures: HashMap<u64, Capture>,
+    modules: HashMap<u64, Module>,
+    functions: HashMap<u64, Function>,
+    graphs: HashMap<u64, Vec<Work>>,
+    executables: HashMap<u64, Vec<Work>>,
+    pools: HashMap<u64, HashMap<u32, u64>>,
+    /// Host memory that was allocated here: address to size.
+    pinned: BTreeMap<usize, usize>,
+    next: u64,
+    allocations: u64,
+    listener: Listener,
+}
+
+/// What is called with each report.
+struct Listener(Box<dyn FnMut(&Report) + Send>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+#[derive(Debug)]
+struct Device {
+    memory: Memory,
+    /// How often the primary context is retained.
+    retained: u32,
+    /// The error that every later call gives.
+    sticky: Option<Status>,
+    peers: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Context {
+    device: usize,
+    is_primary: bool,
+}
+
+#[derive(Debug)]
+struct Module {
+    device: usize,
+    program: Arc<Program>,
+    functions: HashMap<String, u64>,
+}
+
+#[derive(Debug)]
+struct Function {
+    kernel: Arc<Kernel>,
+    /// Dynamic shared memory that a launch may ask for.
+    dynamic_shared: u32,
+}
+
+/// The legacy default stream of a device.
+pub(crate) fn default_stream(device: usize) -> u64 {
+    0x100 + device as u64
+}
+
+/// The primary context of a device.
+fn primary_context(device: usize) -> u64 {
+    0xc000 + device as u64 * 16
+}
+
+impl Driver {
+    /// Devices as `config` has them. `listener` is called with each report of a launch.
+    pub fn new(config: Config, listener: Box<dyn FnMut(&Report) + Send>) -> Self {
+        let devices = (0..u64::from(config.devices))
+            .map(|index| Device {
+                memory: Memory::of_device(config.memory, index),
+                retained: 0,
+                sticky: None,
+                peers: Vec::new(),
+            })
+            .collect();
+        let streams = (0..config.devices as usize)
+            .map(|device| {
+                (default_stream(device), Stream { device, blocking: true, ..Stream::default() })
+            })
+            .collect();
+        Self {
+            config,
+            initialized: false,
+            devices,
+            contexts: HashMap::new(),
+            streams,
+            events: HashMap::new(),
+            captures: HashMap::new(),
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            graphs: HashMap::new(),
+            executables: HashMap::new(),
+            pools: HashMap::new(),
+            pinned: BTreeMap::new(),
+            next: 0x10000,
+            allocations: 0,
+            listener: Listener(listener),
+        }
+    }
+
+    /// Whether `cuInit` was called.
+    pub fn is_initialized(&self) -> bool {
+        self.initialized
+    }
+
+    fn handle(&mut self) -> u64 {
+        self.next += 16;
+        self.next
+    }
+
+    fn device(&self, device: usize) -> Answer<&Device> {
+        self.devices.get(device).ok_or(Status::INVALID_DEVICE)
+    }
+
+    fn device_mut(&mut self, device: usize) -> Answer<&mut Device> {
+        self.devices.get_mut(device).ok_or(Status::INVALID_DEVICE)
+    }
+
+    /// The error that a device is stuck with.
+    pub fn sticky(&self, device: usize) -> Option<Status> {
+        self.devices.get(device)?.sticky
+    }
+
+    fn set_sticky(&mut self, device: usize, status: Status) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.sticky = Some(status);
+        }
+    }
+
+    /// The device in whose memory an address lies.
+    fn device_of(&self, address: u64) -> Answer<usize> {
+        self.devices
+            .iter()
+            .position(|device| device.memory.find(address).is_some())
+            .ok_or(Status::ILLEGAL_ADDRESS)
+    }
+
+    fn memory_at(&self, address: u64) -> Answer<&Memory> {
+        Ok(&self.device(self.device_of(address)?)?.memory)
+    }
+
+    fn release(&mut self, address: u64) -> Answer<()> {
+        let device = self.device_of(address).map_err(|_| Status::INVALID_VALUE)?;
+        self.device_mut(device)?.memory.free(address).map_err(|_| Status::INVALID_VALUE)
+    }
+
+    /// Runs a kernel and tells what the checks found.
+    fn run(
+        &mut self,
+        device: usize,
+        kernel: &Kernel,
+        shape: &Launch,
+        parameters: &[u8],
+    ) -> Answer<()> {
+        let memory = &self.devices.get(device).ok_or(Status::INVALID_DEVICE)?.memory;
+        let outcome = crate::launch(kernel, memory, shape, parameters, &self.config.options)
+            .map_err(|_| Status::INVALID_VALUE)?;
+        for report in &outcome.reports {
+            (self.listener.0)(report);
+        }
+        if let Some(fault) = outcome.fault() {
+            return Err(status_of(&fault.problem));
+        }
+        if self.config.strict && outcome.errors().next().is_some() {
+            return Err(Status::LAUNCH_FAILED);
+        }
+        Ok(())
+    }
+}
+
+/// The error that a device gives for a problem that stops a kernel.
+fn status_of(problem: &Problem) -> Status {
+    match problem {
+        Problem::OutOfBounds { .. } | Problem::UseAfterFree { .. } | Problem::ReadOnly { .. } => {
+            Status::ILLEGAL_ADDRESS
+        }
+        Problem::Misaligned { .. } => Status::MISALIGNED,
+        Problem::Assertion => Status::ASSERT,
+        Problem::Timeout { .. } | Problem::Deadlock { .. } => Status::TIMEOUT,
+        Problem::Trap => Status::ILLEGAL_INSTRUCTION,
+        _ => Status::LAUNCH_FAILED,
+    }
+}
