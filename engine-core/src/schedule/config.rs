@@ -3,8 +3,8 @@
 use radix_cache::{Policy, WritePolicy};
 use serde::{Deserialize, Serialize};
 
-use super::report::ScheduleError;
-use super::sequence::{Arrival, PromptWant, SequenceId};
+use super::arrival::{Arrival, PromptWant};
+use super::error::{Refusal, ScheduleError};
 use crate::kv::GroupKind;
 
 /// What a scheduler is built with.
@@ -249,46 +249,4 @@ impl SchedulerConfig {
     pub(super) fn check_arrival(&self, arrival: &Arrival) -> Result<(), Refusal> {
         self.check(arrival.prompt.len(), arrival.max_tokens as usize, arrival.want)
     }
-}
-
-/// Why a sequence was refused. Nothing changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// There is nothing to continue.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-    /// The limit is zero tokens, and nothing is wanted of the prompt.
-    #[error("max_tokens is 0, so there is nothing to generate")]
-    NothingToGenerate,
-    /// The prompt leaves no room for a token.
-    #[error(
-        "the prompt has {prompt_len} tokens, but the context holds {context_length}, the answer included"
-    )]
-    PromptTooLong {
-        /// Tokens in the prompt.
-        prompt_len: usize,
-        /// Tokens in the context.
-        context_length: usize,
-    },
-    /// Prompt and limit need more pages than there are.
-    #[error("prompt and max_tokens need {needed} pages of KV, but there are {capacity} in all")]
-    NeverFits {
-        /// Pages needed.
-        needed: usize,
-        /// Pages there are.
-        capacity: usize,
-    },
-    /// Too many wait already.
-    #[error("the queue is full: {waiting} sequences wait")]
-    QueueFull {
-        /// How many wait.
-        waiting: usize,
-    },
-    /// The id is in use.
-    #[error("sequence {0:?} exists already")]
-    Exists(SequenceId),
-    /// The sequence to fork doesn't exist, or has ended.
-    #[error("there is no sequence {0:?}")]
-    Unknown(SequenceId),
 }
