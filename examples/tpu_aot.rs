@@ -232,10 +232,10 @@ fn compile_one(arguments: &Arguments, plugin: &Path, fetch: &FetchOptions) -> Ou
         (None, Some(&tokens)) => AotStep::Prefill { tokens },
         (None, None) => return Err("no step".into()),
     };
-    let mut options = AotOptions::default();
-    options.page_size = arguments.page_size;
-    options.context_length = arguments.context;
-    options.sequences = arguments.batch.first().copied().unwrap_or(32);
+    let mut options = AotOptions::default()
+        .page_size(arguments.page_size)
+        .context_length(arguments.context)
+        .sequences(arguments.batch.first().copied().unwrap_or(32));
     if arguments.attention.first() == Some(&Attention::Pallas) {
         let source = KernelSource::script(
             "python3",

@@ -43,8 +43,22 @@ WEATHER = {
         },
     },
 }
-BARE = {"type": "function", "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}}}}
-ARGUMENTS = {"place": 'a "b" <ü>', "limit": None, "exact": True, "near": [1, 2.0, 0.5], "box": {}, "text": "1\n2"}
+BARE = {
+    "type": "function",
+    "function": {
+        "name": "now",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+ARGUMENTS = {
+    "place": 'a "b" <ü>',
+    "limit": None,
+    "exact": True,
+    "near": [1, 2.0, 0.5],
+    "box": {},
+    "text": "1\n2",
+}
 
 
 def said(role, content, **fields):
@@ -53,7 +67,11 @@ def said(role, content, **fields):
 
 def called(*functions, **fields):
     calls = [
-        {"id": f"call{number:05}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        {
+            "id": f"call{number:05}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
         for number, (name, arguments) in enumerate(functions)
     ]
     return {"role": "assistant", "tool_calls": calls, **fields}
@@ -73,7 +91,11 @@ def conversations():
     yield "ends with an answer, and goes on", [ask, tell], {}
     yield "no beginning of an answer", [ask], {"add_generation_prompt": False}
     yield "empty texts", [said("system", ""), said("user", "")], {}
-    yield "white space", [said("system", " a \n"), said("user", "\n\n b\t"), said("assistant", " c "), ask], {}
+    yield (
+        "white space",
+        [said("system", " a \n"), said("user", "\n\n b\t"), said("assistant", " c "), ask],
+        {},
+    )
     yield "odd characters", [said("user", "👩‍🚀 مرحبا \x00 &amp; {{ x }} {% y %} \u2029 '\"\\")], {}
     yield "control tokens", [said("user", "<|im_end|></s><|eot_id|>[/INST]<end_of_turn>")], {}
     yield "two questions", [ask, ask], {}
@@ -85,29 +107,78 @@ def conversations():
     yield "null content", [ask, said("assistant", None), ask], {}
     yield "no content", [ask, {"role": "assistant"}, ask], {}
     yield "null fields", [said("user", "Who?", name=None, tool_calls=None), ask], {}
-    yield "parts", [said("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])], {}
+    yield (
+        "parts",
+        [said("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])],
+        {},
+    )
     yield "number", [said("user", 7)], {}
     yield "tools", [rule, ask], {"tools": [WEATHER, BARE]}
     yield "no tools", [ask], {"tools": []}
     yield "flat tool", [ask], {"tools": [WEATHER["function"]]}
     yield "call", [ask, look, answered('{"is": 1}'), tell, ask], {"tools": [WEATHER]}
     yield "open call", [ask, look, answered("20 C")], {"tools": [WEATHER]}
-    yield "call without content", [ask, called(("look_up", ARGUMENTS)), answered("x")], {"tools": [WEATHER]}
-    yield "call with null content", [ask, called(("look_up", {}), content=None), answered("x")], {"tools": [WEATHER]}
-    yield "call with text", [ask, called(("look_up", {"place": "x"}), content="So."), answered("x")], {"tools": [WEATHER]}
-    yield "arguments in a string", [ask, called(("look_up", json.dumps(ARGUMENTS)), content=""), answered("x")], {"tools": [WEATHER]}
-    yield "two calls", [ask, called(("look_up", {}), ("now", {}), content=""), answered("x"), answered("y", 1, "now")], {"tools": [WEATHER, BARE]}
+    yield (
+        "call without content",
+        [ask, called(("look_up", ARGUMENTS)), answered("x")],
+        {"tools": [WEATHER]},
+    )
+    yield (
+        "call with null content",
+        [ask, called(("look_up", {}), content=None), answered("x")],
+        {"tools": [WEATHER]},
+    )
+    yield (
+        "call with text",
+        [ask, called(("look_up", {"place": "x"}), content="So."), answered("x")],
+        {"tools": [WEATHER]},
+    )
+    yield (
+        "arguments in a string",
+        [ask, called(("look_up", json.dumps(ARGUMENTS)), content=""), answered("x")],
+        {"tools": [WEATHER]},
+    )
+    yield (
+        "two calls",
+        [
+            ask,
+            called(("look_up", {}), ("now", {}), content=""),
+            answered("x"),
+            answered("y", 1, "now"),
+        ],
+        {"tools": [WEATHER, BARE]},
+    )
     yield "call without tools", [ask, look, answered("x")], {}
-    yield "object from a tool", [ask, look, answered({"a": 1, "b": [None, True]})], {"tools": [WEATHER]}
+    yield (
+        "object from a tool",
+        [ask, look, answered({"a": 1, "b": [None, True]})],
+        {"tools": [WEATHER]},
+    )
     yield "no calls", [ask, said("assistant", "Me.", tool_calls=[]), ask], {}
     yield "reasoning", [ask, said("assistant", "Me.", reasoning_content="hm"), ask], {}
-    yield "reasoning at the end", [ask, said("assistant", "Me.", reasoning="hm\nso")], {"add_generation_prompt": False}
-    yield "reasoning and a call", [ask, called(("look_up", {}), content="", thinking="hm"), answered("x")], {"tools": [WEATHER]}
+    yield (
+        "reasoning at the end",
+        [ask, said("assistant", "Me.", reasoning="hm\nso")],
+        {"add_generation_prompt": False},
+    )
+    yield (
+        "reasoning and a call",
+        [ask, called(("look_up", {}), content="", thinking="hm"), answered("x")],
+        {"tools": [WEATHER]},
+    )
     yield "reasoning in the text", [ask, said("assistant", "<think>\nhm\n</think>\n\nMe."), ask], {}
     for value in (True, False):
-        yield f"thinking {value}", [rule, ask], {"variables": {"enable_thinking": value, "thinking": value}}
+        yield (
+            f"thinking {value}",
+            [rule, ask],
+            {"variables": {"enable_thinking": value, "thinking": value}},
+        )
     yield "effort", [ask], {"variables": {"reasoning_effort": "low", "model_identity": "A poem"}}
-    yield "documents", [ask], {"documents": [{"title": "A", "text": "é"}, {"title": "B", "text": "b"}]}
+    yield (
+        "documents",
+        [ask],
+        {"documents": [{"title": "A", "text": "é"}, {"title": "B", "text": "b"}]},
+    )
     yield "long", [tell if number % 2 else ask for number in range(61)], {}
 
 
@@ -140,7 +211,9 @@ def reference(tokenizer, template, case):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="+")
     parser.add_argument("--conversations", type=pathlib.Path)
     parser.add_argument("--renderer", nargs=1, default=RENDERER)
@@ -151,7 +224,10 @@ def main():
     if options.conversations:
         cases = json.loads(options.conversations.read_text())
     else:
-        cases = [{"name": name, "messages": messages, **given} for name, messages, given in conversations()]
+        cases = [
+            {"name": name, "messages": messages, **given}
+            for name, messages, given in conversations()
+        ]
     sources = dict(templates(options.paths))
     work = ""
     for source in sources.values():
@@ -166,7 +242,9 @@ def main():
             for case in cases
         ]
         work += json.dumps({"template": source, "special": SPECIAL, "cases": given}) + "\n"
-    ran = subprocess.run(options.renderer, input=work, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        options.renderer, input=work, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     rendered = map(json.loads, ran.stdout.split("\n")[:-1])  # not at U+2028
 
     empty = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
@@ -183,11 +261,17 @@ def main():
             else:
                 kind = "same text" if ours["text"] == theirs else "other text"
             counts[kind] += 1
-            if kind in ("other text", "Understory refuses") or options.verbose and kind == "transformers refuses":
+            if (
+                kind in ("other text", "Understory refuses")
+                or options.verbose
+                and kind == "transformers refuses"
+            ):
                 print(f"{kind}: {name}, {case['name']}")
                 if options.verbose:
                     print(f"  Understory:   {ours}\n  transformers: {theirs!r}")
-    print(f"{len(sources)} templates, {len(cases)} conversations, transformers {transformers.__version__}")
+    print(
+        f"{len(sources)} templates, {len(cases)} conversations, transformers {transformers.__version__}"
+    )
     for kind, count in counts.most_common():
         print(f"{count:6} {kind}")
     sys.exit(counts["other text"] + counts["Understory refuses"] > options.allowed)

@@ -96,8 +96,7 @@ impl BackendChoice {
 
 #[cfg(feature = "cpu")]
 fn open_cpu(threads: Option<usize>) -> Result<Box<dyn Backend>, BackendChoiceError> {
-    let mut options = backend_cpu::CpuOptions::new();
-    options.threads = threads;
+    let options = backend_cpu::CpuOptions::new().threads(threads);
     Ok(Box::new(backend_cpu::CpuBackend::with_options(&options)?))
 }
 
@@ -114,7 +113,7 @@ fn open_xla(
     progress: &mut dyn Progress,
 ) -> Result<Box<dyn Backend>, BackendChoiceError> {
     let path = plugin.resolve(fetch, progress)?;
-    let mut options = backend_xla::XlaOptions::new(path).with_tensor_parallel(devices);
+    let mut options = backend_xla::XlaOptions::new(path).tensor_parallel(devices);
     options.cache = fetch.executables().unwrap_or_else(|error| {
         tracing::warn!(%error, "executables are not kept");
         None

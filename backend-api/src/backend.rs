@@ -25,7 +25,8 @@ pub trait Backend: Send + Sync {
 
     /// Turns programs (a target, then drafts; at least one) into one executor. The programs share
     /// slots, sampling state and the order of execution. Each has page groups of its own, which
-    /// follow each other in `options.limits.pages`, and a next token of its own in each slot.
+    /// follow each other in `options.limits.pages`, and a next token of its own in each slot. Tokens
+    /// that the target samples are counted for penalties; those of drafts are proposals.
     ///
     /// Weights are read (and repacked where the backend likes) before this returns; `weights`
     /// is not needed afterwards.

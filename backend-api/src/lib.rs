@@ -31,6 +31,7 @@ mod options;
 pub mod program;
 mod result;
 pub mod sample;
+mod setters;
 mod slots;
 mod ticket;
 pub mod weights;

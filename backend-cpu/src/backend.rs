@@ -34,21 +34,12 @@ impl CpuOptions {
     pub fn new() -> Self {
         Self::default()
     }
-
-    /// Computes on `threads` threads.
-    #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = Some(threads);
-        self
-    }
-
-    /// Uses the instructions of `set`.
-    #[must_use]
-    pub fn instruction_set(mut self, set: InstructionSet) -> Self {
-        self.instruction_set = Some(set);
-        self
-    }
 }
+
+backend_api::setters!(CpuOptions {
+    threads: impl Into<Option<usize>>,
+    instruction_set: impl Into<Option<InstructionSet>>,
+});
 
 /// This machine's processor.
 #[derive(Debug)]

@@ -64,6 +64,16 @@ pub struct AotOptions {
     pub compiler_flags: Vec<(String, String)>,
 }
 
+backend_api::setters!(AotOptions {
+    compute: Format,
+    page_size: usize,
+    context_length: usize,
+    sequences: usize,
+    attended: usize,
+    attention: AttentionChoice,
+    compiler_flags: impl Into<Vec<(String, String)>>,
+});
+
 impl Default for AotOptions {
     fn default() -> Self {
         Self {

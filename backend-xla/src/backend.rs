@@ -75,30 +75,22 @@ impl XlaOptions {
         }
     }
 
-    /// Shares a model between `devices` devices.
-    pub fn with_tensor_parallel(mut self, devices: usize) -> Self {
-        self.tensor_parallel = devices;
-        self
-    }
-
-    /// Keeps and multiplies matrices in `format`.
-    pub fn with_compute(mut self, format: Format) -> Self {
-        self.compute = format;
-        self
-    }
-
-    /// Lowers attention as `attention` says.
-    pub fn with_attention(mut self, attention: AttentionChoice) -> Self {
-        self.attention = attention;
-        self
-    }
-
     /// Keeps compiled executables in `folder`.
-    pub fn with_cache(mut self, folder: impl AsRef<Path>) -> Self {
+    #[must_use]
+    pub fn cache(mut self, folder: impl AsRef<Path>) -> Self {
         self.cache = Some(folder.as_ref().into());
         self
     }
 }
+
+backend_api::setters!(XlaOptions {
+    client_options: impl Into<Vec<(String, Value)>>,
+    tensor_parallel: usize,
+    compute: Format,
+    compiler_flags: impl Into<Vec<(String, String)>>,
+    attention: AttentionChoice,
+    memory_bytes: impl Into<Option<u64>>,
+});
 
 /// Devices behind a PJRT plugin.
 #[derive(Debug)]
@@ -185,6 +177,7 @@ impl Backend for XlaBackend {
             self.device_kind(),
         );
         let mut capabilities = Capabilities::new(description, self.memory_bytes);
+        capabilities.prepares_hidden = true;
         capabilities.kv_formats = match self.element {
             Element::BF16 => vec![KvFormat::Bf16, KvFormat::F32],
             _ => vec![KvFormat::F32, KvFormat::Bf16],

@@ -32,7 +32,7 @@
 //! use backend_api::Backend;
 //!
 //! let options = XlaOptions::cpu("/opt/plugins/pjrt_c_api_cpu_plugin.so", 2);
-//! let backend = XlaBackend::new(options.with_cache("/var/cache/understory"))?;
+//! let backend = XlaBackend::new(options.cache("/var/cache/understory"))?;
 //! println!("{}", backend.capabilities().description);
 //! # Ok::<(), backend_xla::XlaError>(())
 //! ```

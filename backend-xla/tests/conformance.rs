@@ -27,10 +27,10 @@ const F32_TOLERANCE: f32 = 1e-4;
 const BF16_TOLERANCE: f32 = 0.75;
 
 fn subject(devices: usize, compute: Format, tolerance: f32) -> Subject {
-    let mut options = XlaOptions::cpu(common::plugin().path(), devices).with_compute(compute);
+    let mut options = XlaOptions::cpu(common::plugin().path(), devices).compute(compute);
     // Most of the suite's time is compilation, and many cases compile the same modules.
     options.compiler_flags = vec![("xla_backend_optimization_level".into(), "0".into())];
-    let options = options.with_cache(concat!(env!("CARGO_TARGET_TMPDIR"), "/xla-executables"));
+    let options = options.cache(concat!(env!("CARGO_TARGET_TMPDIR"), "/xla-executables"));
     let backend = XlaBackend::new(options).expect("a backend");
     Subject::new(Arc::new(backend), tolerance).skips(SKIPS)
 }

@@ -180,7 +180,7 @@ fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
         files
     };
     let run = || {
-        let mut executor = executor("llama-tied", options(1).with_cache(folder.path()));
+        let mut executor = executor("llama-tied", options(1).cache(folder.path()));
         let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
         check(&expected, &found, F32_NOISE, "with a cache");
     };
@@ -208,7 +208,7 @@ fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
 fn bf16_stays_near_the_reference() {
     // A bf16 has 8 bits: logits with a spread of 2 move by a few hundredths in three layers.
     let expected = expected("qwen3");
-    let options = options(2).with_compute(Format::BF16);
+    let options = options(2).compute(Format::BF16);
     let mut executor = executor("qwen3", options);
     let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
     let (difference, ..) = check(&expected, &found, 0.15, "bf16");
@@ -259,7 +259,7 @@ fn what_can_not_be_done_is_refused_with_a_reason() {
             if (r, a) == (requested, available)),
         "{error}"
     );
-    let error = XlaBackend::new(options(1).with_compute(Format::Q4_0)).unwrap_err();
+    let error = XlaBackend::new(options(1).compute(Format::Q4_0)).unwrap_err();
     assert!(matches!(error, XlaError::Compute { format: Format::Q4_0 }), "{error}");
     let error = XlaBackend::new(XlaOptions::new("/no/such/plugin.so")).unwrap_err();
     assert!(matches!(error, XlaError::Pjrt(PjrtError::Unreadable { .. })), "{error}");

@@ -51,7 +51,7 @@ fn executor(
     backend.compiler_flags = vec![("xla_backend_optimization_level".into(), "0".into())];
     // Most of these tests' time is compilation.
     let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/xla-executables");
-    let backend = XlaBackend::new(backend.with_cache(cache)).expect("a backend");
+    let backend = XlaBackend::new(backend.cache(cache)).expect("a backend");
     let mut executor = backend.compile(programs, weights, options).expect("it compiles");
     executor.warm_up(&mut ()).expect("it warms up");
     executor

@@ -75,7 +75,7 @@ fn executor(window: Option<u32>, devices: usize) -> Box<dyn Executor> {
     let mut options = XlaOptions::cpu(common::plugin().path(), devices);
     options.compiler_flags = vec![("xla_backend_optimization_level".into(), "0".into())];
     let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/xla-executables");
-    let backend = XlaBackend::new(options.with_cache(cache)).expect("a backend");
+    let backend = XlaBackend::new(options.cache(cache)).expect("a backend");
     let rows = PROMPTS.len() as u32;
     let all = rows * CONTEXT / PAGE_SIZE;
     let of_window = if window.is_some() { rows * WINDOW_PAGES } else { all };

@@ -6,11 +6,11 @@
 pub mod engine;
 pub mod error;
 mod fence;
+mod files;
 pub mod kv;
 pub mod model;
 pub mod request;
 pub mod schedule;
-mod setters;
 pub mod text;
 pub mod weights;
 

@@ -40,10 +40,10 @@ const SHOWN: usize = 3;
 /// max_tokens, min_tokens, temperature, top_p, top_k, min_p, seed, stop, stop_token_ids,
 /// include_stop, ignore_eos, skip_special_tokens, n, logprobs, prompt_logprobs, logit_bias,
 /// repetition_penalty, frequency_penalty, presence_penalty, tools, documents,
-/// chat_template_kwargs, namespace, priority and speculation it needs. What it leaves out is as the model's files recommend, but an answer
-/// without a limit ends after 1024 tokens. Other fields are ignored, with one warning for each
-/// name. An answer is a line with index, text, token_ids, finish_reason, usage and ttft_ms, or with
-/// index and error: a bad line costs its own answer only.
+/// chat_template_kwargs, namespace, priority and speculation it needs. What it leaves out is as the
+/// model's files recommend, but an answer without a limit ends after 1024 tokens. Other fields are
+/// ignored, with one warning for each name. An answer is a line with index, text, token_ids,
+/// finish_reason, usage and ttft_ms, or with index and error: a bad line costs its own answer only.
 ///
 /// A line with custom_id, method, url and body is a request in OpenAI's batch format, to
 /// /v1/chat/completions or /v1/completions. Its answer has id, custom_id, response and error.
@@ -151,8 +151,13 @@ fn print(engine: &Engine, summary: &Summary, as_json: bool) -> Outcome<()> {
         writeln!(stdout, "{}", serde_json::to_string(summary)?)?;
         return Ok(());
     }
-    let steps = engine.snapshot().steps;
-    writeln!(stdout, "{summary}\nsteps               {steps:>10}")?;
+    let snapshot = engine.snapshot();
+    writeln!(stdout, "{summary}\nsteps               {:>10}", snapshot.steps)?;
+    let (proposed, accepted) =
+        (snapshot.scheduler.proposed_tokens, snapshot.scheduler.accepted_tokens);
+    if proposed > 0 {
+        writeln!(stdout, "proposed tokens     {proposed:>10}   of which {accepted} were right")?;
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use clap::Args;
 use understory::WritePolicy;
 use understory::prelude::*;
+use understory::schedule::Speculation;
 use understory::source::PluginSource;
 
 pub(crate) use program::{Outcome, run};
@@ -55,6 +56,15 @@ pub(crate) struct EngineArguments {
     #[arg(long)]
     no_overlap: bool,
 
+    /// Propose tokens where a text repeats itself and verify several in a step: `ngram`. Changes no
+    /// token.
+    #[arg(long, value_name = "HOW")]
+    speculation: Option<Proposals>,
+
+    /// Record what the scheduler is told and decides, for the example replay_log, to a new file.
+    #[arg(long, value_name = "FILE")]
+    record_inputs: Option<PathBuf>,
+
     /// Keep no computed prefixes for later requests.
     #[arg(long)]
     no_cache: bool,
@@ -90,8 +100,8 @@ pub(crate) struct EngineArguments {
 impl EngineArguments {
     /// Fetches the model if need be, and starts it.
     pub(crate) fn start(&self) -> Outcome<Engine> {
-        let mut fetch = FetchOptions::default().offline(self.offline);
-        fetch.kernel_script = self.kernel_script.clone();
+        let fetch = FetchOptions::default().offline(self.offline);
+        let fetch = fetch.kernel_script(self.kernel_script.clone());
         let loader = understory::load(self.model.clone()).backend(self.choice()?);
         let loader = loader.options(self.options()).fetch(fetch);
         Ok(loader.progress(bars::Bars::default()).start()?)
@@ -117,6 +127,8 @@ impl EngineArguments {
     fn options(&self) -> EngineOptions {
         EngineOptions::default()
             .overlap(!self.no_overlap)
+            .speculation(self.speculation.map(|Proposals::Ngram| Speculation::default()))
+            .record_inputs(self.record_inputs.clone())
             .cache(!self.no_cache)
             .max_running_requests(self.max_running)
             .page_size(self.page_size)
@@ -136,6 +148,12 @@ impl EngineArguments {
 enum BackendName {
     Cpu,
     Xla,
+}
+
+/// How tokens are proposed.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Proposals {
+    Ngram,
 }
 
 /// When KV is copied to the host.

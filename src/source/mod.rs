@@ -60,35 +60,14 @@ pub struct FetchOptions {
     pub kernel_script: Option<PathBuf>,
 }
 
+engine_core::backend::setters!(FetchOptions {
+    cache_dir: impl Into<Option<PathBuf>>,
+    offline: bool,
+    recompile: bool,
+    kernel_script: impl Into<Option<PathBuf>>,
+});
+
 impl FetchOptions {
-    /// Keep fetched files in `directory`.
-    #[must_use]
-    pub fn cache_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.cache_dir = Some(directory.into());
-        self
-    }
-
-    /// Take only what is on this machine already.
-    #[must_use]
-    pub fn offline(mut self, offline: bool) -> Self {
-        self.offline = offline;
-        self
-    }
-
-    /// Compile anew at each start.
-    #[must_use]
-    pub fn recompile(mut self, recompile: bool) -> Self {
-        self.recompile = recompile;
-        self
-    }
-
-    /// Lower the attention kernel for TPUs with the script at `path`.
-    #[must_use]
-    pub fn kernel_script(mut self, path: impl Into<PathBuf>) -> Self {
-        self.kernel_script = Some(path.into());
-        self
-    }
-
     /// Where a backend keeps attention kernels.
     ///
     /// # Errors

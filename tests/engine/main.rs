@@ -7,6 +7,7 @@ mod failures;
 mod first_space;
 mod foreign;
 mod host_tier;
+mod hostile_templates;
 mod processor;
 mod prompts;
 mod random;

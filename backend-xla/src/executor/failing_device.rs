@@ -85,7 +85,7 @@ fn engine(backend: &dyn Backend, overlap: bool) -> Engine {
 }
 
 fn backend(cache: &Path) -> XlaBackend {
-    let options = XlaOptions::cpu(plugin_path("cpu"), 1).with_cache(cache);
+    let options = XlaOptions::cpu(plugin_path("cpu"), 1).cache(cache);
     XlaBackend::new(options).expect("a backend")
 }
 

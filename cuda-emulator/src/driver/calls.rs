@@ -340,7 +340,7 @@ impl Driver {
         if count == 0 {
             return Ok(());
         }
-        if to % pattern.len().max(1) as u64 != 0 {
+        if !to.is_multiple_of(pattern.len().max(1) as u64) {
             return Err(Status::INVALID_VALUE);
         }
         self.check_range(to, count.saturating_mul(pattern.len() as u64))?;

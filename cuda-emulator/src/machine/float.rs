@@ -194,8 +194,17 @@ pub(crate) fn fma32(a: f32, b: f32, c: f32, rounding: Rounding) -> f32 {
     if !sum.is_finite() {
         return sum as f32;
     }
+    if sum == 0.0 {
+        return zero_sum(product, addend, sum, rounding) as f32;
+    }
     let error = two_sum_error(product, addend, sum);
     round32(sum, error, rounding)
+}
+
+/// The zero that two numbers add up to: below zero when rounding down, unless both are zeros above.
+fn zero_sum(a: f64, b: f64, sum: f64, rounding: Rounding) -> f64 {
+    let both_positive = a.is_sign_positive() && b.is_sign_positive();
+    if rounding == Rounding::Down && !both_positive { -0.0 } else { sum }
 }
 
 /// `a + b` of singles with any rounding.
@@ -272,6 +281,9 @@ pub(crate) fn fma64(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
     }
     // The error of the rounded sum, from exact parts of the product.
     let product = a * b;
+    if near == 0.0 && product + c == 0.0 {
+        return zero_sum(product, c, near, rounding);
+    }
     let low = a.mul_add(b, -product);
     let high = product - near;
     let rest = two_sum_error(product, -near, high);
@@ -284,6 +296,9 @@ pub(crate) fn add64(a: f64, b: f64, rounding: Rounding) -> f64 {
     let near = a + b;
     if rounding == Rounding::Nearest || !near.is_finite() {
         return near;
+    }
+    if near == 0.0 {
+        return zero_sum(a, b, near, rounding);
     }
     direct64(near, two_sum_error(a, b, near), rounding)
 }

@@ -43,12 +43,16 @@ fn funnel_shifts_wrap_or_stop_at_32() {
     for (mode, wraps) in [("wrap", true), ("clamp", false)] {
         let amount = |n: u64| if wraps { n % 32 } else { n.min(32) };
         let both = |low: u64, high: u64| u128::from(high << 32 | low);
-        check(&format!("shf.l.{mode}.b32 r0, r1, r2, r3"), [&values, &values, AMOUNTS], |a, b, n| {
-            (both(a, b) << amount(n) >> 32) as u64 & 0xffff_ffff
-        });
-        check(&format!("shf.r.{mode}.b32 r0, r1, r2, r3"), [&values, &values, AMOUNTS], |a, b, n| {
-            (both(a, b) >> amount(n)) as u64 & 0xffff_ffff
-        });
+        check(
+            &format!("shf.l.{mode}.b32 r0, r1, r2, r3"),
+            [&values, &values, AMOUNTS],
+            |a, b, n| (both(a, b) << amount(n) >> 32) as u64 & 0xffff_ffff,
+        );
+        check(
+            &format!("shf.r.{mode}.b32 r0, r1, r2, r3"),
+            [&values, &values, AMOUNTS],
+            |a, b, n| (both(a, b) >> amount(n)) as u64 & 0xffff_ffff,
+        );
     }
 }
 
@@ -70,7 +74,8 @@ fn lop3_looks_every_bit_up() {
 fn bfe(a: u64, position: u64, length: u64, width: u64, is_signed: bool) -> u64 {
     let (position, length) = (position & 0xff, length & 0xff);
     let last = width - 1;
-    let sign = if !is_signed || length == 0 { 0 } else { a >> (position + length - 1).min(last) & 1 };
+    let sign =
+        if !is_signed || length == 0 { 0 } else { a >> (position + length - 1).min(last) & 1 };
     (0..width).fold(0, |all, bit| {
         let from = position + bit;
         let value = if bit < length && from <= last { a >> from & 1 } else { sign };
@@ -90,12 +95,20 @@ fn fields_are_taken_out_and_put_in() {
             });
         }
     }
-    check("bfi.b32 r0, r1, 0xaaaaaaaa, r2, r3", [&edges(32), &short, &short], |a, position, length| {
-        (0..32).fold(0xaaaa_aaaa, |all: u64, bit| {
-            let inside = bit >= position & 0xff && bit < (position & 0xff) + (length & 0xff);
-            if inside { all & !(1 << bit) | (a >> (bit - (position & 0xff)) & 1) << bit } else { all }
-        })
-    });
+    check(
+        "bfi.b32 r0, r1, 0xaaaaaaaa, r2, r3",
+        [&edges(32), &short, &short],
+        |a, position, length| {
+            (0..32).fold(0xaaaa_aaaa, |all: u64, bit| {
+                let inside = bit >= position & 0xff && bit < (position & 0xff) + (length & 0xff);
+                if inside {
+                    all & !(1 << bit) | (a >> (bit - (position & 0xff)) & 1) << bit
+                } else {
+                    all
+                }
+            })
+        },
+    );
     check("bfi.b64 d0, d1, 0, r2, r3", [&edges(64), &short, &short], |a, position, length| {
         (0..64).fold(0, |all: u64, bit| {
             let inside = bit >= position & 0xff && bit < (position & 0xff) + (length & 0xff);
@@ -132,24 +145,30 @@ fn bits_are_counted_and_found() {
 #[test]
 fn the_nth_set_bit_is_found_in_either_direction() {
     let offsets = [0u64, 1, 2, 3, 0xffff_ffff, 0xffff_fffe];
-    check("fns.b32 r0, r1, r2, r3", [&[0xaaaa_aaaa, 0, 0xffff_ffff, 0x10], &[0, 5, 31], &offsets], |mask, base, offset| {
-        let n = offset as u32 as i32;
-        let set = |bit: &i64| mask >> bit & 1 == 1;
-        let found = if n == 0 {
-            Some(base as i64).filter(set)
-        } else if n > 0 {
-            (base as i64..32).filter(set).nth(n as usize - 1)
-        } else {
-            (0..=base as i64).rev().filter(set).nth(-n as usize - 1)
-        };
-        found.map_or(0xffff_ffff, |bit| bit as u64)
-    });
+    check(
+        "fns.b32 r0, r1, r2, r3",
+        [&[0xaaaa_aaaa, 0, 0xffff_ffff, 0x10], &[0, 5, 31], &offsets],
+        |mask, base, offset| {
+            let n = offset as u32 as i32;
+            let set = |bit: &i64| mask >> bit & 1 == 1;
+            let found = if n == 0 {
+                Some(base as i64).filter(set)
+            } else if n > 0 {
+                (base as i64..32).filter(set).nth(n as usize - 1)
+            } else {
+                (0..=base as i64).rev().filter(set).nth(-n as usize - 1)
+            };
+            found.map_or(0xffff_ffff, |bit| bit as u64)
+        },
+    );
 }
 
 #[test]
 fn masks_and_extensions_wrap_or_clamp() {
     check("bmsk.clamp.b32 r0, r1, r2", [AMOUNTS, AMOUNTS, NONE], |position, length, _| {
-        (0..32).filter(|b| *b >= position.min(32) && *b < position.min(32) + length.min(32)).fold(0, |all, b| all | 1 << b)
+        (0..32)
+            .filter(|b| *b >= position.min(32) && *b < position.min(32) + length.min(32))
+            .fold(0, |all, b| all | 1 << b)
     });
     check("szext.wrap.s32 r0, r1, r2", [&edges(32), AMOUNTS, NONE], |a, length, _| {
         let length = (length & 31) as u32;
@@ -165,14 +184,18 @@ fn masks_and_extensions_wrap_or_clamp() {
 fn bytes_are_permuted() {
     let selectors = [0x3210u64, 0x7654, 0x0123, 0x8fa9, 0xffff, 0x4444, 0x3715];
     let byte = |a: u64, b: u64, index: u64| (a | b << 32) >> (8 * (index % 8)) & 0xff;
-    check("prmt.b32 r0, r1, r2, r3", [&[0x8877_6655, 0x0102_0384], &[0xccbb_aa99, 0x7f], &selectors], |a, b, s| {
-        (0..4).fold(0, |all, place| {
-            let choice = s >> (4 * place) & 15;
-            let value = byte(a, b, choice);
-            let value = if choice > 7 { if value > 127 { 0xff } else { 0 } } else { value };
-            all | value << (8 * place)
-        })
-    });
+    check(
+        "prmt.b32 r0, r1, r2, r3",
+        [&[0x8877_6655, 0x0102_0384], &[0xccbb_aa99, 0x7f], &selectors],
+        |a, b, s| {
+            (0..4).fold(0, |all, place| {
+                let choice = s >> (4 * place) & 15;
+                let value = byte(a, b, choice);
+                let value = if choice > 7 { if value > 127 { 0xff } else { 0 } } else { value };
+                all | value << (8 * place)
+            })
+        },
+    );
     // From the table of the PTX manual: for each selector the bytes from the highest to the lowest.
     let table = [
         ("f4e", [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]]),

@@ -45,7 +45,8 @@ impl Format {
         } else if exponent == 0 {
             fraction * 2f64.powi(1 - bias - self.fraction as i32)
         } else {
-            (fraction + 2f64.powi(self.fraction as i32)) * 2f64.powi(exponent - bias - self.fraction as i32)
+            (fraction + 2f64.powi(self.fraction as i32))
+                * 2f64.powi(exponent - bias - self.fraction as i32)
         };
         if negative { -value } else { value }
     }
@@ -76,7 +77,13 @@ impl Format {
             Mode::Up => !negative,
             Mode::Nearest => {
                 // The step above the largest number is as wide as the one below it.
-                let step = |bits: u64| if bits == self.infinity() { 2f64.powi(1 << (self.exponent - 1)) } else { self.value(bits) };
+                let step = |bits: u64| {
+                    if bits == self.infinity() {
+                        2f64.powi(1 << (self.exponent - 1))
+                    } else {
+                        self.value(bits)
+                    }
+                };
                 let (left, right) = (magnitude - step(below), step(above) - magnitude);
                 right < left || right == left && below & 1 == 1
             }
@@ -88,8 +95,22 @@ impl Format {
 /// Singles at the edges, whose sums and products doubles hold exactly.
 pub(crate) fn singles() -> Vec<u64> {
     let values = [
-        0.0f32, -0.0, 1.0, -1.0, 1.5, -2.75, 3.0, 1.0 / 3.0, -0.1, 16_777_215.0, 1e-3, 255.5, 0.99999994, 1.0000001,
-        -1023.25, 7e4,
+        0.0f32,
+        -0.0,
+        1.0,
+        -1.0,
+        1.5,
+        -2.75,
+        3.0,
+        1.0 / 3.0,
+        -0.1,
+        16_777_215.0,
+        1e-3,
+        255.5,
+        0.99999994,
+        1.0000001,
+        -1023.25,
+        7e4,
     ];
     values.iter().map(|value| u64::from(value.to_bits())).collect()
 }
@@ -98,7 +119,15 @@ pub(crate) fn singles() -> Vec<u64> {
 pub(crate) fn all_singles() -> Vec<u64> {
     let mut all = singles();
     let more = [
-        f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e-45, -1e-40,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        -f32::NAN,
+        f32::MAX,
+        f32::MIN,
+        f32::MIN_POSITIVE,
+        1e-45,
+        -1e-40,
         3e38,
     ];
     all.extend(more.iter().map(|value| u64::from(value.to_bits())));

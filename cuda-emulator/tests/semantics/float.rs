@@ -3,8 +3,20 @@ use crate::harness::{NONE, check, run};
 
 fn doubles() -> Vec<u64> {
     let values = [
-        0.0f64, -0.0, 1.0, -1.5, 1.0 / 3.0, 1e300, -1e-300, f64::MAX, f64::MIN_POSITIVE, 5e-324, f64::INFINITY,
-        f64::NEG_INFINITY, 0.1, 3.0,
+        0.0f64,
+        -0.0,
+        1.0,
+        -1.5,
+        1.0 / 3.0,
+        1e300,
+        -1e-300,
+        f64::MAX,
+        f64::MIN_POSITIVE,
+        5e-324,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        0.1,
+        3.0,
     ];
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -57,9 +69,11 @@ fn quotients_and_roots_are_rounded_in_every_direction() {
             F32.round(f64::from(single(a)).sqrt(), mode)
         });
     }
-    check("sqrt.rn.f32 r0, r1", [&[0xbf80_0000, 0x8000_0000, 0x7f80_0000], NONE, NONE], |a, _, _| {
-        bits(single(a).sqrt())
-    });
+    check(
+        "sqrt.rn.f32 r0, r1",
+        [&[0xbf80_0000, 0x8000_0000, 0x7f80_0000], NONE, NONE],
+        |a, _, _| bits(single(a).sqrt()),
+    );
     check("div.rn.f32 r0, r1, r2", [&all_singles(), &all_singles(), NONE], |a, b, _| {
         bits(single(a) / single(b))
     });
@@ -80,7 +94,13 @@ fn a_fused_product_is_rounded_once() {
             let of_c = sum - a * b;
             let error = (a * b - (sum - of_c)) + (c - of_c);
             // A little of the error decides where the sum alone would be a tie or exact.
-            let hint = if error == 0.0 { sum } else if error > 0.0 { sum.next_up() } else { sum.next_down() };
+            let hint = if error == 0.0 {
+                sum
+            } else if error > 0.0 {
+                sum.next_up()
+            } else {
+                sum.next_down()
+            };
             F32.round(hint, mode)
         });
     }
@@ -125,8 +145,11 @@ fn flushing_turns_subnormal_operands_and_results_to_zero() {
 #[test]
 fn saturation_clamps_to_zero_and_one() {
     let values = all_singles();
-    let clamp = |x: f32| if x.is_nan() { 0 } else { u64::from((x.clamp(0.0, 1.0) + 0.0).to_bits()) };
-    check("add.sat.f32 r0, r1, r2", [&values, &values, NONE], |a, b, _| clamp(single(a) + single(b)));
+    let clamp =
+        |x: f32| if x.is_nan() { 0 } else { u64::from((x.clamp(0.0, 1.0) + 0.0).to_bits()) };
+    check("add.sat.f32 r0, r1, r2", [&values, &values, NONE], |a, b, _| {
+        clamp(single(a) + single(b))
+    });
     check("fma.rn.sat.f32 r0, r1, r2, 0f00000000", [&values, &values, NONE], |a, b, _| {
         clamp(single(a).mul_add(single(b), 0.0))
     });
@@ -156,7 +179,8 @@ fn doubles_are_exact_to_the_last_bit() {
     same("sqrt.rn.f64 d0, d1", &|a, _| a.sqrt());
     // Directed roundings enclose the exact result, one step apart.
     for name in ["add", "mul"] {
-        let some: Vec<u64> = [1.0f64, 1.0 / 3.0, -0.1, 3.0, 1e10].iter().map(|v| v.to_bits()).collect();
+        let some: Vec<u64> =
+            [1.0f64, 1.0 / 3.0, -0.1, 3.0, 1e10].iter().map(|v| v.to_bits()).collect();
         let operands: Vec<[u64; 4]> =
             some.iter().flat_map(|a| some.iter().map(move |b| [*a, *b, 0, 0])).collect();
         let result = |mode: &str| run(&format!("{name}.{mode}.f64 d0, d1, d2"), &operands);
@@ -192,12 +216,16 @@ fn smaller_and_larger_know_signed_zeros_and_nan() {
         check(&format!("{name}.NaN.f32 r0, r1, r2"), [&values, &values, NONE], |a, b, _| {
             order(single(a), single(b), max, true)
         });
-        check(&format!("{name}.xorsign.abs.f32 r0, r1, r2"), [&singles(), &singles(), NONE], |a, b, _| {
-            let (a, b) = (single(a), single(b));
-            let chosen = if max { a.abs().max(b.abs()) } else { a.abs().min(b.abs()) };
-            let negative = a.is_sign_negative() != b.is_sign_negative();
-            u64::from(if negative { -chosen } else { chosen }.to_bits())
-        });
+        check(
+            &format!("{name}.xorsign.abs.f32 r0, r1, r2"),
+            [&singles(), &singles(), NONE],
+            |a, b, _| {
+                let (a, b) = (single(a), single(b));
+                let chosen = if max { a.abs().max(b.abs()) } else { a.abs().min(b.abs()) };
+                let negative = a.is_sign_negative() != b.is_sign_negative();
+                u64::from(if negative { -chosen } else { chosen }.to_bits())
+            },
+        );
     }
     let doubles = doubles();
     check("min.f64 d0, d1, d2", [&doubles, &doubles, NONE], |a, b, _| {
@@ -258,13 +286,20 @@ fn halves_are_rounded_once() {
             let sum = product + c;
             let of_c = sum - product;
             let error = (product - (sum - of_c)) + (c - of_c);
-            let hint = if error == 0.0 { sum } else if error > 0.0 { sum.next_up() } else { sum.next_down() };
+            let hint = if error == 0.0 {
+                sum
+            } else if error > 0.0 {
+                sum.next_up()
+            } else {
+                sum.next_down()
+            };
             format.round(hint, Mode::Nearest)
         });
         let pair = |x: u64, y: u64| x | y << 16;
         let (x, y) = (some[0], some[2]);
         let found = run(&format!("mul.{name}x2 r0, r1, r2"), &[[pair(x, y), pair(y, y), 0, 0]]);
-        let product = |a: u64, b: u64| format.round(format.value(a) * format.value(b), Mode::Nearest);
+        let product =
+            |a: u64, b: u64| format.round(format.value(a) * format.value(b), Mode::Nearest);
         assert_eq!(found, [pair(product(x, y), product(y, y))]);
         check(&format!("max.{name} h0, h1, h2"), [&some, &some, NONE], |a, b, _| {
             if format.value(a) > format.value(b) { a } else { b }
@@ -280,7 +315,9 @@ fn halves_are_rounded_once() {
 #[test]
 fn approximate_functions_stay_within_their_error() {
     let inputs: Vec<[u64; 4]> = (1..400)
-        .map(|i| [u64::from((i as f32 * 0.037).to_bits()), u64::from((i as f32 * 0.9).to_bits()), 0, 0])
+        .map(|i| {
+            [u64::from((i as f32 * 0.037).to_bits()), u64::from((i as f32 * 0.9).to_bits()), 0, 0]
+        })
         .collect();
     let close = |text: &str, relative: f64, absolute: f64, f: &dyn Fn(f64, f64) -> f64| {
         for (found, [a, b, ..]) in run(text, &inputs).into_iter().zip(&inputs) {

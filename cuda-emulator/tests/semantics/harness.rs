@@ -38,7 +38,8 @@ pub(crate) fn run(instruction: &str, operands: &[[u64; 4]]) -> Vec<u64> {
          st.global.u64 [d8], d0; ret; }}"
     );
     let mut memory = Memory::default();
-    let program = Program::load(&text, &mut memory).unwrap_or_else(|e| panic!("{instruction}: {e}"));
+    let program =
+        Program::load(&text, &mut memory).unwrap_or_else(|e| panic!("{instruction}: {e}"));
     let kernel = program.kernel("k").unwrap_or_else(|e| panic!("{instruction}: {e}"));
     let input = memory.upload(operands).expect("memory");
     let out = memory.allocate(8 * operands.len() as u64).expect("memory");
@@ -56,7 +57,11 @@ pub(crate) fn run(instruction: &str, operands: &[[u64; 4]]) -> Vec<u64> {
 
 /// Compares an instruction with `expected` on all combinations of the values: of one operand, of
 /// two, or of three where there are few.
-pub(crate) fn check(instruction: &str, values: [&[u64]; 3], expected: impl Fn(u64, u64, u64) -> u64) {
+pub(crate) fn check(
+    instruction: &str,
+    values: [&[u64]; 3],
+    expected: impl Fn(u64, u64, u64) -> u64,
+) {
     let mut operands = Vec::new();
     for a in values[0] {
         for b in values[1] {
@@ -67,7 +72,10 @@ pub(crate) fn check(instruction: &str, values: [&[u64]; 3], expected: impl Fn(u6
     }
     for (found, [a, b, c, _]) in run(instruction, &operands).into_iter().zip(&operands) {
         let wanted = expected(*a, *b, *c);
-        assert_eq!(found, wanted, "{instruction}: {a:#x}, {b:#x}, {c:#x}: {found:#x} not {wanted:#x}");
+        assert_eq!(
+            found, wanted,
+            "{instruction}: {a:#x}, {b:#x}, {c:#x}: {found:#x} not {wanted:#x}"
+        );
     }
 }
 
@@ -77,7 +85,8 @@ pub(crate) const NONE: &[u64] = &[0];
 pub(crate) fn edges(bits: u32) -> Vec<u64> {
     let mask = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
     let top = 1u64 << (bits - 1);
-    let mut all = vec![0, 1, 2, 3, 7, 100, top - 1, top, top + 1, mask - 1, mask, 0x5555_5555_5555_5555];
+    let mut all =
+        vec![0, 1, 2, 3, 7, 100, top - 1, top, top + 1, mask - 1, mask, 0x5555_5555_5555_5555];
     all.extend([0x1234_5678_9abc_def0, 31, 32, 33]);
     all.iter_mut().for_each(|value| *value &= mask);
     all

@@ -162,9 +162,7 @@ fn pairs_are_computed_apart() {
         f(a & 0xffff, b & 0xffff) & 0xffff | (f(a >> 16, b >> 16) & 0xffff) << 16
     };
     check("add.u16x2 r0, r1, r2", [&values, &values, NONE], |a, b, _| pair(a, b, &|a, b| a + b));
-    check("min.u16x2 r0, r1, r2", [&values, &values, NONE], |a, b, _| {
-        pair(a, b, &|a, b| a.min(b))
-    });
+    check("min.u16x2 r0, r1, r2", [&values, &values, NONE], |a, b, _| pair(a, b, &|a, b| a.min(b)));
     check("max.s16x2 r0, r1, r2", [&values, &values, NONE], |a, b, _| {
         pair(a, b, &|a, b| low(signed(a, 16).max(signed(b, 16)), 16))
     });

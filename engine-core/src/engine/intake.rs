@@ -22,6 +22,8 @@ use crate::text::{ChatMessage, ChatOptions, ChatTemplate, StopStrings, Tokenizer
 pub(super) struct Intake {
     pub(super) config: SchedulerConfig,
     pub(super) vocab_size: u32,
+    /// Vectors can be had.
+    pub(super) embeds: bool,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) chat_template: Option<ChatTemplate>,
     /// End an answer unless the request ignores them.
@@ -34,6 +36,9 @@ pub(super) struct Intake {
 impl Intake {
     /// Finds what is wrong with a request and quickly found.
     pub(super) fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        if request.pooling.is_some() && !self.embeds {
+            return Err(SubmitError::NoEmbeddings);
+        }
         Ok(request.sampling.validate(self.vocab_size)?)
     }
 
@@ -153,19 +158,16 @@ impl Intake {
     }
 
     fn tokens(&self, request: &Request, begins_text: bool) -> Result<Vec<Token>, SubmitError> {
-        match &request.prompt {
-            Prompt::Tokens(tokens) => {
-                let vocab_size = self.vocab_size;
-                match tokens.iter().position(|&token| token >= vocab_size) {
-                    None => Ok(tokens.clone()),
-                    Some(index) => {
-                        let token = tokens[index];
-                        Err(SubmitError::UnknownToken { index, token, vocab_size })
-                    }
-                }
-            }
-            Prompt::Text(text) => Ok(self.tokenizer("a text prompt")?.encode(text, begins_text)?),
-            Prompt::Messages(messages) => self.render(messages, &request.chat),
+        let tokens = match &request.prompt {
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Text(text) => self.tokenizer("a text prompt")?.encode(text, begins_text)?,
+            Prompt::Messages(messages) => self.render(messages, &request.chat)?,
+        };
+        // A tokenizer may know tokens that its model has no embedding for.
+        let vocab_size = self.vocab_size;
+        match tokens.iter().enumerate().find(|&(_, &token)| token >= vocab_size) {
+            None => Ok(tokens),
+            Some((index, &token)) => Err(SubmitError::UnknownToken { index, token, vocab_size }),
         }
     }
 
@@ -180,9 +182,10 @@ impl Intake {
         let what = "a prompt of messages";
         let template = self.chat_template.as_ref();
         let template = template.ok_or(SubmitError::NoText { what, needed: "chat template" })?;
-        let text = template.render(messages, options)?;
+        let tokenizer = self.tokenizer(what)?;
+        let parts = template.render_parts(messages, options, tokenizer)?;
         // The template writes special tokens out itself.
-        Ok(self.tokenizer(what)?.encode(&text, false)?)
+        Ok(tokenizer.encode_parts(&parts)?)
     }
 
     fn tokenizer(&self, what: &'static str) -> Result<&Tokenizer, SubmitError> {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use radix_cache::{Policy, WritePolicy};
 
 use crate::schedule::{QueuePolicy, Speculation};
-use crate::setters::setters;
 
 /// How an engine is set up. What is `None` is derived from model and machine when the engine is
 /// built; [`Engine::limits`](super::Engine::limits) tells what came of it.
@@ -64,6 +63,9 @@ pub struct EngineOptions {
     /// Ask the backend for results that don't depend on the batch, where it doesn't promise that
     /// anyway. Default no.
     pub deterministic: bool,
+    /// Prepare for [`Engine::embed`](crate::engine::Engine::embed), which makes the start longer, on
+    /// backends where vectors take preparation: XLA. Others embed in any case. Default no.
+    pub embeddings: bool,
     /// Propose tokens and verify several in a step, where text repeats itself. Changes no token.
     /// Default no.
     pub speculation: Option<Speculation>,
@@ -99,7 +101,7 @@ impl EngineOptions {
     pub const TYPICAL_TOKENS: usize = 512;
 }
 
-setters!(EngineOptions {
+backend_api::setters!(EngineOptions {
     page_size: impl Into<Option<usize>>,
     max_running_requests: impl Into<Option<u32>>,
     chunked_prefill_size: impl Into<Option<usize>>,
@@ -116,6 +118,7 @@ setters!(EngineOptions {
     max_queued_requests: usize,
     step_deadline: impl Into<Option<Duration>>,
     deterministic: bool,
+    embeddings: bool,
     speculation: impl Into<Option<Speculation>>,
     record_inputs: impl Into<Option<PathBuf>>,
 });
@@ -139,6 +142,7 @@ impl Default for EngineOptions {
             max_queued_requests: 4096,
             step_deadline: Some(Duration::from_secs(120)),
             deterministic: false,
+            embeddings: false,
             speculation: None,
             record_inputs: None,
             retract_every: None,

@@ -2,8 +2,6 @@
 
 use radix_cache::Token;
 
-use crate::setters::setters;
-
 /// How tokens are sampled and when generation ends. Names and meanings are those of the field
 /// (OpenAI, vLLM, SGLang).
 ///
@@ -64,7 +62,7 @@ pub struct SamplingParams {
     pub prompt_logprobs: Option<u8>,
 }
 
-setters!(SamplingParams {
+backend_api::setters!(SamplingParams {
     temperature: f32,
     top_k: u32,
     top_p: f32,

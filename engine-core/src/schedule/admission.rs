@@ -1,8 +1,8 @@
 //! Letting waiting sequences run.
 
 use super::assembly::Assembly;
+use super::error::ScheduleError;
 use super::loading::{self, Load};
-use super::report::ScheduleError;
 use super::reserve::CLIPPED_OUTPUT;
 use super::rows::{self, Budget};
 use super::sequence::{Sequence, SequenceKey};

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use radix_cache::Token;
 
+use super::arrival::PromptWant;
 use super::flights::{LaunchedRow, RowKind};
 use super::report::Deferred;
-use super::sequence::{PromptWant, Sequence, SequenceKey};
+use super::sequence::{Sequence, SequenceKey};
 use crate::backend::{
     Batch, Draft, InputToken, OutputRequest, PoolKind, Pooling, Row, SlotEvent, SlotId, Slots,
     Span, Want,

@@ -3,9 +3,10 @@
 use radix_cache::Token;
 
 use super::admission::admit_loaded;
+use super::arrival::{FinishReason, PromptWant, SequenceId};
+use super::error::ScheduleError;
 use super::flights::{LaunchedRow, RowKind};
-use super::report::ScheduleError;
-use super::sequence::{FinishReason, Phase, PromptWant, SequenceId, SequenceKey};
+use super::sequence::{Phase, SequenceKey};
 use super::state::State;
 use super::transfers::Loaded;
 use crate::backend::{OutputResult, RowFailure, Sampled, Span, StepError, StepResult};

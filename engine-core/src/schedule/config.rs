@@ -3,8 +3,8 @@
 use radix_cache::{Policy, WritePolicy};
 use serde::{Deserialize, Serialize};
 
-use super::report::ScheduleError;
-use super::sequence::{Arrival, PromptWant, SequenceId};
+use super::arrival::{Arrival, PromptWant};
+use super::error::{Refusal, ScheduleError};
 use crate::kv::GroupKind;
 
 /// What a scheduler is built with.
@@ -77,6 +77,13 @@ pub struct Speculation {
     /// rows on nothing is proposed. Default 32.
     pub step_tokens: u32,
 }
+
+backend_api::setters!(Speculation {
+    max_draft: u8,
+    min_match: u8,
+    lookback: u32,
+    step_tokens: u32
+});
 
 impl Default for Speculation {
     fn default() -> Self {
@@ -200,10 +207,14 @@ impl SchedulerConfig {
     /// Whether a scheduler can be built so.
     pub(super) fn validate(&self) -> Result<(), ScheduleError> {
         let refuse = |reason: String| Err(ScheduleError::Config(reason));
-        if self.max_running == 0 || self.pages == 0 || self.context_length < 2 {
+        if self.max_running == 0
+            || self.pages == 0
+            || self.page_size == 0
+            || self.context_length < 2
+        {
             return refuse(format!(
-                "{} slots, {} pages and a context of {} tokens can't serve a request",
-                self.max_running, self.pages, self.context_length
+                "{} slots, {} pages of {} tokens and a context of {} tokens can't serve a request",
+                self.max_running, self.pages, self.page_size, self.context_length
             ));
         }
         if self.groups.is_empty() || self.groups.len() >= usize::from(u8::MAX) {
@@ -223,9 +234,9 @@ impl SchedulerConfig {
             return refuse(reason.to_owned());
         }
         // What one sequence needs to decode, however long it is, or all of it.
-        let reach = window.saturating_sub(1).div_ceil(self.page_size.max(1));
-        let drafts = self.most_drafted().div_ceil(self.page_size.max(1));
-        let longest = self.context_length.div_ceil(self.page_size.max(1));
+        let reach = window.saturating_sub(1).div_ceil(self.page_size);
+        let drafts = self.most_drafted().div_ceil(self.page_size);
+        let longest = self.context_length.div_ceil(self.page_size);
         let needed = longest.min(reach + 2 + drafts);
         if (pages as usize) < needed {
             return refuse(format!(
@@ -238,46 +249,4 @@ impl SchedulerConfig {
     pub(super) fn check_arrival(&self, arrival: &Arrival) -> Result<(), Refusal> {
         self.check(arrival.prompt.len(), arrival.max_tokens as usize, arrival.want)
     }
-}
-
-/// Why a sequence was refused. Nothing changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// There is nothing to continue.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-    /// The limit is zero tokens, and nothing is wanted of the prompt.
-    #[error("max_tokens is 0, so there is nothing to generate")]
-    NothingToGenerate,
-    /// The prompt leaves no room for a token.
-    #[error(
-        "the prompt has {prompt_len} tokens, but the context holds {context_length}, the answer included"
-    )]
-    PromptTooLong {
-        /// Tokens in the prompt.
-        prompt_len: usize,
-        /// Tokens in the context.
-        context_length: usize,
-    },
-    /// Prompt and limit need more pages than there are.
-    #[error("prompt and max_tokens need {needed} pages of KV, but there are {capacity} in all")]
-    NeverFits {
-        /// Pages needed.
-        needed: usize,
-        /// Pages there are.
-        capacity: usize,
-    },
-    /// Too many wait already.
-    #[error("the queue is full: {waiting} sequences wait")]
-    QueueFull {
-        /// How many wait.
-        waiting: usize,
-    },
-    /// The id is in use.
-    #[error("sequence {0:?} exists already")]
-    Exists(SequenceId),
-    /// The sequence to fork doesn't exist, or has ended.
-    #[error("there is no sequence {0:?}")]
-    Unknown(SequenceId),
 }

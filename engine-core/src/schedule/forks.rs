@@ -1,9 +1,9 @@
 //! Continuing a running sequence along another branch.
 
 use super::admission::has_room_for;
-use super::config::Refusal;
-use super::report::{InputError, ScheduleError};
-use super::sequence::{Arrival, SequenceId, SequenceKey};
+use super::arrival::{Arrival, SequenceId};
+use super::error::{InputError, Refusal, ScheduleError};
+use super::sequence::SequenceKey;
 use super::state::State;
 
 /// Adds a sequence that begins with the known tokens of `parent`, followed by the branch's own.

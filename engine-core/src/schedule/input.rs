@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use radix_cache::Token;
 use serde::{Deserialize, Serialize};
 
-use super::sequence::{Arrival, FinishReason, RequestId, SequenceId};
+use super::arrival::{Arrival, FinishReason, RequestId, SequenceId};
 use crate::backend::{StepError, StepResult};
 
 /// Something that happened. The same inputs in the same order, with plans between them, lead to

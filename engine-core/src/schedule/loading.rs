@@ -2,7 +2,7 @@
 
 use radix_cache::Match;
 
-use super::report::ScheduleError;
+use super::error::ScheduleError;
 use super::sequence::{Phase, SequenceKey};
 use super::state::State;
 

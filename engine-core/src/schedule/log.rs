@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::config::SchedulerConfig;
 use super::digest::digest;
+use super::error::{InputError, ScheduleError};
 use super::input::Input;
-use super::report::{InputError, Plan, ScheduleError, SchedulerStats};
+use super::report::{Plan, SchedulerStats};
 use super::scheduler::Scheduler;
 
 /// The version of logs that are written and replayed. It changes whenever the same inputs may lead

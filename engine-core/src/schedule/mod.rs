@@ -10,6 +10,7 @@
 //! Each file owns a part of the state behind a few verbs and imports only those above it:
 //!
 //! ```text
+//! arrival      what a sequence is to those who submit it
 //! sequence     one sequence: tokens, and its phase (waiting, loading, running)
 //! proposer     which tokens are proposed
 //! pages        slots, page tables, the pool of each kind of group
@@ -42,10 +43,12 @@
 //! 3. New sequences, while slots, the chunk budget and the page budget last.
 
 mod admission;
+mod arrival;
 mod assembly;
 mod committer;
 mod config;
 mod digest;
+mod error;
 mod flights;
 mod forks;
 mod input;
@@ -67,11 +70,10 @@ mod sequences;
 mod state;
 mod transfers;
 
-pub use config::{
-    HostTierConfig, QueuePolicy, Refusal, SchedulerConfig, Speculation, WindowedConfig,
-};
+pub use arrival::{Arrival, FinishReason, PromptWant, RequestId, SequenceId};
+pub use config::{HostTierConfig, QueuePolicy, SchedulerConfig, Speculation, WindowedConfig};
+pub use error::{InputError, Refusal, ScheduleError};
 pub use input::Input;
 pub use log::{InputLog, LOG_VERSION, ReplayError, Replayed, replay};
-pub use report::{Deferred, Event, InputError, Plan, ScheduleError, SchedulerStats, Step};
+pub use report::{Deferred, Event, Plan, SchedulerStats, Step};
 pub use scheduler::Scheduler;
-pub use sequence::{Arrival, FinishReason, PromptWant, RequestId, SequenceId};

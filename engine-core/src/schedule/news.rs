@@ -2,8 +2,8 @@
 
 use radix_cache::Token;
 
+use super::arrival::{FinishReason, SequenceId};
 use super::report::Event;
-use super::sequence::{FinishReason, SequenceId};
 use crate::backend::{Sampled, Span, StepResult};
 
 /// Owns the events that nobody has read.

@@ -2,8 +2,9 @@
 
 use super::admission;
 use super::assembly::Assembly;
+use super::error::ScheduleError;
 use super::proposer;
-use super::report::{Deferred, ScheduleError};
+use super::report::Deferred;
 use super::retraction;
 use super::rows::{self, Budget};
 use super::sequence::SequenceKey;

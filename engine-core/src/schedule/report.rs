@@ -2,10 +2,8 @@
 
 use radix_cache::Token;
 
-use super::config::Refusal;
-use super::sequence::{FinishReason, SequenceId};
+use super::arrival::{FinishReason, SequenceId};
 use crate::backend::{Batch, PageCopy, Sampled};
-use crate::kv::PoolError;
 
 /// What the engine does next.
 #[derive(Clone, Copy, Debug)]
@@ -132,58 +130,4 @@ pub struct SchedulerStats {
     pub transfers: u64,
     /// Copies between the tiers that failed.
     pub failed_transfers: u64,
-}
-
-/// Why an input was not applied.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InputError {
-    /// The caller's mistake. Nothing changed.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The scheduler can't go on.
-    #[error(transparent)]
-    Schedule(#[from] ScheduleError),
-}
-
-/// The scheduler can't go on: its own accounting is broken, or the backend broke its contract.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ScheduleError {
-    /// The limits or the page size make no sense.
-    #[error("invalid scheduler configuration: {0}")]
-    Config(String),
-    /// See [`PoolError`].
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-    /// A commit without a launch.
-    #[error("a step or copies were committed, but none are in flight")]
-    NothingInFlight,
-    /// A result lacks a token that was asked for, or has more than may be.
-    #[error("step {step} returned {found} tokens for output {output}, not 1 to {most}")]
-    Answer {
-        /// The step.
-        step: u64,
-        /// Index of the output.
-        output: u32,
-        /// Tokens that the result has for it.
-        found: usize,
-        /// Most that it may have.
-        most: usize,
-    },
-    /// Sequences wait and nothing runs, yet none can be admitted.
-    #[error("{waiting} sequences wait and none can ever run")]
-    Stuck {
-        /// How many wait.
-        waiting: usize,
-    },
-    /// A sequence was to do what only one that runs can do.
-    #[error("{id:?} has no slot")]
-    NotRunning {
-        /// Which.
-        id: SequenceId,
-    },
-    /// A page or slot has no owner, or more than one.
-    #[error("ownership is broken: {0}")]
-    Ownership(String),
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::report::ScheduleError;
+use super::error::ScheduleError;
 use super::rows::pages_for_decode;
 use super::sequence::SequenceKey;
 use super::state::State;

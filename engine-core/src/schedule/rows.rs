@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::assembly::{Assembly, NewRow};
+use super::error::ScheduleError;
 use super::flights::RowKind;
-use super::report::ScheduleError;
 use super::sequence::SequenceKey;
 use super::state::State;
 use crate::kv::GroupKind;

@@ -2,13 +2,14 @@
 
 use radix_cache::Token;
 
+use super::arrival::{Arrival, FinishReason, RequestId, SequenceId};
 use super::committer;
-use super::config::{Refusal, SchedulerConfig};
+use super::config::SchedulerConfig;
+use super::error::{InputError, Refusal, ScheduleError};
 use super::forks;
 use super::input::Input;
 use super::planner::{Decision, Planner};
-use super::report::{Event, InputError, Plan, ScheduleError, SchedulerStats, Step};
-use super::sequence::{Arrival, FinishReason, RequestId, SequenceId};
+use super::report::{Event, Plan, SchedulerStats, Step};
 use super::state::State;
 use super::transfers::Transfers;
 use crate::kv::{KvPool, PageCounts};

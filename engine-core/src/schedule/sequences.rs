@@ -3,11 +3,12 @@
 use hashbrown::HashMap;
 use slotmap::SlotMap;
 
-use super::config::{Refusal, SchedulerConfig};
+use super::arrival::{Arrival, SequenceId};
+use super::config::SchedulerConfig;
+use super::error::{Refusal, ScheduleError};
 use super::pages::Holding;
 use super::proposer::Drafting;
-use super::report::ScheduleError;
-use super::sequence::{Arrival, Phase, Running, Sequence, SequenceId, SequenceKey, Waiting};
+use super::sequence::{Phase, Running, Sequence, SequenceKey, Waiting};
 
 /// Owns the sequences and the order of those that run.
 #[derive(Debug)]

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use super::arrival::FinishReason;
 use super::config::SchedulerConfig;
+use super::error::ScheduleError;
 use super::flights::Flights;
 use super::news::News;
 use super::pages::{Holding, Pages};
 use super::queue::Queue;
-use super::report::{ScheduleError, SchedulerStats};
+use super::report::SchedulerStats;
 use super::reserve::{CLIPPED_OUTPUT, ReserveRatio};
-use super::sequence::{FinishReason, Phase, Sequence, SequenceKey};
+use super::sequence::{Phase, Sequence, SequenceKey};
 use super::sequences::Sequences;
 use super::transfers::Transfers;
 use crate::backend::SlotSampling;

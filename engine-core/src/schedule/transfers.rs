@@ -24,8 +24,9 @@ use std::collections::VecDeque;
 use radix_cache::{Direction, LockId, Match, Namespace, PageId, Token, Transfer, WritePolicy};
 
 use super::config::{HostTierConfig, SchedulerConfig};
+use super::error::ScheduleError;
 use super::flights::MAX_IN_FLIGHT;
-use super::report::{ScheduleError, SchedulerStats};
+use super::report::SchedulerStats;
 use super::sequence::SequenceKey;
 use crate::backend::{GroupId, PageCopy, Tier as Memory};
 use crate::kv::KvPool;

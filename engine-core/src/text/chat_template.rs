@@ -13,14 +13,15 @@ use minijinja::value::Serde;
 use minijinja::value::Value as Operand;
 use serde_json::{Map, Value, json};
 
+use super::parts::ControlTokens;
 use super::template_environment::{
     LimitedOutput, MAX_OUTPUT, environment, reason_of, render_error,
 };
 use super::template_source::prepare;
 use super::tokenizer::read_optional_object;
-use super::{ChatMessage, SpecialTokens, TextError};
+use super::{ChatMessage, SpecialTokens, TextError, TextPart, Tokenizer};
+use crate::files::read_text;
 use crate::model::ModelFiles;
-use crate::setters::setters;
 
 /// The name of a template that stands alone, and of the usual one among several.
 const DEFAULT: &str = "default";
@@ -51,14 +52,19 @@ pub struct ChatOptions {
     /// `apply_chat_template` does, rather than in the shape that the template takes. Off by
     /// default.
     pub as_given: bool,
+    /// Recognise control tokens in what users and tools say, as most servers do: a user's
+    /// `<|im_end|>` then ends the user's turn. Off by default: it is text.
+    pub recognise_control_tokens: bool,
 }
 
-setters!(ChatOptions {
+backend_api::setters!(ChatOptions {
     add_generation_prompt: bool,
     tools: impl Into<Option<Vec<Value>>>,
     documents: impl Into<Option<Vec<Value>>>,
     template: impl Into<Option<String>>,
     variables: impl Into<Map<String, Value>>,
+    as_given: bool,
+    recognise_control_tokens: bool,
 });
 
 impl Default for ChatOptions {
@@ -70,6 +76,7 @@ impl Default for ChatOptions {
             template: None,
             variables: Map::new(),
             as_given: false,
+            recognise_control_tokens: false,
         }
     }
 }
@@ -182,7 +189,7 @@ impl ChatTemplate {
     ) -> Result<Option<Self>, TextError> {
         let mut named: BTreeMap<String, String> = additional_templates(directory)?;
         let path = directory.join("chat_template.jinja");
-        match fs::read_to_string(&path) {
+        match read_text(&path) {
             Ok(source) => drop(named.insert(DEFAULT.to_owned(), source)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let path = directory.join("tokenizer_config.json");
@@ -218,6 +225,41 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         options: &ChatOptions,
     ) -> Result<String, TextError> {
+        self.run(self.choose(options)?, &self.adapt(messages, options)?, options)
+    }
+
+    /// Renders a conversation into parts, of which those that are control tokens in the words of
+    /// users, tools and documents are plain text: for
+    /// [`Tokenizer::encode_parts`](super::Tokenizer::encode_parts). With
+    /// [`ChatOptions::recognise_control_tokens`] there is one part.
+    ///
+    /// # Errors
+    ///
+    /// As [`render`](Self::render).
+    pub fn render_parts(
+        &self,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<TextPart>, TextError> {
+        if options.recognise_control_tokens {
+            return Ok(vec![TextPart::new(self.render(messages, options)?, false)]);
+        }
+        let control = ControlTokens::new(tokenizer.control_tokens());
+        let mut messages = self.adapt(messages, options)?;
+        control.mark_messages(&mut messages);
+        let mut options = options.clone();
+        options.documents.iter_mut().flatten().for_each(|document| control.mark(document));
+        let text = self.run(self.choose(&options)?, &messages, &options)?;
+        Ok(control.parts(&text))
+    }
+
+    /// The messages in the shape that the template takes.
+    fn adapt(
+        &self,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+    ) -> Result<Vec<ChatMessage>, TextError> {
         let name = self.choose(options)?;
         let mut messages = messages.to_vec();
         messages.iter_mut().for_each(ChatMessage::normalize);
@@ -232,7 +274,7 @@ impl ChatTemplate {
                 messages.iter_mut().for_each(ChatMessage::decode_arguments);
             }
         }
-        self.run(name, &messages, options)
+        Ok(messages)
     }
 
     fn run(
@@ -350,7 +392,7 @@ fn additional_templates(directory: &Path) -> Result<BTreeMap<String, String>, Te
     let path = directory.join("additional_chat_templates");
     let read = |path: &Path| {
         let failed = |source| TextError::Read { path: path.to_owned(), source };
-        fs::read_to_string(path).map_err(failed)
+        read_text(path).map_err(failed)
     };
     let entries = match fs::read_dir(&path) {
         Ok(entries) => entries,

@@ -36,7 +36,7 @@ pub enum TextError {
         reason: String,
     },
     /// The GGUF file names a kind of tokenizer that is not supported.
-    #[error("tokenizer model {model:?} is not supported (supported: \"gpt2\")", model = clip(model))]
+    #[error("tokenizer model {model:?} is not supported (supported: \"gpt2\", \"llama\", \"gemma4\")", model = clip(model))]
     UnsupportedTokenizerModel {
         /// The value of `tokenizer.ggml.model`.
         model: String,

@@ -5,6 +5,7 @@ use std::{fs::File, ops::Deref, path::Path};
 use memmap2::Mmap;
 
 use super::WeightFileError;
+use crate::files::regular_len;
 
 /// The bytes of a model file.
 pub(super) enum FileBytes {
@@ -18,6 +19,7 @@ impl FileBytes {
     /// Maps the file at `path`, which must not be changed or truncated until this is dropped.
     pub(super) fn open(path: &Path) -> Result<Self, WeightFileError> {
         let failed = |source| WeightFileError::Io { path: path.to_owned(), source };
+        regular_len(path).map_err(failed)?;
         let file = File::open(path).map_err(failed)?;
         // SAFETY: the map is read-only and only ever seen as bytes, for which every value is
         // valid. What the language can't rule out is another process changing the file while

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    io,
     path::{Component, Path, PathBuf},
 };
 
@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
 use super::{Format, Shape, Tensor, WeightFileError, Weights, WeightsError, map::FileBytes};
+use crate::files::read_text;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -45,8 +46,8 @@ impl SafetensorsWeights {
             return Self::single(Shard::parse(single.clone(), FileBytes::open(&single)?)?);
         }
         let index = directory.join(INDEX_FILE);
-        match fs::read(&index) {
-            Ok(json) => Self::sharded(directory, &index, &json),
+        match read_text(&index) {
+            Ok(json) => Self::sharded(directory, &index, json.as_bytes()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(WeightFileError::NoWeightFiles { directory: directory.to_owned() })
             }
@@ -213,6 +214,8 @@ fn tensor<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use std::borrow::Cow;
 
     use proptest::prelude::*;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use engine_core::backend::sample::{OutputRows, OutputSampler};
+use engine_core::backend::sample::{OutputRows, OutputSampler, TokenCounts};
 use engine_core::backend::{
     BackendError, Batch, BatchBounds, Deadline, Executor, GroupId, Limits, Masks, OutputRequest,
     PageCopy, ProgramId, Progress, Row, RowFailure, SlotEvent, StepError, StepResult, Ticket, Tier,
@@ -273,7 +273,15 @@ impl Interpreting {
             let slot = &mut self.slots[row.slot.index()];
             let next = &mut slot.next[forward.program.index()];
             let answer = &mut forward.answers[index as usize];
-            match self.sampler.answer(rows, &slot.sampling, &mut slot.counts, masks, answer) {
+            // What a draft samples is a proposal, and not counted.
+            let mut drafted = TokenCounts::default();
+            let counts = if forward.program == ProgramId::default() {
+                &mut slot.counts
+            } else {
+                drafted.clone_from(&slot.counts);
+                &mut drafted
+            };
+            match self.sampler.answer(rows, &slot.sampling, counts, masks, answer) {
                 Ok(Some(token)) => *next = NextToken::Sampled(token),
                 Ok(None) => {}
                 Err(error) => {

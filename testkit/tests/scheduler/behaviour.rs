@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use engine_core::backend::{SlotSampling, StepError, StepResult};
+use engine_core::kv::GroupKind::{self, Full, Windowed};
 use engine_core::schedule::{
-    Arrival, Input, InputError, Plan, PromptWant, QueuePolicy, Refusal, RequestId, ScheduleError,
-    Scheduler, SchedulerConfig, SequenceId,
+    Arrival, HostTierConfig, Input, InputError, Plan, PromptWant, QueuePolicy, Refusal, RequestId,
+    ScheduleError, Scheduler, SchedulerConfig, SequenceId, WindowedConfig,
 };
 use engine_core::{Namespace, Retention, Token};
 use testkit::shadow::model;
@@ -291,12 +292,34 @@ fn what_can_never_run_is_refused_and_leaves_no_trace() {
 
 #[test]
 fn limits_that_can_not_serve_anybody_are_refused() {
-    for (pages, max_running, context) in [(0, 1, 10), (1, 0, 10), (1, 1, 1)] {
-        let built = Scheduler::new(SchedulerConfig::new(4, pages, max_running, context));
-        assert!(matches!(built, Err(ScheduleError::Config(_))));
+    let refused = |config: SchedulerConfig| {
+        assert!(
+            matches!(Scheduler::new(config.clone()), Err(ScheduleError::Config(_))),
+            "{config:?}"
+        );
+    };
+    for (page_size, pages, running, context) in
+        [(4, 0, 1, 10), (4, 1, 0, 10), (4, 1, 1, 1), (0, 1, 1, 10)]
+    {
+        refused(SchedulerConfig::new(page_size, pages, running, context));
     }
     let built = Scheduler::new(SchedulerConfig::new(3, 4, 1, 10));
     assert!(matches!(built, Err(ScheduleError::Pool(_))), "3 is no page size");
+
+    let with = |groups: &[GroupKind], windowed_pages: Option<u32>| {
+        let mut config = SchedulerConfig::new(4, 100, 2, 200);
+        config.groups = groups.to_vec();
+        config.windowed = windowed_pages.map(|pages| WindowedConfig { window: 50, pages });
+        config
+    };
+    refused(with(&[], None));
+    refused(with(&[Full, Windowed], None));
+    refused(with(&[Full], Some(50)));
+    refused(with(&[Full, Windowed], Some(14)));
+    let mut enough = with(&[Full, Windowed], Some(15));
+    Scheduler::new(enough.clone()).unwrap();
+    enough.host_tier = Some(HostTierConfig::new(10));
+    refused(enough);
 }
 
 fn nothing(error: Option<StepError>) -> Input<'static> {

@@ -4,8 +4,8 @@ use radix_cache::{Direction, PageId, Transfer};
 
 use super::{Holding, Pages, Table};
 use crate::kv::{GroupKind, PageCounts};
-use crate::schedule::report::ScheduleError;
-use crate::schedule::sequence::SequenceId;
+use crate::schedule::arrival::SequenceId;
+use crate::schedule::error::ScheduleError;
 
 impl Pages {
     /// Checks all pages against those that hold them: running sequences and copies under way.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use radix_cache::{CacheConfig, LockId, Match, Namespace, PageId, Retention, Token};
 
 use super::config::SchedulerConfig;
-use super::report::ScheduleError;
+use super::error::ScheduleError;
 use crate::backend::{GroupId, SlotEvent, SlotId, SlotSampling, Slots, Span};
 use crate::kv::{GroupKind, KvPool, PoolError};
 

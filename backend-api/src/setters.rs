@@ -1,6 +1,8 @@
-//! Setters of option structs.
+//! Setters of option structs, the same in every crate.
 
 /// Gives a struct a setter for each of the named fields, called as the field.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! setters {
     ($name:ident { $($field:ident: $type:ty),* $(,)? }) => {
         impl $name {
@@ -15,5 +17,3 @@ macro_rules! setters {
         }
     };
 }
-
-pub(crate) use setters;
