@@ -15,10 +15,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use understory::prelude::*;
+use understory::source::PluginSource;
 
-/// The plugin, as the library names it.
-const PLUGIN: &str =
-    "pypi:lammps-jax-pjrt-cpu==0.11.2/lammps_jax_pjrt_cpu/pjrt_c_api_cpu_plugin.so";
 /// Starts that find the executables on disk.
 const WARM: usize = 5;
 /// Marks the process that starts an engine; then come model, plugin and cache.
@@ -38,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let fetch = FetchOptions::default();
     let model = ModelSource::Default.resolve(&fetch, &mut ())?;
-    let plugin = PLUGIN.parse::<ModelSource>()?.resolve(&fetch, &mut ())?;
+    let plugin = PluginSource::Cpu.resolve(&fetch, &mut ())?;
     let folder = tempfile::tempdir()?;
     println!("seconds   plugin  weights, KV  executables  first answer     all");
     let cold = child(&model, &plugin, folder.path())?;
@@ -102,11 +100,11 @@ fn child(model: &Path, plugin: &Path, cache: &Path) -> Result<Phases, Box<dyn Er
     Ok(Phases { plugin, weights, executables, answer })
 }
 
-fn start(model: &Path, plugin: ModelSource, cache: &Path) -> Result<Phases, Box<dyn Error>> {
+fn start(model: &Path, plugin: PluginSource, cache: &Path) -> Result<Phases, Box<dyn Error>> {
     let begin = Instant::now();
     let mut fetch = FetchOptions::default();
     fetch.cache_dir = Some(cache.to_owned());
-    let choice = BackendChoice::Xla { plugin: Some(plugin), devices: 1 };
+    let choice = BackendChoice::Xla { plugin, devices: 1 };
     let backend = choice.open(&fetch, &mut ())?;
     let plugin = begin.elapsed();
 

@@ -9,11 +9,11 @@
 #[path = "support/start.rs"]
 mod start;
 
-use std::error::Error;
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use start::Outcome;
 use understory::prelude::*;
 use understory::request::{Finished, Usage};
 
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     start::run(|| run(&arguments))
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Outcome<()> {
     let engine = arguments.engine.start()?;
     let sampling = sampling(arguments, &engine);
     let opening = || arguments.system.iter().map(|text| ChatMessage::new("system", text)).collect();
@@ -88,7 +88,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
                     Err(error) if engine.dead().is_some() => return Err(error.into()),
                     Err(error) => {
                         history.pop();
-                        eprintln!("({error}; /reset starts anew)");
+                        eprintln!("({}; /reset starts anew)", one_line(&error));
                     }
                 }
             }
@@ -132,12 +132,13 @@ fn answer(engine: &Engine, request: Request) -> Result<(String, Usage), TurnErro
 }
 
 fn sampling(arguments: &Arguments, engine: &Engine) -> SamplingParams {
-    let mut sampling = engine.recommended_sampling();
-    sampling.max_tokens = Some(arguments.max_tokens);
-    sampling.seed = arguments.seed;
-    sampling.temperature = arguments.temperature;
-    sampling.top_p = arguments.top_p.unwrap_or(sampling.top_p);
+    let sampling = engine.recommended_sampling();
+    let top_p = arguments.top_p.unwrap_or(sampling.top_p);
     sampling
+        .max_tokens(arguments.max_tokens)
+        .seed(arguments.seed)
+        .temperature(arguments.temperature)
+        .top_p(top_p)
 }
 
 fn counts(usage: &Usage) -> String {

@@ -9,16 +9,19 @@
 //! `hash_ids`, one for each 512 prompt tokens. Without one, the excerpt in `radix-cache/data` is
 //! replayed.
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "../radix-cache/benches/cache/replay.rs"]
 mod replay;
 #[path = "../radix-cache/benches/cache/trace.rs"]
 mod trace;
 
-use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use plotters::prelude::*;
+use program::Outcome;
 use radix_cache::{CacheConfig, Policy};
 
 use crate::replay::{TreeWithPool, lru_hit_rate, replay};
@@ -50,8 +53,12 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    program::run(|| run(&arguments))
+}
+
+fn run(arguments: &Arguments) -> Outcome<()> {
     let path = arguments.trace.clone().or_else(trace::path);
     let requests = trace::read(path.as_deref())?;
     let ids = trace::unique_ids(&requests);
@@ -65,11 +72,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut against_capacity = Vec::new();
     for policy in Policy::ALL {
         let label = format!("{policy:?}");
-        let served = serve(&arguments, &requests, policy, ids * arguments.percent / 100)?;
+        let served = serve(arguments, &requests, policy, ids * arguments.percent / 100)?;
         over_time.push(Curve { label: label.clone(), points: windows(&served) });
         let mut points = Vec::new();
         for percent in PERCENTS {
-            let served = serve(&arguments, &requests, policy, ids * percent / 100)?;
+            let served = serve(arguments, &requests, policy, ids * percent / 100)?;
             let rate = rate(&served);
             println!("{label:>12}, capacity {percent:>3} %: {rate:.2} % of tokens hit");
             points.push((percent as f64, rate));
@@ -98,7 +105,7 @@ fn serve(
     requests: &[Request],
     policy: Policy,
     ids: usize,
-) -> Result<Vec<(usize, usize)>, Box<dyn Error>> {
+) -> Outcome<Vec<(usize, usize)>> {
     let config = CacheConfig::default().page_size(arguments.page_size).policy(policy);
     let pages = replay::pages(ids, arguments.page_size);
     let outcome = replay(requests, arguments.page_size, &mut TreeWithPool::new(config, pages)?);
@@ -124,7 +131,7 @@ fn draw(
     title: &str,
     below: &str,
     curves: &[Curve],
-) -> Result<(), Box<dyn Error>> {
+) -> Outcome<()> {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let right = points().map(|point| point.0).fold(1.0, f64::max);
     let top = points().map(|point| point.1).fold(1.0, f64::max) * 1.1;

@@ -9,13 +9,12 @@
 #[path = "support/start.rs"]
 mod start;
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use start::Outcome;
 use understory::error::GenerationError;
 use understory::prelude::*;
-use understory::request::Finished;
 
 /// Where the story starts, and long enough to fill a few pages.
 const CONTEXT: &str = "The lighthouse on Gull Rock had been dark for eleven years when Mara rowed \
@@ -67,7 +66,7 @@ fn main() -> ExitCode {
     start::run(|| run(&arguments))
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Outcome<()> {
     let engine = arguments.engine.start()?;
     let mut trunk = Trunk::grow(&engine, arguments)?;
 
@@ -91,19 +90,16 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 struct Trunk {
     generation: Generation,
     tokens: Vec<Token>,
-    prompt_tokens: usize,
 }
 
 impl Trunk {
     /// Continues the context until it is long enough to be forked.
-    fn grow(engine: &Engine, arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
-        let mut sampling = branch_sampling(arguments, 0);
+    fn grow(engine: &Engine, arguments: &Arguments) -> Outcome<Self> {
         // It must not end by itself before it is forked.
-        sampling.ignore_eos = true;
-        sampling.max_tokens = None;
+        let sampling = branch_sampling(arguments, 0).ignore_eos(true).max_tokens(None);
         let request = Request::new(arguments.prompt.as_str()).sampling(sampling);
         let generation = engine.submit(request)?;
-        let mut trunk = Self { generation, tokens: Vec::new(), prompt_tokens: 0 };
+        let mut trunk = Self { generation, tokens: Vec::new() };
         while trunk.tokens.len() < arguments.shared_tokens as usize && trunk.read()? {}
         Ok(trunk)
     }
@@ -117,9 +113,6 @@ impl Trunk {
     fn read(&mut self) -> Result<bool, GenerationError> {
         match self.generation.recv().transpose()? {
             Some(GenerationEvent::Token { token, .. }) => self.tokens.push(token),
-            Some(GenerationEvent::Finished(Finished { usage, .. })) => {
-                self.prompt_tokens = usage.prompt_tokens as usize;
-            }
             Some(_) => {}
             None => return Ok(false),
         }
@@ -128,12 +121,11 @@ impl Trunk {
 }
 
 fn branch_sampling(arguments: &Arguments, number: u64) -> SamplingParams {
-    let mut sampling = SamplingParams::default();
-    sampling.temperature = 0.8;
-    sampling.top_p = 0.9;
-    sampling.seed = Some(arguments.seed.wrapping_add(number));
-    sampling.max_tokens = Some(arguments.max_tokens);
-    sampling
+    SamplingParams::default()
+        .temperature(0.8)
+        .top_p(0.9)
+        .seed(arguments.seed.wrapping_add(number))
+        .max_tokens(arguments.max_tokens)
 }
 
 fn show(engine: &Engine, arguments: &Arguments, trunk: &Trunk, outputs: &[Output]) {
@@ -148,7 +140,8 @@ fn show(engine: &Engine, arguments: &Arguments, trunk: &Trunk, outputs: &[Output
         let own = engine.tokenizer().and_then(|tokenizer| tokenizer.encode(branch, false).ok());
         let own = own.map_or(0, |tokens| tokens.len());
         // The branch began with the tokens that the trunk had when the fork reached the engine.
-        let taken = (usage.prompt_tokens as usize).saturating_sub(trunk.prompt_tokens + own);
+        let before = trunk.generation.prompt_tokens() as usize + own;
+        let taken = (usage.prompt_tokens as usize).saturating_sub(before);
         let shared = decode(&trunk.tokens[..taken.min(trunk.tokens.len())]);
         println!("--- branch \"{}\"", branch.trim());
         println!("...{shared}{branch}{}", output.text);

@@ -1,31 +1,41 @@
 //! Compiles a model for TPUs that aren't there, and says whether it fits and what it costs.
 //!
-//!     cargo run --release --features xla --example tpu_aot -- --plugin libtpu.so \
-//!         --model qwen3-8b --topology v6e:2x2 --batch 32
+//! ```text
+//! cargo run --release --features xla --example tpu_aot -- \
+//!     --model qwen3-8b --topology v6e:2x2 --batch 32
+//! ```
 //!
-//! `python3 scripts/pjrt_plugin.py tpu` fetches a libtpu and prints its path. `--model` takes
-//! `qwen3-8b`, `qwen3-32b`, or the path of a config.json; no weights are read. The model is shared
-//! by all devices of the topology. `--attention pallas` attends with the ragged paged attention
+//! The compiler is libtpu, which is fetched (214 MB). `--model` takes `qwen3-8b`, `qwen3-32b`, or
+//! the path of a config.json; no weights are read. The model is shared by all devices of the
+//! topology. `--attention pallas` attends with the ragged paged attention
 //! kernel, which `scripts/ragged_paged_attention.py` lowers (it needs Python 3.11 or 3.12); where
 //! the kernel can't be had, the row says why, and is about the portable attention.
 //!
-//! Several models, topologies, steps and kinds of attention make a table, and `--table` is the one
-//! of `docs/xla.md`, with 140 rows. `--json` prints one JSON object a line instead; `--read` makes
-//! a table of such lines.
+//! Several models, topologies, steps and kinds of attention make a table. `--table` compiles all
+//! 140 cases of `docs/data/tpu_aot.tsv` and prints that file. `--json` prints one JSON object a line
+//! instead; `--read` makes a table of such lines.
 //!
 //! Each compilation runs in a process of its own, since a module that the plugin does not like can
 //! end the process. What the columns mean is in `docs/xla.md`.
 
+#[path = "support/bars.rs"]
+mod bars;
+#[path = "support/program.rs"]
+mod program;
+
 use std::{
-    error::Error,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
     time::Instant,
 };
 
+use bars::Bars;
 use clap::Parser;
-use engine_core::model::{ModelConfig, Program, build};
+use program::Outcome;
 use serde_json::{Value, json};
+use understory::model::{ModelConfig, Program, build};
+use understory::one_line;
+use understory::source::{FetchOptions, PluginSource};
 use understory::xla::{
     aot::{AotOptions, AotReport, AotStep, compile},
     pallas::{AttentionChoice, KernelSource},
@@ -60,9 +70,12 @@ const DEVICES: [(&str, f64, f64); 5] = [
 #[derive(Parser)]
 #[command(about = "Compiles a model for a TPU topology, with no TPU")]
 struct Arguments {
-    /// The TPU's PJRT plugin, libtpu.so.
-    #[arg(long, required_unless_present = "read")]
-    plugin: Option<PathBuf>,
+    /// The TPU's PJRT plugin: `tpu`, which is fetched, or a shared library.
+    #[arg(long, value_name = "SOURCE", default_value = "tpu")]
+    plugin: PluginSource,
+    /// Fetch nothing: take only what is on this machine.
+    #[arg(long)]
+    offline: bool,
     /// `qwen3-8b`, `qwen3-32b`, or the path of a config.json.
     #[arg(long, default_value = "qwen3-8b")]
     model: Vec<String>,
@@ -84,7 +97,8 @@ struct Arguments {
     /// The longest sequence; KV is reserved for a batch of such sequences.
     #[arg(long, default_value_t = 2048)]
     context: usize,
-    /// All models, topologies, steps and kinds of attention of docs/xla.md.
+    /// All models, topologies, steps and kinds of attention of docs/data/tpu_aot.tsv, separated by
+    /// tabs as that file is.
     #[arg(long)]
     table: bool,
     /// Print what an earlier run with --json wrote to this file.
@@ -122,14 +136,19 @@ struct Case<'a> {
     attention: Attention,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
     // SAFETY: no thread has been started yet.
     unsafe { disable_tpu_metadata_query() };
-    let mut arguments = Arguments::parse();
+    let arguments = Arguments::parse();
+    program::run(|| run(arguments))
+}
+
+fn run(mut arguments: Arguments) -> Outcome<()> {
+    let layout = if arguments.table { Layout::Tabs } else { Layout::Markdown };
     if let Some(path) = &arguments.read {
-        print_head();
+        layout.print_head();
         for line in std::fs::read_to_string(path)?.lines() {
-            print_row(&serde_json::from_str(line)?);
+            layout.print_row(&serde_json::from_str(line)?);
         }
         return Ok(());
     }
@@ -143,22 +162,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     if arguments.batch.is_empty() && arguments.prefill.is_empty() {
         arguments.batch = vec![32];
     }
+    let fetch = FetchOptions::default().offline(arguments.offline);
+    let plugin = arguments.plugin.resolve(&fetch, &mut Bars::default())?;
     if arguments.in_process {
-        println!("{}", compile_one(&arguments)?);
+        println!("{}", compile_one(&arguments, &plugin, &fetch)?);
         return Ok(());
     }
     let decode = arguments.batch.iter().map(|rows| ("--batch", *rows));
     let prefill = arguments.prefill.iter().map(|tokens| ("--prefill", *tokens));
     let steps: Vec<(&str, usize)> = decode.chain(prefill).collect();
     if !arguments.json {
-        print_head();
+        layout.print_head();
     }
     for model in &arguments.model {
         for topology in &arguments.topology {
             for &step in &steps {
                 for &attention in &arguments.attention {
-                    let report = in_child(&arguments, &Case { model, topology, step, attention })?;
-                    if arguments.json { println!("{report}") } else { print_row(&report) }
+                    let case = Case { model, topology, step, attention };
+                    let report = in_child(&arguments, &plugin, &case)?;
+                    match arguments.json {
+                        true => println!("{report}"),
+                        false => layout.print_row(&report),
+                    }
                 }
             }
         }
@@ -167,10 +192,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Runs this program again for one case. A child that dies is a result too.
-fn in_child(arguments: &Arguments, case: &Case<'_>) -> Result<Value, Box<dyn Error>> {
+fn in_child(arguments: &Arguments, plugin: &Path, case: &Case<'_>) -> Outcome<Value> {
     let &Case { model, topology, step: (flag, size), attention } = case;
     let started = Instant::now();
-    let plugin = arguments.plugin.as_deref().ok_or("no plugin")?;
     let output = Command::new(std::env::current_exe()?)
         // Else libtpu takes a lock that other processes, which use no TPU either, may hold.
         .env("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -200,38 +224,37 @@ fn in_child(arguments: &Arguments, case: &Case<'_>) -> Result<Value, Box<dyn Err
 }
 
 /// Compiles one case in this process.
-fn compile_one(arguments: &Arguments) -> Result<Value, Box<dyn Error>> {
-    let program = program(arguments.model.first().ok_or("no model")?)?;
+fn compile_one(arguments: &Arguments, plugin: &Path, fetch: &FetchOptions) -> Outcome<Value> {
+    let program = program_of(arguments.model.first().ok_or("no model")?)?;
     let topology = arguments.topology.first().ok_or("no topology")?;
     let step = match (arguments.batch.first(), arguments.prefill.first()) {
         (Some(&rows), _) => AotStep::Decode { rows },
         (None, Some(&tokens)) => AotStep::Prefill { tokens },
         (None, None) => return Err("no step".into()),
     };
-    let mut options = AotOptions::default();
-    options.page_size = arguments.page_size;
-    options.context_length = arguments.context;
-    options.sequences = arguments.batch.first().copied().unwrap_or(32);
+    let mut options = AotOptions::default()
+        .page_size(arguments.page_size)
+        .context_length(arguments.context)
+        .sequences(arguments.batch.first().copied().unwrap_or(32));
     if arguments.attention.first() == Some(&Attention::Pallas) {
         let source = KernelSource::script(
             "python3",
             concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/ragged_paged_attention.py"),
-            cache_directory()?,
+            fetch.kernels()?,
         )?;
         options.attention = AttentionChoice::Pallas(source);
     }
-    let plugin = Plugin::load(arguments.plugin.as_deref().ok_or("no plugin")?)?;
+    let plugin = Plugin::load(plugin)?;
     Ok(match compile(&plugin, topology, &program, step, &options) {
         Ok(report) => to_json(&report, topology),
-        Err(error) => json!({ "error": shortened(&error.to_string()) }),
+        Err(error) => json!({ "error": shortened(&one_line(&error)) }),
     })
 }
 
-/// The first line of an error, or, where the compiler found too little memory, what it says of that.
+/// An error, or, where the compiler found too little memory, what it says of that.
 fn shortened(error: &str) -> &str {
-    let line = error.lines().next().unwrap_or_default();
-    let start = line.find("Ran out of memory").unwrap_or(0);
-    line[start..].split(". HLO module").next().unwrap_or(line)
+    let start = error.find("Ran out of memory").unwrap_or(0);
+    error[start..].split(". HLO module").next().unwrap_or(error)
 }
 
 fn to_json(report: &AotReport, topology: &str) -> Value {
@@ -267,17 +290,7 @@ fn to_json(report: &AotReport, topology: &str) -> Value {
     })
 }
 
-/// Where Understory keeps what it fetches.
-fn cache_directory() -> Result<PathBuf, Box<dyn Error>> {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    from("UNDERSTORY_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| from("XDG_CACHE_HOME").map(|home| PathBuf::from(home).join("understory")))
-        .or_else(|| from("HOME").map(|home| PathBuf::from(home).join(".cache/understory")))
-        .ok_or_else(|| "no cache directory: set UNDERSTORY_CACHE".into())
-}
-
-fn program(model: &str) -> Result<Program, Box<dyn Error>> {
+fn program_of(model: &str) -> Outcome<Program> {
     let text = match model {
         "qwen3-8b" => QWEN3_8B.to_owned(),
         "qwen3-32b" => QWEN3_32B.to_owned(),
@@ -294,40 +307,74 @@ fn peak_memory() -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn print_head() {
-    println!(
-        "| model | topology | step | attention | fits | GB a device | GFLOP | GB by XLA | GB of \
-         weights | GB of KV (modelled) | ms estimated | ms (modelled) | compile s | compiler GB |"
-    );
-    println!("|{}", " --- |".repeat(14));
+const COLUMNS: [&str; 14] = [
+    "model",
+    "topology",
+    "step",
+    "attention",
+    "fits",
+    "GB a device",
+    "GFLOP",
+    "GB by XLA",
+    "GB of weights",
+    "GB of KV (modelled)",
+    "ms estimated",
+    "ms (modelled)",
+    "compile s",
+    "compiler GB",
+];
+
+/// How a table is printed.
+#[derive(Clone, Copy)]
+enum Layout {
+    Markdown,
+    Tabs,
 }
 
-fn print_row(report: &Value) {
-    let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
-    let case = ["model", "topology", "step", "attention"].map(text).join(" | ");
-    if let Some(error) = report["error"].as_str() {
-        println!("| {case} | no: {error} |{}", " |".repeat(9));
-        return;
+impl Layout {
+    fn print_head(self) {
+        self.print(&COLUMNS.map(str::to_owned));
+        if let Self::Markdown = self {
+            println!("|{}", " --- |".repeat(COLUMNS.len()));
+        }
     }
-    let number = |key: &str, unit: f64, digits: usize| match report[key].as_f64() {
-        Some(value) => format!("{:.digits$}", value / unit),
-        None => "?".to_owned(),
-    };
-    let fits = match report["fits"].as_bool() {
-        Some(true) => "yes",
-        Some(false) => "no",
-        None => "?",
-    };
-    let columns = [
-        format!("{} of {}", number("peak_bytes", 1e9, 2), number("memory_limit", 1e9, 1)),
-        number("flops", 1e9, 0),
-        number("bytes", 1e9, 1),
-        number("weight_bytes", 1e9, 2),
-        number("modelled_attention_bytes", 1e9, 2),
-        number("estimated_seconds", 1e-3, 2),
-        number("modelled_seconds", 1e-3, 2),
-        number("compile_seconds", 1.0, 0),
-        number("child_peak_memory", 1e9, 2),
-    ];
-    println!("| {case} | {fits} | {} |", columns.join(" | "));
+
+    fn print_row(self, report: &Value) {
+        let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
+        let mut columns = ["model", "topology", "step", "attention"].map(text).to_vec();
+        if let Some(error) = report["error"].as_str() {
+            columns.push(format!("no: {error}"));
+            columns.resize(COLUMNS.len(), String::new());
+            return self.print(&columns);
+        }
+        let number = |key: &str, unit: f64, digits: usize| match report[key].as_f64() {
+            Some(value) => format!("{:.digits$}", value / unit),
+            None => "?".to_owned(),
+        };
+        let fits = match report["fits"].as_bool() {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "?",
+        };
+        columns.extend([
+            fits.to_owned(),
+            format!("{} of {}", number("peak_bytes", 1e9, 2), number("memory_limit", 1e9, 1)),
+            number("flops", 1e9, 0),
+            number("bytes", 1e9, 1),
+            number("weight_bytes", 1e9, 2),
+            number("modelled_attention_bytes", 1e9, 2),
+            number("estimated_seconds", 1e-3, 2),
+            number("modelled_seconds", 1e-3, 2),
+            number("compile_seconds", 1.0, 0),
+            number("child_peak_memory", 1e9, 2),
+        ]);
+        self.print(&columns);
+    }
+
+    fn print(self, columns: &[String]) {
+        match self {
+            Self::Markdown => println!("| {} |", columns.join(" | ")),
+            Self::Tabs => println!("{}", columns.join("\t")),
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Which device runs a model: the one place that knows all backends.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,7 +8,7 @@ use std::str::FromStr;
 use backend_xla::pallas::{AttentionChoice, KernelSource};
 use engine_core::backend::{Backend, BackendError, Progress};
 
-use crate::source::{FetchOptions, ModelSource, SourceError};
+use crate::source::{FetchOptions, PluginSource, SourceError};
 
 /// Which device runs a model.
 ///
@@ -15,7 +16,7 @@ use crate::source::{FetchOptions, ModelSource, SourceError};
 /// | --- | --- |
 /// | `cpu` | this machine's processor, on all cores |
 /// | `cpu:THREADS` | the same on so many threads |
-/// | `xla:PLUGIN` | the device of a PJRT plugin, which is given as a [`ModelSource`]: a path, or a file inside a Python package |
+/// | `xla:PLUGIN` | the device of a PJRT plugin, which is given as a [`PluginSource`]: `cpu`, `tpu`, a path, or a file inside a Python package |
 /// | `xla*DEVICES:PLUGIN` | the same, with the model shared between so many devices |
 /// | `xla`, `xla*DEVICES` | XLA's CPU plugin, fetched out of a Python package and checked by hash |
 ///
@@ -36,8 +37,8 @@ pub enum BackendChoice {
     },
     /// The device of a PJRT plugin (feature `xla`).
     Xla {
-        /// Where the plugin is; XLA's CPU plugin by default.
-        plugin: Option<ModelSource>,
+        /// The plugin.
+        plugin: PluginSource,
         /// Devices that share the model.
         devices: usize,
     },
@@ -88,15 +89,14 @@ impl BackendChoice {
     ) -> Result<Box<dyn Backend>, BackendChoiceError> {
         match self {
             Self::Cpu { threads } => open_cpu(*threads),
-            Self::Xla { plugin, devices } => open_xla(plugin.as_ref(), *devices, fetch, progress),
+            Self::Xla { plugin, devices } => open_xla(plugin, *devices, fetch, progress),
         }
     }
 }
 
 #[cfg(feature = "cpu")]
 fn open_cpu(threads: Option<usize>) -> Result<Box<dyn Backend>, BackendChoiceError> {
-    let mut options = backend_cpu::CpuOptions::new();
-    options.threads = threads;
+    let options = backend_cpu::CpuOptions::new().threads(threads);
     Ok(Box::new(backend_cpu::CpuBackend::with_options(&options)?))
 }
 
@@ -107,19 +107,19 @@ fn open_cpu(_threads: Option<usize>) -> Result<Box<dyn Backend>, BackendChoiceEr
 
 #[cfg(feature = "xla")]
 fn open_xla(
-    plugin: Option<&ModelSource>,
+    plugin: &PluginSource,
     devices: usize,
     fetch: &FetchOptions,
     progress: &mut dyn Progress,
 ) -> Result<Box<dyn Backend>, BackendChoiceError> {
-    let path = match plugin {
-        Some(plugin) => plugin.resolve(fetch, progress)?,
-        None => known_plugin()?.resolve(fetch, progress)?,
-    };
-    let mut options = backend_xla::XlaOptions::new(path).with_tensor_parallel(devices);
-    options.cache = fetch.executables();
-    if let (Some(script), Some(cache)) = (&fetch.kernel_script, fetch.kernels()) {
-        match KernelSource::script("python3", script, cache) {
+    let path = plugin.resolve(fetch, progress)?;
+    let mut options = backend_xla::XlaOptions::new(path).tensor_parallel(devices);
+    options.cache = fetch.executables().unwrap_or_else(|error| {
+        tracing::warn!(%error, "executables are not kept");
+        None
+    });
+    if let Some(script) = &fetch.kernel_script {
+        match KernelSource::script("python3", script, fetch.kernels()?) {
             Ok(source) => options.attention = AttentionChoice::Pallas(source),
             Err(error) => tracing::warn!(%error, "attention is portable"),
         }
@@ -127,20 +127,29 @@ fn open_xla(
     Ok(Box::new(backend_xla::XlaBackend::new(options).map_err(BackendError::from)?))
 }
 
-/// XLA's CPU plugin, where this crate knows of one.
-#[cfg(feature = "xla")]
-fn known_plugin() -> Result<ModelSource, SourceError> {
-    crate::source::PJRT_CPU_PLUGIN.sources[0].parse()
-}
-
 #[cfg(not(feature = "xla"))]
 fn open_xla(
-    _plugin: Option<&ModelSource>,
+    _plugin: &PluginSource,
     _devices: usize,
     _fetch: &FetchOptions,
     _progress: &mut dyn Progress,
 ) -> Result<Box<dyn Backend>, BackendChoiceError> {
     Err(BackendChoiceError::NotBuilt { feature: "xla" })
+}
+
+impl TryFrom<&str> for BackendChoice {
+    type Error = BackendChoiceError;
+
+    fn try_from(text: &str) -> Result<Self, BackendChoiceError> {
+        text.parse()
+    }
+}
+
+/// A choice that is made already can't be written wrongly.
+impl From<Infallible> for BackendChoiceError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 impl FromStr for BackendChoice {
@@ -169,7 +178,7 @@ impl FromStr for BackendChoice {
                 Ok(Self::Cpu { threads: Some(threads) })
             }
             ("xla", devices, plugin) => {
-                let plugin = plugin.map(str::parse).transpose()?;
+                let plugin = plugin.map(str::parse).transpose()?.unwrap_or_default();
                 Ok(Self::Xla { plugin, devices: devices.unwrap_or(1) })
             }
             _ => Err(malformed("there are `cpu`, `cpu:THREADS`, `xla` and `xla:PLUGIN`")),
@@ -187,7 +196,10 @@ impl fmt::Display for BackendChoice {
                 if *devices != 1 {
                     write!(f, "*{devices}")?;
                 }
-                plugin.as_ref().map_or(Ok(()), |plugin| write!(f, ":{plugin}"))
+                match plugin {
+                    PluginSource::Cpu => Ok(()),
+                    plugin => write!(f, ":{plugin}"),
+                }
             }
         }
     }
@@ -199,7 +211,8 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for text in ["cpu", "cpu:3", "xla", "xla*2", "xla:/opt/plugin.so", "xla*4:/opt/plugin.so"] {
+        for text in ["cpu", "cpu:3", "xla", "xla*2", "xla:tpu", "xla:/opt/plugin.so", "xla*4:/p.so"]
+        {
             let choice: BackendChoice = text.parse().unwrap();
             assert_eq!(choice.to_string(), text);
         }

@@ -59,7 +59,7 @@ fn tokens_and_text_of_the_default_model_are_those_of_transformers() {
     }
 
     let special = tokenizer.special_tokens();
-    assert_eq!((special.bos, special.eos.as_slice()), (Some(1), [2].as_slice()));
+    assert_eq!((special.bos, special.eos.as_slice()), (Some(1), [0, 2].as_slice()));
     let template = ChatTemplate::from_model(&model.files, special).unwrap().unwrap();
     let messages = [ChatMessage::new("user", "Hi")];
     let prompt = template.render(&messages, &ChatOptions::default()).unwrap();

@@ -13,7 +13,7 @@ use engine_core::{
     PageId,
     backend::{
         Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits,
-        OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult, Ticket, Want,
+        OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult, Ticket,
     },
     model::open_model,
 };
@@ -138,7 +138,7 @@ impl Runner {
             let wanted = Span { start: outputs.len() as u32, len: u32::from(*samples) };
             if *samples {
                 let token = tokens.len() as u32 - 1;
-                outputs.push(OutputRequest { row, token, want: Want::Sample });
+                outputs.push(OutputRequest::sample(row, token));
             }
             rows.push(Row {
                 slot: SlotId(*slot),

@@ -2,18 +2,21 @@
 
 use std::thread::available_parallelism;
 
-use engine_core::{
-    backend::{Backend, BackendError, Capabilities, CompileOptions, Executor, Limits},
-    model::Program,
-    weights::{Format, Weights},
+use backend_api::{
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    kit,
+    program::{PageGroup, Program},
+    weights::Weights,
 };
 
 use crate::{
-    executor::{BACKEND, Bounds, CpuExecutor, Driver, Machine, compile},
+    executor::{
+        BACKEND, Compiled, CpuExecutor, Driver, KvMemory, LoadedWeights, Machine, Workers, compile,
+    },
     kernels::kv::{KvLayer, PageShape},
     memory,
-    path::{InstructionSet, Path},
     pool::Pool,
+    simd::{InstructionSet, Simd},
 };
 
 /// How a [`CpuBackend`] uses the machine.
@@ -31,33 +34,24 @@ impl CpuOptions {
     pub fn new() -> Self {
         Self::default()
     }
-
-    /// Computes on `threads` threads.
-    #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = Some(threads);
-        self
-    }
-
-    /// Uses the instructions of `set`.
-    #[must_use]
-    pub fn instruction_set(mut self, set: InstructionSet) -> Self {
-        self.instruction_set = Some(set);
-        self
-    }
 }
+
+backend_api::setters!(CpuOptions {
+    threads: impl Into<Option<usize>>,
+    instruction_set: impl Into<Option<InstructionSet>>,
+});
 
 /// This machine's processor.
 #[derive(Debug)]
 pub struct CpuBackend {
     threads: usize,
-    path: Path,
+    simd: Simd,
 }
 
 impl CpuBackend {
     /// All cores, the fastest instructions.
     pub fn new() -> Self {
-        Self { threads: all_cores(), path: Path::best() }
+        Self { threads: all_cores(), simd: Simd::best() }
     }
 
     /// As `options` say.
@@ -71,19 +65,19 @@ impl CpuBackend {
             let reason = format!("{threads} is not between 1 and 1024");
             return Err(BackendError::Option { option: "threads", reason });
         }
-        let path = match options.instruction_set {
-            None => Path::best(),
-            Some(set) => Path::for_set(set).ok_or_else(|| BackendError::Unsupported {
+        let simd = match options.instruction_set {
+            None => Simd::best(),
+            Some(set) => Simd::for_set(set).ok_or_else(|| BackendError::Unsupported {
                 backend: BACKEND,
                 what: format!("{set:?} on this processor"),
             })?,
         };
-        Ok(Self { threads, path })
+        Ok(Self { threads, simd })
     }
 
     /// The instructions in use.
     pub fn instruction_set(&self) -> InstructionSet {
-        self.path.set()
+        self.simd.set()
     }
 
     /// Threads that compute.
@@ -91,8 +85,8 @@ impl CpuBackend {
         self.threads
     }
 
-    pub(crate) fn path(&self) -> Path {
-        self.path
+    pub(crate) fn simd(&self) -> Simd {
+        self.simd
     }
 
     /// A pool of this backend's threads.
@@ -112,7 +106,7 @@ impl Default for CpuBackend {
 
 impl Backend for CpuBackend {
     fn capabilities(&self) -> Capabilities {
-        let set = format!("{:?}", self.path.set()).to_lowercase();
+        let set = format!("{:?}", self.simd.set()).to_lowercase();
         let description = format!("cpu ({set}, {} threads)", self.threads);
         let memory = memory::available_bytes();
         let mut capabilities = Capabilities::new(description, memory);
@@ -122,60 +116,53 @@ impl Backend for CpuBackend {
         capabilities
     }
 
+    fn page_bytes(
+        &self,
+        program: &Program,
+        group: GroupId,
+        page_size: u32,
+        _format: KvFormat,
+    ) -> u64 {
+        // Values are padded, so a page may cost more than its elements.
+        let group = &program.groups()[group.index()];
+        page_shape(group, page_size).page_bytes().saturating_mul(group.layers.into())
+    }
+
     fn compile(
         &self,
         programs: &[Program],
         weights: &dyn Weights,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executor>, BackendError> {
-        let [program] = programs else {
-            let what = format!("{} programs in one executor", programs.len());
-            return Err(BackendError::Unsupported { backend: BACKEND, what });
-        };
-        check_options(program, options)?;
-        let shapes: Vec<PageShape> = program
-            .groups()
+        kit::check_options(BACKEND, &self.capabilities(), programs, options)?;
+        let (limits, host_pages) = (&options.limits, &options.host_pages);
+        let mut loaded = LoadedWeights::default();
+        let compiled = programs
             .iter()
-            .map(|group| PageShape {
-                page_size: options.page_size as usize,
-                kv_heads: group.kv_heads as usize,
-                head_dim: group.head_dim as usize,
-            })
-            .collect();
-        let compiled = compile(program, weights)?;
-        let kv_bytes = kv_bytes(program, &shapes, &options.limits.pages).saturating_add(kv_bytes(
-            program,
-            &shapes,
-            &options.host_pages,
-        ));
-        let needed = kv_bytes.saturating_add(compiled.activation_bytes(&options.limits));
-        let available = memory::available_bytes();
-        if needed > available {
-            let weights = compiled.weights.bytes();
-            let what = format!("memory for KV and activations beside {weights} bytes of weights");
-            return Err(BackendError::Memory { what, needed, available });
-        }
-        let pool = self.pool()?;
-        let limits = &options.limits;
-        let machine = Machine::new(
-            compiled,
-            self.path,
-            pool,
-            kv_memory(program, &shapes, &limits.pages),
-            limits.tokens as usize,
-            limits.outputs as usize,
-        );
-        let host = kv_memory(program, &shapes, &options.host_pages);
-        let vocab_size = program.vocab_size();
-        let driver = Driver::new(machine, host, vocab_size as usize, limits.slots as usize);
-        let bounds = Bounds {
-            limits: limits.clone(),
-            page_size: options.page_size,
-            vocab_size,
-            windows: program.groups().iter().map(|group| group.window).collect(),
-        };
-        let host_pages = options.host_pages.clone();
-        Ok(Box::new(CpuExecutor::start("understory-cpu", driver, bounds, host_pages)?))
+            .map(|program| compile(program, &loaded.load(program, weights)?))
+            .collect::<Result<Vec<Compiled>, _>>()?;
+        let activations = compiled.iter().map(|it| it.activation_bytes(limits));
+        let pages = [&limits.pages, host_pages];
+        let kv = pages.map(|pages| kit::kv_bytes(self, programs, pages, options));
+        let needed = activations.chain(kv).fold(0, u64::saturating_add);
+        let beside = loaded.bytes();
+        let what = format!("memory for KV and activations beside {beside} bytes of weights");
+        kit::check_memory(what, needed, memory::available_bytes())?;
+
+        let mut first_group = 0;
+        let machines = programs.iter().zip(compiled).map(|(program, compiled)| {
+            let groups = first_group..first_group + program.groups().len();
+            first_group = groups.end;
+            Machine::new(compiled, groups, limits)
+        });
+        let machines = machines.collect();
+        let tiers = pages.map(|pages| kv_memory(programs, pages, options.page_size));
+        let workers = Workers::new(self.pool()?, self.simd);
+        let driver = Driver::new(workers, loaded, machines, tiers, limits.slots as usize);
+        let bounds = BatchBounds::new(programs, options);
+        let groups = programs.iter().map(|program| program.groups().len()).collect();
+        let host_pages = host_pages.clone();
+        Ok(Box::new(CpuExecutor::start("understory-cpu", driver, bounds, groups, host_pages)?))
     }
 }
 
@@ -183,47 +170,21 @@ fn all_cores() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
-fn check_options(program: &Program, options: &CompileOptions) -> Result<(), BackendError> {
-    let invalid = |option, reason| Err(BackendError::Option { option, reason });
-    let page_size = options.page_size;
-    if !page_size.is_power_of_two() || page_size > 512 {
-        return invalid("page_size", format!("{page_size} is not a power of two up to 512"));
+fn page_shape(group: &PageGroup, page_size: u32) -> PageShape {
+    PageShape {
+        page_size: page_size as usize,
+        kv_heads: group.kv_heads as usize,
+        head_dim: group.head_dim as usize,
     }
-    if options.kv_format != Format::F32 {
-        return Err(BackendError::Unsupported {
-            backend: BACKEND,
-            what: format!("KV in {}", options.kv_format),
-        });
-    }
-    let groups = program.groups().len();
-    if options.limits.pages.len() != groups {
-        let reason = format!("{} for {groups} page groups", options.limits.pages.len());
-        return invalid("limits.pages", reason);
-    }
-    if !options.host_pages.is_empty() && options.host_pages.len() != groups {
-        let reason = format!("{} for {groups} page groups", options.host_pages.len());
-        return invalid("host_pages", reason);
-    }
-    let Limits { rows, tokens, slots, .. } = options.limits;
-    if rows == 0 || tokens == 0 || slots == 0 {
-        return invalid("limits", format!("{rows} rows, {tokens} tokens and {slots} slots"));
-    }
-    Ok(())
 }
 
-fn kv_bytes(program: &Program, shapes: &[PageShape], pages: &[u32]) -> u64 {
-    let groups = program.groups().iter().zip(shapes).zip(pages);
-    groups.fold(0, |sum: u64, ((group, shape), pages)| {
-        let pages = u64::from(*pages).saturating_mul(u64::from(group.layers));
-        sum.saturating_add(shape.page_bytes().saturating_mul(pages))
-    })
-}
-
-fn kv_memory(program: &Program, shapes: &[PageShape], pages: &[u32]) -> Vec<Vec<KvLayer>> {
-    let groups = program.groups().iter().zip(shapes).zip(pages);
+/// Memory by page group of all programs and by layer; none for groups that `pages` lacks.
+fn kv_memory(programs: &[Program], pages: &[u32], page_size: u32) -> KvMemory {
+    let groups = programs.iter().flat_map(Program::groups).zip(pages);
     groups
-        .map(|((group, shape), pages)| {
-            (0..group.layers).map(|_| KvLayer::new(*shape, *pages as usize)).collect()
+        .map(|(group, pages)| {
+            let shape = page_shape(group, page_size);
+            (0..group.layers).map(|_| KvLayer::new(shape, *pages as usize)).collect()
         })
         .collect()
 }

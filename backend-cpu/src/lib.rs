@@ -3,13 +3,13 @@
 //!
 //! ```
 //! use backend_cpu::{CpuBackend, CpuOptions};
-//! use engine_core::backend::Backend;
+//! use backend_api::Backend;
 //!
 //! let backend = CpuBackend::with_options(&CpuOptions::new().threads(2))?;
 //! let capabilities = backend.capabilities();
 //! assert!(capabilities.batch_invariant);
 //! println!("{} with {} bytes", capabilities.description, capabilities.memory_bytes);
-//! # Ok::<(), engine_core::backend::BackendError>(())
+//! # Ok::<(), backend_api::BackendError>(())
 //! ```
 //!
 //! # What is decided here
@@ -36,9 +36,9 @@ mod isa;
 mod kernels;
 pub mod measure;
 mod memory;
-mod path;
 mod pool;
 mod shared;
+mod simd;
 
 pub use backend::{CpuBackend, CpuOptions};
-pub use path::InstructionSet;
+pub use simd::InstructionSet;

@@ -2,18 +2,18 @@
 //!
 //! ```
 //! use backend_cpu::{CpuOptions, measure::LinearKernel};
-//! use engine_core::weights::Format;
+//! use backend_api::weights::Format;
 //!
 //! let mut kernel = LinearKernel::new(Format::Q4_1, 64, 128, 4, &CpuOptions::new().threads(1))?;
 //! kernel.run()?;
 //! assert_eq!(kernel.flops(), 2 * 64 * 128 * 4);
-//! # Ok::<(), engine_core::backend::BackendError>(())
+//! # Ok::<(), backend_api::BackendError>(())
 //! ```
 
 use std::time::Instant;
 
-use engine_core::{
-    backend::BackendError,
+use backend_api::{
+    BackendError,
     weights::{Format, Shape, Tensor},
 };
 
@@ -25,15 +25,15 @@ use crate::{
         linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
         panels::PackedMatrix,
     },
-    path::Path,
     pool::Pool,
     shared::SharedMut,
+    simd::Simd,
 };
 
 /// A linear operation with made-up weights, ready to be run again and again.
 pub struct LinearKernel {
     matrix: PackedMatrix,
-    path: Path,
+    simd: Simd,
     pool: Pool,
     rows: usize,
     input: Vec<f32>,
@@ -59,13 +59,12 @@ impl LinearKernel {
             (0..depth * columns).map(|i| ((i * 7919) % 257) as f32 / 128.0 - 1.0).collect();
         let tensor = Tensor::from_f32(format, Shape::matrix(columns, depth), &values)
             .map_err(|error| invalid(error.to_string()))?;
-        let matrix = PackedMatrix::pack(&tensor)
-            .ok_or_else(|| invalid(format!("{format} is not supported")))?;
+        let matrix = PackedMatrix::pack(&tensor);
         let backend = CpuBackend::with_options(options)?;
         let pool = backend.pool()?;
         Ok(Self {
             matrix,
-            path: backend.path(),
+            simd: backend.simd(),
             rows,
             input: (0..rows * depth).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(),
             output: vec![0.0; rows * columns],
@@ -82,7 +81,7 @@ impl LinearKernel {
         let output = SharedMut::new(&mut self.output);
         let rows = LinearRows { input: &self.input, rows: self.rows, output, bias: None };
         let product = Product { matrix: &self.matrix, rows };
-        multiply(&mut self.pool, self.path, &[product], &mut self.scratch).map_err(|panic| {
+        multiply(&mut self.pool, self.simd, &[product], &mut self.scratch).map_err(|panic| {
             BackendError::Device { context: "running a kernel".to_owned(), message: panic.message }
         })
     }
@@ -117,7 +116,7 @@ pub fn read_bandwidth(options: &CpuOptions) -> Result<f64, BackendError> {
     const VALUES: usize = 64 << 20;
     const TASK: usize = 1 << 20;
     let backend = CpuBackend::with_options(options)?;
-    let (path, mut pool) = (backend.path(), backend.pool()?);
+    let (simd, mut pool) = (backend.simd(), backend.pool()?);
     let memory = vec![1.0f32; VALUES];
     let mut sums = vec![0.0f32; VALUES / TASK];
     let mut best = 0.0f64;
@@ -127,7 +126,7 @@ pub fn read_bandwidth(options: &CpuOptions) -> Result<f64, BackendError> {
         let done = pool.run(VALUES / TASK, &|_, task| {
             // SAFETY: each task has its own element.
             let sum = unsafe { shared.part(task..task + 1) };
-            sum[0] = path.run(Sum(&memory[task * TASK..(task + 1) * TASK]));
+            sum[0] = simd.run(Sum(&memory[task * TASK..(task + 1) * TASK]));
         });
         done.map_err(|panic| BackendError::Device {
             context: "reading memory".to_owned(),

@@ -8,9 +8,9 @@ use backend_cpu::{CpuBackend, CpuOptions};
 use engine_core::{
     PageId, Token,
     backend::{
-        Backend, BackendError, Batch, Deadline, GroupId, InputToken, Mask, Masks, OutputRequest,
-        PageCopy, Row, SlotEvent, SlotId, SlotSampling, Span, StepError, StepResult, Ticket, Tier,
-        Want,
+        Backend, BackendError, Batch, BatchError, Deadline, GroupId, InputToken, KvFormat, Mask,
+        Masks, OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Span, StepError,
+        StepResult, Ticket, Tier,
     },
     model::{LoadedModel, Program, open_model},
     weights::{Format, MapWeights, Shape, Tensor, Weights, WeightsError},
@@ -36,16 +36,16 @@ fn tensors(program: &Program, weights: &dyn Weights) -> MapWeights {
 }
 
 fn last(tokens: &[Token], slot: u32) -> RowPlan {
-    RowPlan::known(slot, tokens, vec![(tokens.len() - 1, Want::Sample)])
+    RowPlan::sampled(slot, tokens)
 }
 
 fn sampled(result: &StepResult) -> Vec<Token> {
-    result.sampled.iter().map(|sampled| sampled.token).collect()
+    result.tokens.iter().map(|sampled| sampled.token).collect()
 }
 
 fn compile_error(program: &Program, weights: &dyn Weights) -> BackendError {
-    let options = compile_options(program, Setup::default());
     let programs = std::slice::from_ref(program);
+    let options = compile_options(programs, Setup::default());
     CpuBackend::new().compile(programs, weights, &options).err().unwrap()
 }
 
@@ -57,11 +57,11 @@ fn sampling_that_was_deferred_obeys_its_masks() {
     for slot in 0..2 {
         harness.open(slot, 64, SlotSampling::greedy());
     }
-    let ticket = harness.launch(&[last(&PROMPT, 0), last(&PROMPT, 1)], true).unwrap();
+    let ticket = harness.launch(&[last(&PROMPT, 0), last(&PROMPT, 1).deferred()]).unwrap();
     // All tokens but the one that would win.
     let mut allowed = vec![u32::MAX; (program.vocab_size() as usize).div_ceil(32)];
     allowed[free as usize / 32] &= !(1 << (free % 32));
-    let masks = [Mask { output: 1, allowed: &allowed }];
+    let masks = [Mask { output: 1, index: 0, allowed: &allowed }];
     harness.executor.sample(&ticket, &Masks { entries: &masks }).unwrap();
     let (result, outcome) = harness.wait(ticket);
     outcome.unwrap();
@@ -109,7 +109,7 @@ fn pages_come_back_from_the_host_tier_as_they_went() {
     let setup = Setup::default();
     let expected = greedy(&program, &*model.weights, &[&PROMPT], 4, setup).remove(0);
     let mut harness = Harness::new(&program, &*model.weights, setup);
-    let mut options = compile_options(&program, setup);
+    let mut options = compile_options(std::slice::from_ref(&program), setup);
     options.host_pages = vec![8];
     let programs = std::slice::from_ref(&program);
     harness.executor = CpuBackend::new().compile(programs, &*model.weights, &options).unwrap();
@@ -161,7 +161,7 @@ fn transfers_are_refused_without_a_host_tier_and_for_unknown_pages() {
     };
     let refused = harness.executor.transfer(&[copy]);
     assert!(matches!(refused, Err(StepError::Unsupported { .. })));
-    let mut options = compile_options(&program, setup);
+    let mut options = compile_options(std::slice::from_ref(&program), setup);
     options.host_pages = vec![8];
     let programs = std::slice::from_ref(&program);
     let compiled = CpuBackend::new().compile(programs, &*model.weights, &options);
@@ -188,15 +188,15 @@ fn a_row_that_is_not_finite_fails_alone_and_so_does_what_continues_it() {
     let mut harness = Harness::new(&program, &weights, Setup::default());
     harness.open(0, 64, SlotSampling::greedy());
     harness.open(1, 64, SlotSampling::greedy());
-    let first = harness.launch(&[last(&[1, 5, 2], 0), last(&[1, 4, 2], 1)], false).unwrap();
-    let second = harness.launch(&[RowPlan::produced(0), RowPlan::produced(1)], false).unwrap();
+    let first = harness.launch(&[last(&[1, 5, 2], 0), last(&[1, 4, 2], 1)]).unwrap();
+    let second = harness.launch(&[RowPlan::produced(0), RowPlan::produced(1)]).unwrap();
     for ticket in [first, second] {
         let (result, outcome) = harness.wait(ticket);
         let Err(StepError::Rows(failures)) = outcome else { panic!("{outcome:?}") };
         assert_eq!(failures.len(), 1);
         assert_eq!(failures[0].row, 0);
-        assert_eq!(result.sampled.len(), 1);
-        assert_eq!(result.sampled[0].output, 1);
+        assert_eq!(result.outputs.len(), 1);
+        assert_eq!(result.outputs[0].output, 1);
     }
     // The slot works again for the next sequence, in the same pages.
     harness.open(0, 64, SlotSampling::greedy());
@@ -209,16 +209,18 @@ fn rows_that_make_no_sense_are_refused_before_anything_happens() {
     let mut harness = Harness::new(&program, &*model.weights, Setup::default());
     harness.open(0, 64, SlotSampling::greedy());
     let refused = |outcome: Result<Ticket, StepError>| match outcome {
-        Err(StepError::Rows(failures)) => failures[0].reason.clone(),
+        Err(StepError::Batch { error, .. }) => error,
         other => panic!("{other:?}"),
     };
     let unknown = last(&[program.vocab_size()], 0);
-    assert!(refused(harness.launch(&[unknown], false)).contains("token"));
+    assert!(matches!(refused(harness.launch(&[unknown])), BatchError::UnknownToken { .. }));
     harness.set_position(0, 64);
-    assert!(refused(harness.launch(&[last(&[1], 0)], false)).contains("pages"));
+    let error = refused(harness.launch(&[last(&[1], 0)]));
+    assert!(matches!(error, BatchError::TableTooShort { .. }));
     harness.set_position(0, 0);
     harness.slots.pages_mut(SlotId(0), GroupId(0))[0] = PageId(u32::MAX);
-    assert!(refused(harness.launch(&[last(&[1], 0)], false)).contains("page"));
+    let error = refused(harness.launch(&[last(&[1], 0)]));
+    assert!(matches!(error, BatchError::UnknownPage { .. }));
     harness.set_position(0, 0);
     harness.slots.pages_mut(SlotId(0), GroupId(0))[0] = PageId(0);
     harness.run(&[last(&[1], 0)]);
@@ -234,13 +236,13 @@ fn batches_beyond_the_limits_are_refused() {
     let rows = vec![row; SLOTS as usize + 1];
     let slots = harness.slots.clone();
     let batch = Batch::new(1, &tokens, &rows, 0, &[], &[], &slots);
-    assert!(matches!(harness.executor.launch(&batch), Err(StepError::Unsupported { .. })));
-    let outputs = [OutputRequest { row: 3, token: 0, want: Want::Sample }];
+    assert!(matches!(harness.executor.launch(&batch), Err(StepError::Batch { .. })));
+    let outputs = [OutputRequest::sample(3, 0)];
     let batch = Batch::new(1, &tokens, &rows[..1], 0, &outputs, &[], &slots);
-    assert!(matches!(harness.executor.launch(&batch), Err(StepError::Unsupported { .. })));
+    assert!(matches!(harness.executor.launch(&batch), Err(StepError::Batch { .. })));
     let events = [SlotEvent::Open { slot: SlotId(SLOTS) }];
     let batch = Batch::new(1, &tokens, &rows[..1], 0, &[], &events, &slots);
-    assert!(matches!(harness.executor.launch(&batch), Err(StepError::Unsupported { .. })));
+    assert!(matches!(harness.executor.launch(&batch), Err(StepError::Batch { .. })));
 }
 
 #[test]
@@ -248,7 +250,7 @@ fn continuing_a_sequence_that_never_sampled_fails_that_row() {
     let (model, program) = model();
     let mut harness = Harness::new(&program, &*model.weights, Setup::default());
     harness.open(0, 64, SlotSampling::greedy());
-    let ticket = harness.launch(&[RowPlan::produced(0)], false).unwrap();
+    let ticket = harness.launch(&[RowPlan::produced(0)]).unwrap();
     let (_, outcome) = harness.wait(ticket);
     assert!(matches!(outcome, Err(StepError::Rows(failures)) if failures[0].row == 0));
 }
@@ -264,7 +266,7 @@ fn a_missed_deadline_is_death_and_the_executor_says_so_from_then_on() {
     let deadline = Deadline::after(Duration::from_millis(20));
     let outcome = harness.executor.wait(ticket, deadline, &mut result);
     assert!(matches!(outcome, Err(StepError::Dead { .. })));
-    let refused = harness.launch(&[last(&PROMPT, 0)], false);
+    let refused = harness.launch(&[last(&PROMPT, 0)]);
     assert!(matches!(refused, Err(StepError::Dead { .. })));
 }
 
@@ -273,8 +275,8 @@ fn an_executor_can_be_dropped_with_steps_in_flight() {
     let (model, program) = model();
     let mut harness = Harness::new(&program, &*model.weights, Setup::default());
     harness.open(0, 256, SlotSampling::greedy());
-    let first = harness.launch(&[last(&PROMPT, 0)], false).unwrap();
-    let second = harness.launch(&[RowPlan::produced(0)], true).unwrap();
+    let first = harness.launch(&[last(&PROMPT, 0)]).unwrap();
+    let second = harness.launch(&[RowPlan::produced(0).deferred()]).unwrap();
     drop((first, second));
     drop(harness);
 }
@@ -341,7 +343,7 @@ fn weights_that_do_not_fit_the_program_are_typed_errors() {
 fn options_that_make_no_sense_are_typed_errors() {
     let (model, program) = model();
     let refused = |change: &dyn Fn(&mut engine_core::backend::CompileOptions)| {
-        let mut options = compile_options(&program, Setup::default());
+        let mut options = compile_options(std::slice::from_ref(&program), Setup::default());
         change(&mut options);
         let programs = std::slice::from_ref(&program);
         CpuBackend::new().compile(programs, &*model.weights, &options).err().unwrap()
@@ -352,7 +354,7 @@ fn options_that_make_no_sense_are_typed_errors() {
     assert!(matches!(error, BackendError::Option { option: "limits.pages", .. }));
     let error = refused(&|options| options.limits.slots = 0);
     assert!(matches!(error, BackendError::Option { option: "limits", .. }));
-    let error = refused(&|options| options.kv_format = Format::Q8_0);
+    let error = refused(&|options| options.kv_format = KvFormat::Bf16);
     assert!(matches!(error, BackendError::Unsupported { .. }));
     let error = refused(&|options| options.limits.pages = vec![u32::MAX]);
     assert!(matches!(error, BackendError::Memory { .. }));

@@ -2,13 +2,9 @@
 
 mod support;
 
-use engine_core::{
-    Token,
-    backend::{SlotSampling, Want},
-    model::open_model,
-};
+use engine_core::{Token, backend::SlotSampling, model::open_model};
 use serde::Deserialize;
-use support::{Harness, RowPlan, Setup, fixtures, greedy, instruction_sets};
+use support::{Ask, Harness, RowPlan, Setup, fixtures, greedy, instruction_sets};
 
 const MODELS: [&str; 4] = ["llama-tied", "llama3-rope-untied", "qwen2", "qwen3"];
 
@@ -61,13 +57,13 @@ fn log_probabilities_match_the_reference_on_every_path() {
                     Some(_) => 0,
                     None => tokens.len() - 1,
                 };
-                let want = Want::Score { token: 0, top: 255 };
-                let wants = (first..tokens.len()).map(|token| (token, want)).collect();
+                let scored = vec![0; tokens.len() - first];
+                let wants = vec![(first..tokens.len(), Ask::Score(scored, 255))];
                 let result = harness.run(&[RowPlan::known(0, tokens, wants)]);
                 let last = [prompt.last_logits.clone()];
                 let references = prompt.all_logits.as_deref().unwrap_or(&last);
-                assert_eq!(result.sampled.len(), references.len());
-                for (sampled, logits) in result.sampled.iter().zip(references) {
+                assert_eq!(result.tokens.len(), references.len());
+                for (sampled, logits) in result.tokens.iter().zip(references) {
                     let reference = log_softmax(logits);
                     let top = &result.top[sampled.top.range()];
                     assert_eq!(top.len(), reference.len().min(255));

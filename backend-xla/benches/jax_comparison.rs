@@ -34,7 +34,7 @@ use backend_xla::{
 use engine_core::{
     backend::{
         Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits,
-        OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult, Want,
+        OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult,
     },
     model::{ModelConfig, Program, build},
     weights::{Format, MapWeights, Shape, Tensor},
@@ -211,7 +211,7 @@ impl Contenders {
                 },
             })
             .collect();
-        let request = |(row, token)| OutputRequest { row, token, want: Want::Sample };
+        let request = |(row, token)| OutputRequest::sample(row, token);
         let wanted: Vec<OutputRequest> = match sampling {
             Some(_) => (0..).zip(outputs).map(request).collect(),
             None => Vec::new(),
@@ -248,7 +248,7 @@ impl Contenders {
             .collect();
         let width = logits.len() / step.outputs_of_module();
         let mut largest = 0.0f64;
-        for (sampled, row) in result.sampled.iter().zip(logits.chunks_exact(width)) {
+        for (sampled, row) in result.tokens.iter().zip(logits.chunks_exact(width)) {
             let best = row.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = row.iter().map(|logit| (logit - best).exp()).sum();
             for &(token, logprob) in &result.top[sampled.top.range()] {

@@ -3,9 +3,9 @@
 //! It says whether a deployment fits, and what its compiler expects of it, before anybody rents
 //! the hardware.
 
-use engine_core::{
-    backend::{BackendError, GroupId},
-    model::{Op, Program},
+use backend_api::{
+    BackendError, GroupId,
+    program::{Op, Program},
     weights::Format,
 };
 
@@ -13,7 +13,7 @@ use crate::{
     error::device,
     hlo::{self, Instruction},
     lower::{
-        Geometry, attention,
+        Geometry, Placed, attention,
         placement::Placement,
         step::{self, StepShape},
     },
@@ -63,6 +63,16 @@ pub struct AotOptions {
     /// Flags of XLA and of the plugin. Default: none.
     pub compiler_flags: Vec<(String, String)>,
 }
+
+backend_api::setters!(AotOptions {
+    compute: Format,
+    page_size: usize,
+    context_length: usize,
+    sequences: usize,
+    attended: usize,
+    attention: AttentionChoice,
+    compiler_flags: impl Into<Vec<(String, String)>>,
+});
 
 impl Default for AotOptions {
     fn default() -> Self {
@@ -225,13 +235,13 @@ fn lower_for(
             AotStep::Prefill { tokens } => (PREFILL_ROWS, tokens),
         };
         let blocks = tokens.div_ceil(block);
-        StepShape { decode, blocks, block, outputs: decode, is_ragged }
+        StepShape { decode, blocks, block, outputs: decode, hidden: 0, is_ragged }
     };
     let (choice, ragged) = (&options.attention, [shape(true)]);
     let plan = attention::plan(choice, device_kind, program, &placement, &geometry, &ragged)?;
-    let kernels = plan.kernels.as_ref();
-    let shape = shape(kernels.is_some());
-    let module = step::step(program, &placement, &geometry, kernels, shape)?;
+    let shape = shape(plan.kernels.is_some());
+    let placed = Placed { program: program.clone(), placement, geometry, kernels: plan.kernels };
+    let module = step::step(&placed, shape)?;
     Ok((module.text, plan.used))
 }
 

@@ -2,18 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use engine_core::{
-    backend::{Backend, BackendError, Capabilities, CompileOptions, Executor},
-    model::Program,
+use backend_api::{
+    Backend, BackendError, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    kit::{check_memory, check_options},
+    program::Program,
     weights::{Format, Weights},
 };
 
 use crate::{
     buckets::Buckets,
-    cache::Compiler,
+    compiler::Compiler,
     error::XlaError,
     executor::XlaExecutor,
-    lower::{Geometry, attention, placement::Placement},
+    lower::{
+        Geometry, Placed, attention,
+        placement::{HeadLayout, Placement},
+    },
     pallas::AttentionChoice,
     pjrt::{Client, Plugin, Value},
     stablehlo::Element,
@@ -71,30 +75,22 @@ impl XlaOptions {
         }
     }
 
-    /// Shares a model between `devices` devices.
-    pub fn with_tensor_parallel(mut self, devices: usize) -> Self {
-        self.tensor_parallel = devices;
-        self
-    }
-
-    /// Keeps and multiplies matrices in `format`.
-    pub fn with_compute(mut self, format: Format) -> Self {
-        self.compute = format;
-        self
-    }
-
-    /// Lowers attention as `attention` says.
-    pub fn with_attention(mut self, attention: AttentionChoice) -> Self {
-        self.attention = attention;
-        self
-    }
-
     /// Keeps compiled executables in `folder`.
-    pub fn with_cache(mut self, folder: impl AsRef<Path>) -> Self {
+    #[must_use]
+    pub fn cache(mut self, folder: impl AsRef<Path>) -> Self {
         self.cache = Some(folder.as_ref().into());
         self
     }
 }
+
+backend_api::setters!(XlaOptions {
+    client_options: impl Into<Vec<(String, Value)>>,
+    tensor_parallel: usize,
+    compute: Format,
+    compiler_flags: impl Into<Vec<(String, String)>>,
+    attention: AttentionChoice,
+    memory_bytes: impl Into<Option<u64>>,
+});
 
 /// Devices behind a PJRT plugin.
 #[derive(Debug)]
@@ -153,25 +149,16 @@ impl XlaBackend {
         first.map(|device| device.description().kind.clone()).unwrap_or_default()
     }
 
-    fn check_memory(
-        &self,
-        program: &Program,
-        placement: &Placement,
-        geometry: &Geometry,
-    ) -> Result<(), BackendError> {
+    /// Bytes of a program's weights and KV pages, over all devices.
+    fn bytes(placed: &Placed) -> u64 {
+        let Placed { program, placement, geometry, .. } = placed;
         let devices = placement.devices as u64;
         let weights = placement.weights.iter().map(|weight| {
-            let share = if weight.sharding.dim().is_some() { devices } else { 1 };
-            weight.kind.byte_len() / share
+            let copies = if weight.sharding.dim().is_some() { 1 } else { devices };
+            weight.kind.byte_len() * copies
         });
         let kv = geometry.kv_types(program, placement);
-        let kv = kv.iter().map(|kind| kind.byte_len() / devices);
-        let needed = (weights.sum::<u64>() + kv.sum::<u64>()) * devices;
-        if needed > self.memory_bytes {
-            let what = format!("`{}` with its KV pages", program.name());
-            return Err(BackendError::Memory { what, needed, available: self.memory_bytes });
-        }
-        Ok(())
+        weights.sum::<u64>() + kv.iter().map(|kind| kind.byte_len()).sum::<u64>()
     }
 }
 
@@ -190,11 +177,27 @@ impl Backend for XlaBackend {
             self.device_kind(),
         );
         let mut capabilities = Capabilities::new(description, self.memory_bytes);
+        capabilities.prepares_hidden = true;
         capabilities.kv_formats = match self.element {
-            Element::BF16 => vec![Format::BF16, Format::F32],
-            _ => vec![Format::F32, Format::BF16],
+            Element::BF16 => vec![KvFormat::Bf16, KvFormat::F32],
+            _ => vec![KvFormat::F32, KvFormat::Bf16],
         };
         capabilities
+    }
+
+    fn page_bytes(
+        &self,
+        program: &Program,
+        group: GroupId,
+        page_size: u32,
+        format: KvFormat,
+    ) -> u64 {
+        // Heads that are repeated or filled up take pages too.
+        let kv_heads = program.groups().get(group.index()).map_or(0, |group| group.kv_heads);
+        let heads = u64::from(kv_heads.max(1));
+        let placed = HeadLayout::kv_heads(kv_heads as usize, self.options.tensor_parallel) as u64;
+        let elements = program.kv_elements(group).saturating_mul(placed) / heads;
+        format.bytes(elements.saturating_mul(page_size.into()))
     }
 
     fn compile(
@@ -215,50 +218,54 @@ impl XlaBackend {
         weights: &dyn Weights,
         options: &CompileOptions,
     ) -> Result<XlaExecutor, BackendError> {
+        check_options("xla", &self.capabilities(), programs, options)?;
         let unsupported = |what: String| BackendError::Unsupported { backend: "xla", what };
-        let [program] = programs else {
-            return Err(unsupported(format!("{} programs in one executor", programs.len())));
-        };
-        if !options.host_pages.iter().all(|&pages| pages == 0) {
-            return Err(unsupported("a host tier of KV pages".to_owned()));
-        }
         if options.deterministic {
             return Err(unsupported("results that don't depend on the batch".to_owned()));
         }
         let kv_element = match options.kv_format {
-            Format::F32 => Element::F32,
-            Format::BF16 => Element::BF16,
+            KvFormat::F32 => Element::F32,
+            KvFormat::Bf16 => Element::BF16,
             format => return Err(unsupported(format!("KV in {format}"))),
         };
-        let invalid = |option, reason: String| BackendError::Option { option, reason };
-        if !self.capabilities().page_sizes.contains(&options.page_size) {
-            return Err(invalid("page_size", format!("{} tokens", options.page_size)));
+        let mut pages = options.limits.pages.iter().map(|&pages| pages as usize);
+        let mut placed = Vec::with_capacity(programs.len());
+        for program in programs {
+            let pages = pages.by_ref().take(program.groups().len()).collect();
+            placed.push(self.place(program, pages, kv_element, options)?);
         }
-        let (found, groups) = (options.limits.pages.len(), program.groups().len());
-        if found != groups {
-            return Err(invalid("pages", format!("{found} capacities for {groups} page groups")));
-        }
-        let placement = Placement::new(program, self.options.tensor_parallel, self.element)?;
-        let geometry = Geometry::new(
-            options.page_size as usize,
-            options.limits.slots as usize,
-            options.limits.pages.iter().map(|&pages| pages as usize).collect(),
-            options.context_length as usize,
-            kv_element,
-        );
-        self.check_memory(program, &placement, &geometry)?;
+        let names: Vec<_> = programs.iter().map(|p| format!("`{}`", p.name())).collect();
+        let needed = placed.iter().map(Self::bytes).sum();
+        check_memory(format!("{} with KV pages", names.join(", ")), needed, self.memory_bytes)?;
         let compiler = Compiler::new(
             self.client.clone(),
             self.options.compiler_flags.clone(),
             self.options.cache.clone(),
         );
-        let limits = options.limits.clone();
-        let shapes = Buckets::ragged(&limits).all();
+        XlaExecutor::new(compiler, placed, options, weights)
+    }
+
+    /// Puts a program on the devices, with so many pages for each of its groups.
+    fn place(
+        &self,
+        program: &Program,
+        pages: Vec<usize>,
+        kv_element: Element,
+        options: &CompileOptions,
+    ) -> Result<Placed, BackendError> {
+        let placement = Placement::new(program, self.options.tensor_parallel, self.element)?;
+        let geometry = Geometry::new(
+            options.page_size as usize,
+            options.limits.slots as usize,
+            pages,
+            options.context_length as usize,
+            kv_element,
+        );
+        let shapes = Buckets::ragged(options);
         let (choice, device) = (&self.options.attention, self.device_kind());
-        let plan = attention::plan(choice, &device, program, &placement, &geometry, &shapes)?;
+        let plan = attention::plan(choice, &device, program, &placement, &geometry, shapes.all())?;
         tracing::info!(program = program.name(), attention = %plan.used, "compiling for XLA");
-        let (program, kernels) = (program.clone(), plan.kernels);
-        XlaExecutor::new(compiler, program, placement, geometry, kernels, limits, weights)
+        Ok(Placed { program: program.clone(), placement, geometry, kernels: plan.kernels })
     }
 }
 

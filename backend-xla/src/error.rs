@@ -1,6 +1,6 @@
 //! Why the backend can't be had.
 
-use engine_core::backend::BackendError;
+use backend_api::BackendError;
 
 use crate::pjrt::PjrtError;
 
@@ -27,7 +27,7 @@ pub enum XlaError {
     #[error("can't compute in {format}; F32 and BF16 work")]
     Compute {
         /// The format.
-        format: engine_core::weights::Format,
+        format: backend_api::weights::Format,
     },
 }
 

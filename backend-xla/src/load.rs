@@ -2,15 +2,19 @@
 
 use std::borrow::Cow;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Program, Weight},
-    weights::{Format, Shape, Tensor, Weights},
+use backend_api::{
+    BackendError,
+    kit::check_weight_shape,
+    program::Weight,
+    weights::{Format, Tensor, Weights},
 };
 
 use crate::{
     error::device,
-    lower::placement::{PlacedWeight, Placement, Source},
+    lower::{
+        Placed,
+        placement::{PlacedWeight, Source},
+    },
     pjrt::{Buffer, Client, ElementType},
     stablehlo::Element,
 };
@@ -21,20 +25,12 @@ pub(crate) type Sharded = Vec<Buffer>;
 /// Reads all weights of a program and puts them on the devices.
 pub(crate) fn load_weights(
     client: &Client,
-    program: &Program,
-    placement: &Placement,
+    Placed { program, placement, .. }: &Placed,
     weights: &dyn Weights,
 ) -> Result<Vec<Sharded>, BackendError> {
     let load = |(weight, placed): (&Weight, &PlacedWeight)| {
         let tensor = weights.tensor(&weight.name)?;
-        let found = match tensor.shape() {
-            Shape::Vector(len) => vec![len],
-            Shape::Matrix { rows, cols } => vec![rows, cols],
-        };
-        if found != weight.shape {
-            let (name, expected) = (weight.name.clone(), weight.shape.clone());
-            return Err(BackendError::Shape { name, expected, found });
-        }
+        check_weight_shape(weight, &tensor)?;
         let bytes = convert(&tensor, placed.kind.element);
         let element = pjrt_element(placed.kind.element);
         let in_file = placed.as_in_file();

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use backend_xla::{XlaBackend, XlaError, XlaOptions, pjrt::PjrtError};
 use common::driver::{Generated, Prompt, generate};
 use engine_core::{
-    backend::{Backend, BackendError, CompileOptions, Executor, Limits, Progress, SlotSampling},
+    backend::{
+        Backend, BackendError, CompileOptions, Executor, KvFormat, Limits, Progress, SlotSampling,
+    },
     model::open_model,
     weights::Format,
 };
@@ -45,7 +47,10 @@ fn options(devices: usize) -> XlaOptions {
 }
 
 fn executor(model: &str, options: XlaOptions) -> Box<dyn Executor> {
-    let kv_format = options.compute;
+    let kv_format = match options.compute {
+        Format::BF16 => KvFormat::Bf16,
+        _ => KvFormat::F32,
+    };
     let model = open_model(&fixtures().join(model)).expect("the fixture opens");
     let program = model.program().expect("a program");
     let backend = XlaBackend::new(options).expect("a backend");
@@ -175,7 +180,7 @@ fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
         files
     };
     let run = || {
-        let mut executor = executor("llama-tied", options(1).with_cache(folder.path()));
+        let mut executor = executor("llama-tied", options(1).cache(folder.path()));
         let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
         check(&expected, &found, F32_NOISE, "with a cache");
     };
@@ -203,7 +208,7 @@ fn executables_are_kept_on_disk_and_damaged_ones_are_replaced() {
 fn bf16_stays_near_the_reference() {
     // A bf16 has 8 bits: logits with a spread of 2 move by a few hundredths in three layers.
     let expected = expected("qwen3");
-    let options = options(2).with_compute(Format::BF16);
+    let options = options(2).compute(Format::BF16);
     let mut executor = executor("qwen3", options);
     let found = generate(&mut *executor, &expected.prompts, 64, PAGE_SIZE as usize, 16);
     let (difference, ..) = check(&expected, &found, 0.15, "bf16");
@@ -227,9 +232,9 @@ fn what_can_not_be_done_is_refused_with_a_reason() {
     odd.page_size = 7;
     let error = compile(&backend, &odd);
     assert!(matches!(error, BackendError::Option { option: "page_size", .. }), "{error}");
-    let mut quantized = good.clone();
-    quantized.kv_format = Format::Q8_0;
-    assert!(matches!(compile(&backend, &quantized), BackendError::Unsupported { .. }));
+    let mut half = good.clone();
+    half.kv_format = KvFormat::F16;
+    assert!(matches!(compile(&backend, &half), BackendError::Unsupported { .. }));
     let mut tiered = good.clone();
     tiered.host_pages = vec![1];
     assert!(matches!(compile(&backend, &tiered), BackendError::Unsupported { .. }));
@@ -254,7 +259,7 @@ fn what_can_not_be_done_is_refused_with_a_reason() {
             if (r, a) == (requested, available)),
         "{error}"
     );
-    let error = XlaBackend::new(options(1).with_compute(Format::Q4_0)).unwrap_err();
+    let error = XlaBackend::new(options(1).compute(Format::Q4_0)).unwrap_err();
     assert!(matches!(error, XlaError::Compute { format: Format::Q4_0 }), "{error}");
     let error = XlaBackend::new(XlaOptions::new("/no/such/plugin.so")).unwrap_err();
     assert!(matches!(error, XlaError::Pjrt(PjrtError::Unreadable { .. })), "{error}");

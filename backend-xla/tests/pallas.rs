@@ -79,7 +79,7 @@ fn interpreted() -> KernelSource {
 
 fn executor(attention: AttentionChoice, devices: usize) -> Result<Box<dyn Executor>, BackendError> {
     let program = program();
-    let mut options = XlaOptions::cpu(common::plugin().path(), devices).with_attention(attention);
+    let mut options = XlaOptions::cpu(common::plugin().path(), devices).attention(attention);
     // Most of these tests' time is compilation; the results don't depend on it.
     options.compiler_flags = vec![("xla_backend_optimization_level".into(), "0".into())];
     let backend = XlaBackend::new(options).expect("a backend");

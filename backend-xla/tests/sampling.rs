@@ -5,58 +5,22 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use backend_xla::{XlaBackend, XlaOptions};
+use common::table::{Numbers, random_sampling, table_model};
 use engine_core::{
     backend::{
         Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask,
         Masks, OutputRequest, Row, RowFailure, SlotEvent, SlotId, SlotSampling, Slots, Span,
-        StepError, StepResult, Want,
+        StepError, StepResult,
     },
-    model::{AttentionOptions, Program, ProgramBuilder, Split},
     sample::{RowSampler, TokenCounts},
-    weights::{Format, MapWeights, Shape, Tensor},
 };
-use radix_cache::{PageId, Token};
+use radix_cache::PageId;
 
 const VOCAB: usize = 301;
 const ROWS: usize = 8;
 
-/// A model whose logits after token `t` are row `t` of a table: attention to zeros, then the
-/// table. So the test knows the logits exactly. After the `spoiled` token they are no numbers.
-fn table_model(table: &[Vec<f32>], spoiled: Option<usize>) -> (Program, MapWeights) {
-    let mut builder = ProgramBuilder::new("a table", VOCAB as u32);
-    let group = builder.page_group(1, 4, None);
-    assert_eq!(group, GroupId(0));
-    let x = builder.embed("embed", VOCAB, 1.0);
-    let q = builder.linear(x, "zeros", 4, Split::Columns);
-    let k = builder.linear(x, "zeros", 4, Split::Columns);
-    let v = builder.linear(x, "zeros", 4, Split::Columns);
-    let attended = builder.attention(q, k, v, &AttentionOptions::full(4));
-    let nothing = builder.linear(attended, "nothing", VOCAB, Split::Rows);
-    let x = builder.add(x, nothing);
-    let x = builder.select_outputs(x);
-    let program = builder.finish_with_logits(x, "table", None).expect("a program");
-    let mut weights = MapWeights::new();
-    let mut insert = |name: &str, rows: usize, values: Vec<f32>| {
-        let shape = Shape::matrix(rows, values.len() / rows);
-        weights.insert(name, Tensor::from_f32(Format::F32, shape, &values).unwrap());
-    };
-    let mut embed = vec![0.0; VOCAB * VOCAB];
-    (0..VOCAB).for_each(|token| embed[token * (VOCAB + 1)] = 1.0);
-    if let Some(token) = spoiled {
-        embed[token * (VOCAB + 1)] = f32::NAN;
-    }
-    insert("embed", VOCAB, embed);
-    insert("zeros", 4, vec![0.0; 4 * VOCAB]);
-    insert("nothing", VOCAB, vec![0.0; 4 * VOCAB]);
-    // Logits are `x × tableᵀ`, so column `t` of the weight is what follows token `t`.
-    let transposed = (0..VOCAB).flat_map(|out| (0..VOCAB).map(move |token| (token, out)));
-    let values = transposed.map(|(token, out)| table.get(token).map_or(0.0, |row| row[out]));
-    insert("table", VOCAB, values.collect());
-    (program, weights)
-}
-
 fn executor(table: &[Vec<f32>], spoiled: Option<usize>) -> Box<dyn Executor> {
-    let (program, weights) = table_model(table, spoiled);
+    let (program, weights) = table_model(table, VOCAB, spoiled);
     let rows = ROWS as u32;
     let limits = Limits { rows, tokens: rows, outputs: rows, slots: rows, pages: vec![rows] };
     let mut options = XlaOptions::cpu(common::plugin().path(), 1);
@@ -65,21 +29,6 @@ fn executor(table: &[Vec<f32>], spoiled: Option<usize>) -> Box<dyn Executor> {
     backend
         .compile(&[program], &weights, &CompileOptions::new(limits, 16, 16))
         .expect("it compiles")
-}
-
-/// Numbers that look random; the same every time.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> f32 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 40) as f32 / (1u64 << 24) as f32
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        ((self.next() * end as f32) as usize).min(end - 1)
-    }
 }
 
 /// One step in which row `i` has token `i` at position 0 and slot `i`.
@@ -107,43 +56,18 @@ fn step(
     let rows: Vec<Row> = (0..count)
         .map(|i| Row { slot: SlotId(i), tokens: one(i), position, outputs: one(i) })
         .collect();
-    let outputs: Vec<OutputRequest> =
-        (0..count).map(|i| OutputRequest { row: i, token: i, want: Want::Sample }).collect();
-    let mut batch = Batch::new(step, &tokens, &rows, count, &outputs, &events, &slots);
-    batch.defer_sampling = !masks.is_empty();
+    // Only rows with a mask wait for it.
+    let waits = |row| masks.iter().any(|mask| mask.output == row);
+    let outputs: Vec<OutputRequest> = (0..count)
+        .map(|i| OutputRequest { deferred: waits(i), ..OutputRequest::sample(i, i) })
+        .collect();
+    let batch = Batch::new(step, &tokens, &rows, count, &outputs, &events, &slots);
     let ticket = executor.launch(&batch)?;
-    if batch.defer_sampling {
+    if batch.is_deferred() {
         executor.sample(&ticket, &Masks { entries: masks })?;
     }
     let mut result = StepResult::default();
     executor.wait(ticket, Deadline::after(Duration::from_secs(300)), &mut result).map(|()| result)
-}
-
-fn random_sampling(numbers: &mut Numbers) -> SlotSampling {
-    let mut sampling = SlotSampling::greedy();
-    let one_of = |numbers: &mut Numbers, choices: &[f32]| choices[numbers.below(choices.len())];
-    sampling.temperature = one_of(numbers, &[0.0, 0.3, 1.0, 2.0]);
-    sampling.top_k = one_of(numbers, &[0.0, 1.0, 5.0, 50.0, 1000.0]) as u32;
-    sampling.top_p = one_of(numbers, &[1.0, 0.9, 0.5, 0.05]);
-    sampling.min_p = one_of(numbers, &[0.0, 0.01, 0.2]);
-    if numbers.next() < 0.5 {
-        sampling.repetition_penalty = 1.5;
-        sampling.frequency_penalty = 0.7;
-        sampling.presence_penalty = -0.4;
-        sampling.history = (0..20).map(|_| numbers.below(VOCAB) as Token).collect();
-        sampling.history_prompt = numbers.below(21) as u32;
-    }
-    if numbers.next() < 0.3 {
-        sampling.logit_bias = [(numbers.below(VOCAB) as Token, 3.0), (7, -50.0)].into();
-    }
-    if numbers.next() < 0.3 {
-        sampling.suppress = (0..100).collect();
-        sampling.suppress_before = 2;
-    }
-    sampling.seed = (numbers.next() * 1e9) as u64 | 1 << 40;
-    sampling.sample_index = numbers.below(4) as u32;
-    sampling.logprobs = Some(numbers.below(21) as u8);
-    sampling
 }
 
 #[test]
@@ -156,10 +80,10 @@ fn the_device_samples_what_the_host_samples() {
     let mut agreed = 0;
     for round in 0..ROUNDS {
         let sampling: Vec<SlotSampling> =
-            (0..ROWS).map(|_| random_sampling(&mut numbers)).collect();
+            (0..ROWS).map(|_| random_sampling(&mut numbers, VOCAB)).collect();
         let allowed: Vec<u32> =
             (0..VOCAB.div_ceil(32)).map(|_| (numbers.next() * 4e9) as u32 | 1).collect();
-        let masks = [Mask { output: 3, allowed: &allowed }];
+        let masks = [Mask { output: 3, index: 0, allowed: &allowed }];
         let masks = if round % 2 == 0 { &masks[..] } else { &[] };
         let mut counts: Vec<TokenCounts> = vec![TokenCounts::default(); ROWS];
         // Twice, so that the device has counted what it sampled.
@@ -167,7 +91,7 @@ fn the_device_samples_what_the_host_samples() {
             let result =
                 step(&mut *executor, &sampling, 2 * round + u64::from(position), position, masks)
                     .expect("every row has a token");
-            for (index, sampled) in result.sampled.iter().enumerate() {
+            for (index, sampled) in result.tokens.iter().enumerate() {
                 if position == 0 {
                     counts[index].open(&sampling[index]);
                 }
@@ -211,7 +135,7 @@ fn rows_fail_alone() {
     let mut executor = executor(&table, Some(2));
     let sampling = vec![SlotSampling::greedy(); 4];
     let nothing = vec![0; VOCAB.div_ceil(32)];
-    let masks = [Mask { output: 1, allowed: &nothing }];
+    let masks = [Mask { output: 1, index: 0, allowed: &nothing }];
     let error = step(&mut *executor, &sampling, 0, 0, &masks).unwrap_err();
     let StepError::Rows(failures) = error else {
         panic!("only rows fail");
@@ -222,5 +146,5 @@ fn rows_fail_alone() {
     assert_eq!(failures, expected);
     // The executor goes on with the others.
     let result = step(&mut *executor, &sampling[..2], 1, 1, &[]).unwrap();
-    assert_eq!(result.sampled.len(), 2);
+    assert_eq!(result.tokens.len(), 2);
 }

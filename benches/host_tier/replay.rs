@@ -1,12 +1,13 @@
 //! A request trace in Mooncake's format, replayed through the real scheduler without a model.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::sync::Arc;
 
 use engine_core::backend::{Deadline, Executor, Limits, SlotSampling, StepResult};
 use engine_core::schedule::{
-    Arrival, HostTierConfig, Plan, RequestId, Scheduler, SchedulerConfig, SchedulerStats,
-    SequenceId,
+    Arrival, HostTierConfig, Input, Plan, PromptWant, RequestId, Scheduler, SchedulerConfig,
+    SchedulerStats, SequenceId,
 };
 use engine_core::{Namespace, Retention};
 use testkit::null::NullBackend;
@@ -53,24 +54,25 @@ pub(crate) fn replay(
         for (number, traced) in
             arrivals.by_ref().take(AT_ONCE as usize - stats.running - stats.waiting)
         {
-            scheduler.arrive(arrival(number, traced))?;
+            scheduler.apply(Input::Arrive(arrival(number, traced)))?;
         }
-        let step = match scheduler.plan()? {
-            Plan::Launch => Some(executor.launch(&scheduler.batch())?),
-            Plan::Sync => None,
+        let (step, copies) = match scheduler.plan()? {
+            Plan::Launch(step) => (Some(executor.launch(&step.batch)?), step.copies),
+            Plan::Sync { copies } => (None, copies),
             Plan::Idle => return Ok(scheduler.stats()),
         };
-        let copies = match scheduler.copies() {
+        let copies = match copies {
             [] => None,
             copies => Some(executor.transfer(copies)?),
         };
         if let Some(step) = step {
             executor.wait(step, Deadline::NEVER, &mut result)?;
-            scheduler.commit(&result, None)?;
+            let result = Cow::Borrowed(&result);
+            scheduler.apply(Input::Commit { result, error: None })?;
         }
         if let Some(copies) = copies {
             executor.wait_transfer(copies, Deadline::NEVER)?;
-            scheduler.commit_copies(None)?;
+            scheduler.apply(Input::CopiesDone { error: None })?;
         }
         scheduler.clear_events();
     }
@@ -85,8 +87,11 @@ fn arrival(number: u64, traced: &Request) -> Arrival {
         sampling: Arc::new(SlotSampling::greedy()),
         max_tokens: 1,
         stop_tokens: [].into(),
-        namespace: Namespace(0),
+        namespace: Namespace::tenant(0),
         retention: Retention::default(),
         constrained: false,
+        speculation: false,
+        priority: 0,
+        want: PromptWant::Nothing,
     }
 }

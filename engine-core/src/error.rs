@@ -10,6 +10,7 @@ use std::sync::Arc;
 use radix_cache::Token;
 
 use crate::backend::BackendError;
+pub(crate) use crate::backend::clip;
 use crate::model::{OpenError, ProgramError};
 use crate::request::ParamsError;
 use crate::schedule::{Refusal, ScheduleError};
@@ -80,6 +81,12 @@ pub enum EngineError {
         /// Bytes of a page.
         page_bytes: u64,
     },
+    /// The progress report that was brought along panicked.
+    #[error("the progress report panicked: {reason}")]
+    Progress {
+        /// What the panic said.
+        reason: String,
+    },
     /// A thread can't be started.
     #[error("cannot start the {name} thread: {source}")]
     Thread {
@@ -106,6 +113,13 @@ pub enum SubmitError {
         /// The most that may wait ([`EngineOptions::max_queued_requests`](crate::engine::EngineOptions)).
         limit: usize,
     },
+    /// The engine was started without preparing for vectors
+    /// ([`EngineOptions::embeddings`](crate::engine::EngineOptions)), which its backend needs.
+    #[error("the engine was started without embeddings")]
+    NoEmbeddings,
+    /// A conversation without a message: there is nothing to answer.
+    #[error("the prompt has no messages")]
+    NoMessages,
     /// A token id in the prompt that the model doesn't have.
     #[error("prompt token {index} is {token}, but the vocabulary has {vocab_size}")]
     UnknownToken {
@@ -135,6 +149,23 @@ pub enum SubmitError {
         /// How many there are.
         samples: u32,
     },
+    /// The request's token constraint could not be copied for its samples.
+    #[error("the token constraint {problem}")]
+    Constraint {
+        /// What happened.
+        problem: String,
+    },
+    /// One of several requests that were submitted together; none was taken.
+    #[error("request {index} of several: {error}")]
+    OneOfSeveral {
+        /// Which, from 0.
+        index: usize,
+        /// What is wrong with it.
+        error: Box<SubmitError>,
+    },
+    /// A thread of an engine, on which a constraint or a waker ran, was to wait for an engine.
+    #[error("a thread of the engine can't wait for it")]
+    OwnThread,
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
@@ -154,6 +185,27 @@ pub enum GenerationError {
         sample: u32,
         /// What the device said.
         reason: String,
+    },
+    /// The token constraint of a sample panicked, or left it nothing to say. Others are not
+    /// affected.
+    #[error("sample {sample} ended: its token constraint {problem}")]
+    Constraint {
+        /// The sample.
+        sample: u32,
+        /// What happened.
+        problem: String,
+    },
+    /// The waker that the reader's task left panicked. The request ends, with all its samples.
+    #[error("the waker of the reader {problem}")]
+    Waker {
+        /// What happened.
+        problem: String,
+    },
+    /// An embedding was given up, by a shutdown, before its vector was known.
+    #[error("sample {sample} was given up")]
+    GivenUp {
+        /// The sample.
+        sample: u32,
     },
     /// A branch could not be forked, usually since its parent had ended.
     #[error("sample {sample} was refused: {refusal}")]

@@ -8,27 +8,28 @@
 //! ```
 //!
 //! Requests and answers are objects in JSON, one a line: `batch/mod.rs` and
-//! `support/json_request.rs` describe them.
+//! `support/json_request.rs` describe them. Requests in OpenAI's batch format are answered in that
+//! format.
 
 mod batch;
+mod files;
 #[path = "../support/json_request.rs"]
 mod json_request;
+#[path = "../support/signals.rs"]
+mod signals;
 #[path = "../support/start.rs"]
 mod start;
 
-use std::error::Error;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use batch::{AnswerLine, BatchOptions, Progress};
+use batch::{AnswerLine, BatchError, BatchOptions, Progress, Summary};
 use clap::Parser;
+use files::{Answers, Prompts};
 use indicatif::{ProgressBar, ProgressStyle};
+use start::Outcome;
 use understory::prelude::{Engine, Shutdown};
-
-/// 64 conversations in 8 groups, each group with a long system prompt of its own.
-const BUNDLED: &str = include_str!("../data/prompts.jsonl");
 
 /// How many answers are shown where they aren't written to a file.
 const SHOWN: usize = 3;
@@ -36,15 +37,21 @@ const SHOWN: usize = 3;
 /// Answers a batch of prompts with a language model, and says how fast.
 ///
 /// A request is a line with a JSON object: `prompt`, `messages` or `token_ids`, and whichever of
-/// max_tokens, min_tokens, temperature, top_p, top_k, min_p, seed, stop, stop_token_ids, n,
-/// logprobs, ignore_eos, namespace, logit_bias and repetition_penalty, frequency_penalty,
-/// presence_penalty it needs. What it leaves out is as the model's files recommend. An answer is a
-/// line with index, text, token_ids, finish_reason, usage and ttft_ms, or with index and error: a
-/// bad line costs its own answer only.
+/// max_tokens, min_tokens, temperature, top_p, top_k, min_p, seed, stop, stop_token_ids,
+/// include_stop, ignore_eos, skip_special_tokens, n, logprobs, prompt_logprobs, logit_bias,
+/// repetition_penalty, frequency_penalty, presence_penalty, tools, documents,
+/// chat_template_kwargs, namespace, priority and speculation it needs. What it leaves out is as the
+/// model's files recommend, but an answer without a limit ends after 1024 tokens. Other fields are
+/// ignored, with one warning for each name. An answer is a line with index, text, token_ids,
+/// finish_reason, usage and ttft_ms, or with index and error: a bad line costs its own answer only.
 ///
-/// Without --out the first answers are shown on standard output. Progress and errors go to the
-/// error stream. The exit code is 1 if the batch could not be run, and 0 if it was, bad lines or
-/// not.
+/// A line with custom_id, method, url and body is a request in OpenAI's batch format, to
+/// /v1/chat/completions or /v1/completions. Its answer has id, custom_id, response and error.
+///
+/// Requests are answered as they come, so standard input may be slow. Without --out the first
+/// answers are shown on standard output. Progress and errors go to the error stream. Ctrl-C or
+/// SIGTERM gives up what runs and keeps what is finished; a second one ends at once. The exit code
+/// is 1 if the batch could not be run to its end, and 0 if it was, bad lines or not.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Requests, one a line; `-` is standard input. Default: 64 bundled chat prompts, which share
@@ -52,8 +59,8 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
 
-    /// Where answers are written, one a line, in the order of the requests. What is there is
-    /// replaced.
+    /// Where answers are written, one a line as soon as it is whole, in the order of the requests.
+    /// What is there is replaced, once the model stands. It can't be the file of the requests.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
@@ -80,12 +87,32 @@ fn main() -> ExitCode {
     start::run(|| run(&arguments))
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    // What can be wrong with files is found before a model is fetched.
-    let input = open_prompts(arguments.prompts.as_deref())?;
-    let mut file = arguments.out.as_deref().map(create).transpose()?;
+fn run(arguments: &Arguments) -> Outcome<()> {
+    // What can be wrong with files is found before a model is fetched, and what --out names is
+    // touched after that.
+    let prompts = Prompts::open(arguments.prompts.as_deref())?;
+    if let Some(path) = &arguments.out {
+        Answers::check(path, &prompts)?;
+    }
     let engine = arguments.engine.start()?;
+    let file = arguments.out.as_ref().map(|path| Answers::create(path, &prompts)).transpose()?;
+    let stop = signals::first_signal()?;
+    let summary = answer(&engine, arguments, prompts, file, stop)?;
+    print(&engine, &summary, arguments.json)?;
+    if summary.interrupted {
+        engine.shutdown(Shutdown::Now)?;
+        return Err(format!("interrupted after {} answers", summary.requests).into());
+    }
+    Ok(engine.shutdown(Shutdown::Drain)?)
+}
 
+fn answer(
+    engine: &Engine,
+    arguments: &Arguments,
+    prompts: Prompts,
+    mut file: Option<Answers>,
+    stop: impl Future<Output = ()>,
+) -> Result<Summary, BatchError> {
     let options = BatchOptions {
         defaults: engine.recommended_sampling(),
         max_tokens: arguments.max_tokens,
@@ -100,52 +127,38 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             bar.set_message(format!("{tokens} tokens"));
             bar.inc(1);
         }
+        Progress::UnknownField(name) => {
+            bar.suspend(|| eprintln!("warning: the field {name:?} is ignored"));
+        }
     };
     let mut output = |answer: &AnswerLine| match &mut file {
-        Some(file) => {
-            serde_json::to_writer(&mut *file, answer)?;
-            file.write_all(b"\n")
-        }
+        Some(file) => file.write(answer),
         None if !arguments.json && answer.index < SHOWN => {
             let text = serde_json::to_string(answer)?;
             bar.suspend(|| writeln!(io::stdout(), "{text}\n"))
         }
         None => Ok(()),
     };
-    let summary = batch::run(&engine, &options, input, &mut output, &mut progress)?;
-    if let Some(file) = &mut file {
-        file.flush().map_err(batch::BatchError::Write)?;
-    }
+    let run = batch::run(engine, &options, prompts.input, &mut output, &mut progress, stop);
+    let summary = futures_executor::block_on(run);
     bar.finish_and_clear();
-    print(&engine, &summary, arguments.json)?;
-    Ok(engine.shutdown(Shutdown::Drain)?)
+    summary
 }
 
-fn print(engine: &Engine, summary: &batch::Summary, as_json: bool) -> Result<(), Box<dyn Error>> {
+fn print(engine: &Engine, summary: &Summary, as_json: bool) -> Outcome<()> {
     let mut stdout = io::stdout();
     if as_json {
         writeln!(stdout, "{}", serde_json::to_string(summary)?)?;
         return Ok(());
     }
-    let steps = engine.snapshot().steps;
-    writeln!(stdout, "{summary}\nsteps               {steps:>10}")?;
-    Ok(())
-}
-
-fn open_prompts(path: Option<&Path>) -> Result<Box<dyn BufRead>, String> {
-    match path {
-        None => Ok(Box::new(BUNDLED.as_bytes())),
-        Some(path) if path.as_os_str() == "-" => Ok(Box::new(io::stdin().lock())),
-        Some(path) => match File::open(path) {
-            Ok(file) => Ok(Box::new(BufReader::new(file))),
-            Err(error) => Err(format!("cannot open {}: {error}", path.display())),
-        },
+    let snapshot = engine.snapshot();
+    writeln!(stdout, "{summary}\nsteps               {:>10}", snapshot.steps)?;
+    let (proposed, accepted) =
+        (snapshot.scheduler.proposed_tokens, snapshot.scheduler.accepted_tokens);
+    if proposed > 0 {
+        writeln!(stdout, "proposed tokens     {proposed:>10}   of which {accepted} were right")?;
     }
-}
-
-fn create(path: &Path) -> Result<BufWriter<File>, String> {
-    let created = File::create(path).map(BufWriter::new);
-    created.map_err(|error| format!("cannot create {}: {error}", path.display()))
+    Ok(())
 }
 
 fn new_bar() -> ProgressBar {
@@ -155,3 +168,6 @@ fn new_bar() -> ProgressBar {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

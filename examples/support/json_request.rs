@@ -13,30 +13,45 @@
 //! | `seed` | a whole number |
 //! | `stop` | a text or a list of texts that end an answer |
 //! | `stop_token_ids` | a list of token ids that end an answer |
+//! | `include_stop` | whether a stop text is part of the answer |
+//! | `skip_special_tokens` | whether special tokens have no text, which is so by default |
 //! | `ignore_eos` | whether to go on after the model's end tokens |
 //! | `n` | answers to draw |
-//! | `logprobs` | alternatives to report for each token, or `true` for none but the token's own |
+//! | `logprobs`, `prompt_logprobs` | alternatives to report for each token of the answer or the prompt, or `true` for none but the token's own |
+//! | `tools`, `documents` | lists of objects, and |
+//! | `chat_template_kwargs` | an object of variables: what a chat template may know besides messages |
+//! | `priority` | a whole number: higher ones leave the queue first |
+//! | `speculation` | whether tokens may be proposed and verified, where the engine does that |
 //! | `namespace` | a text or a whole number: prefixes are shared within a namespace only |
 //!
-//! Exactly one of the first three must be there. A field that is `null` counts as absent. What is
-//! checked here is whether a value is of the right kind; whether it makes sense is the engine's to
-//! say.
+//! Exactly one of the first three must be there. A field that is `null` counts as absent; fields
+//! that have no meaning are left to the caller. What is checked here is whether a value is of the
+//! right kind; whether it makes sense is the engine's to say.
 
 use std::fmt;
 
 use serde_json::{Map, Value};
-use understory::Token;
-use understory::request::{Prompt, SamplingParams};
+use understory::request::{Prompt, Request, SamplingParams};
+use understory::text::{ChatMessage, ChatOptions};
+use understory::{Namespace, Token};
 
 /// A request, as it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct JsonRequest {
     /// What is to be continued.
     pub(crate) prompt: Prompt,
+    /// What a chat template is told besides messages.
+    pub(crate) chat: ChatOptions,
     /// The given defaults, with what was written in their place.
     pub(crate) sampling: SamplingParams,
+    /// Higher ones leave the queue first.
+    pub(crate) priority: i32,
+    /// Whether tokens may be proposed and verified.
+    pub(crate) speculation: bool,
     /// The namespace's name, if it has one.
     pub(crate) namespace: Option<String>,
+    /// The names of fields that have no meaning.
+    pub(crate) unknown: Vec<String>,
 }
 
 /// Why an object is no request.
@@ -55,12 +70,6 @@ pub(crate) enum JsonRequestError {
     NotAnObject {
         /// What it is.
         found: Shown,
-    },
-    /// Nobody knows the field.
-    #[error("there is no field {field:?}")]
-    UnknownField {
-        /// Its name.
-        field: String,
     },
     /// The field has a value of the wrong kind.
     #[error("{field} must be {expected}, not {found}")]
@@ -85,19 +94,19 @@ pub(crate) enum JsonRequestError {
 pub(crate) struct Shown(String);
 
 impl JsonRequest {
-    /// Reads a request from a text.
+    /// Reads the fields of an object from a text.
     ///
     /// # Errors
     ///
     /// [`JsonRequestError`].
-    pub(crate) fn parse(text: &str, defaults: &SamplingParams) -> Result<Self, JsonRequestError> {
+    pub(crate) fn fields(text: &str) -> Result<Map<String, Value>, JsonRequestError> {
         let value = serde_json::from_str(text).map_err(|error| {
             let message = error.to_string();
             let reason = message.rsplit_once(" at line ").map_or(&*message, |(reason, _)| reason);
             JsonRequestError::Syntax { reason: reason.to_owned(), column: error.column() }
         })?;
         match value {
-            Value::Object(fields) => Self::from_fields(fields, defaults),
+            Value::Object(fields) => Ok(fields),
             other => Err(JsonRequestError::NotAnObject { found: Shown::of(&other) }),
         }
     }
@@ -111,8 +120,16 @@ impl JsonRequest {
         fields: Map<String, Value>,
         defaults: &SamplingParams,
     ) -> Result<Self, JsonRequestError> {
-        let mut sampling = defaults.clone();
-        let (mut prompts, mut namespace) = (Vec::new(), None);
+        let mut request = Self {
+            prompt: Prompt::Tokens(Vec::new()),
+            chat: ChatOptions::default(),
+            sampling: defaults.clone(),
+            priority: 0,
+            speculation: true,
+            namespace: None,
+            unknown: Vec::new(),
+        };
+        let mut prompts = Vec::new();
         for (name, value) in fields {
             if value.is_null() {
                 continue;
@@ -121,15 +138,38 @@ impl JsonRequest {
                 "prompt" => prompts.push(Prompt::Text(text("prompt", value)?)),
                 "messages" => prompts.push(messages(value)?),
                 "token_ids" => prompts.push(Prompt::Tokens(token_ids("token_ids", value)?)),
-                "namespace" => namespace = Some(name_of_namespace(value)?),
-                _ => set_sampling(&mut sampling, &name, value)?,
+                "tools" => request.chat.tools = Some(objects("tools", value)?),
+                "documents" => request.chat.documents = Some(objects("documents", value)?),
+                "chat_template_kwargs" => match value {
+                    Value::Object(variables) => request.chat.variables = variables,
+                    other => return Err(wrong("chat_template_kwargs", "an object", &other)),
+                },
+                "priority" => {
+                    let number = value.as_i64().and_then(|number| i32::try_from(number).ok());
+                    let expected = "a whole number of 32 bits";
+                    request.priority = number.ok_or_else(|| wrong("priority", expected, &value))?;
+                }
+                "speculation" => request.speculation = flag("speculation", &value)?,
+                "namespace" => request.namespace = Some(name_of_namespace(value)?),
+                _ if set_sampling(&mut request.sampling, &name, value)? => {}
+                _ => request.unknown.push(name),
             }
         }
         let count = prompts.len();
         match prompts.pop() {
-            Some(prompt) if count == 1 => Ok(Self { prompt, sampling, namespace }),
+            Some(prompt) if count == 1 => Ok(Self { prompt, ..request }),
             _ => Err(JsonRequestError::Prompts { count }),
         }
+    }
+
+    /// The request for an engine, in the namespace that has the name.
+    pub(crate) fn into_request(self, namespace: Namespace) -> Request {
+        Request::new(self.prompt)
+            .chat(self.chat)
+            .sampling(self.sampling)
+            .priority(self.priority)
+            .speculation(self.speculation)
+            .namespace(namespace)
     }
 }
 
@@ -137,7 +177,8 @@ impl Shown {
     /// Longest value that is shown whole, in characters.
     const LONGEST: usize = 40;
 
-    fn of(value: &Value) -> Self {
+    /// The value as an error shows it.
+    pub(crate) fn of(value: &Value) -> Self {
         let text = value.to_string();
         match text.char_indices().nth(Self::LONGEST) {
             None => Self(text),
@@ -152,11 +193,12 @@ impl fmt::Display for Shown {
     }
 }
 
+/// Whether the field is one of sampling.
 fn set_sampling(
     sampling: &mut SamplingParams,
     name: &str,
     value: Value,
-) -> Result<(), JsonRequestError> {
+) -> Result<bool, JsonRequestError> {
     match name {
         "max_tokens" => sampling.max_tokens = Some(count("max_tokens", &value)?),
         "min_tokens" => sampling.min_tokens = count("min_tokens", &value)?,
@@ -176,16 +218,17 @@ fn set_sampling(
         }
         "stop" => sampling.stop = stop(value)?,
         "stop_token_ids" => sampling.stop_token_ids = token_ids("stop_token_ids", value)?,
-        "ignore_eos" => {
-            let flag = value.as_bool();
-            sampling.ignore_eos =
-                flag.ok_or_else(|| wrong("ignore_eos", "true or false", &value))?;
+        "include_stop" => sampling.include_stop = flag("include_stop", &value)?,
+        "skip_special_tokens" => {
+            sampling.skip_special_tokens = flag("skip_special_tokens", &value)?;
         }
+        "ignore_eos" => sampling.ignore_eos = flag("ignore_eos", &value)?,
         "n" => sampling.n = count("n", &value)?,
-        "logprobs" => sampling.logprobs = logprobs(&value)?,
-        _ => return Err(JsonRequestError::UnknownField { field: name.to_owned() }),
+        "logprobs" => sampling.logprobs = logprobs("logprobs", &value)?,
+        "prompt_logprobs" => sampling.prompt_logprobs = logprobs("prompt_logprobs", &value)?,
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 fn wrong(field: &'static str, expected: &'static str, value: &Value) -> JsonRequestError {
@@ -205,7 +248,8 @@ fn count(field: &'static str, value: &Value) -> Result<u32, JsonRequestError> {
 }
 
 fn number(field: &'static str, value: &Value) -> Result<f32, JsonRequestError> {
-    value.as_f64().map(|number| number as f32).ok_or_else(|| wrong(field, "a number", value))
+    let number = value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
+    number.ok_or_else(|| wrong(field, "a number of 32 bits", value))
 }
 
 fn token_ids(field: &'static str, value: Value) -> Result<Vec<Token>, JsonRequestError> {
@@ -213,9 +257,10 @@ fn token_ids(field: &'static str, value: Value) -> Result<Vec<Token>, JsonReques
 }
 
 fn messages(value: Value) -> Result<Prompt, JsonRequestError> {
-    let expected = "a list of objects with a role";
-    let messages = serde_json::from_value(value.clone());
-    messages.map(Prompt::Messages).map_err(|_| wrong("messages", expected, &value))
+    match serde_json::from_value::<Vec<ChatMessage>>(value.clone()) {
+        Ok(messages) if !messages.is_empty() => Ok(Prompt::Messages(messages)),
+        _ => Err(wrong("messages", "a list of objects with a role, one at least", &value)),
+    }
 }
 
 fn stop(value: Value) -> Result<Vec<String>, JsonRequestError> {
@@ -229,21 +274,30 @@ fn stop(value: Value) -> Result<Vec<String>, JsonRequestError> {
 fn logit_bias(value: &Value) -> Result<Vec<(Token, f32)>, JsonRequestError> {
     let wrong = || wrong("logit_bias", "an object of token ids and numbers", value);
     let entries = value.as_object().ok_or_else(wrong)?.iter().map(|(token, bias)| {
-        let bias = bias.as_f64().ok_or_else(wrong)? as f32;
-        Ok((token.parse().map_err(|_| wrong())?, bias))
+        let bias = bias.as_f64().map(|bias| bias as f32).filter(|bias| bias.is_finite());
+        Ok((token.parse().map_err(|_| wrong())?, bias.ok_or_else(wrong)?))
     });
     entries.collect()
 }
 
-fn logprobs(value: &Value) -> Result<Option<u8>, JsonRequestError> {
+fn flag(field: &'static str, value: &Value) -> Result<bool, JsonRequestError> {
+    value.as_bool().ok_or_else(|| wrong(field, "true or false", value))
+}
+
+fn objects(field: &'static str, value: Value) -> Result<Vec<Value>, JsonRequestError> {
+    match value {
+        Value::Array(objects) if objects.iter().all(Value::is_object) => Ok(objects),
+        other => Err(wrong(field, "a list of objects", &other)),
+    }
+}
+
+fn logprobs(field: &'static str, value: &Value) -> Result<Option<u8>, JsonRequestError> {
     let count = value.as_u64().and_then(|count| u8::try_from(count).ok());
     match (value.as_bool(), count) {
         (Some(false), _) => Ok(None),
         (Some(true), _) => Ok(Some(0)),
         (None, Some(count)) => Ok(Some(count)),
-        (None, None) => {
-            Err(wrong("logprobs", "true, false or a whole number from 0 to 255", value))
-        }
+        (None, None) => Err(wrong(field, "true, false or a whole number from 0 to 255", value)),
     }
 }
 
@@ -260,7 +314,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<JsonRequest, JsonRequestError> {
-        JsonRequest::parse(text, &SamplingParams::default())
+        JsonRequest::from_fields(JsonRequest::fields(text)?, &SamplingParams::default())
     }
 
     #[test]
@@ -270,30 +324,49 @@ mod tests {
                 "top_p": 0.9, "top_k": 5, "min_p": 0.25, "repetition_penalty": 1.5,
                 "frequency_penalty": -1, "presence_penalty": 2, "logit_bias": {"7": -2.5},
                 "seed": 18446744073709551615, "stop": ["a", "b"], "stop_token_ids": [8],
-                "ignore_eos": true, "n": 3, "logprobs": 4, "namespace": 12}"#,
+                "ignore_eos": true, "include_stop": true, "skip_special_tokens": false, "n": 3,
+                "logprobs": 4, "prompt_logprobs": true, "priority": -7, "speculation": false,
+                "tools": [{"type": "function"}], "documents": [{"title": "a"}],
+                "chat_template_kwargs": {"enable_thinking": false}, "namespace": 12}"#,
         );
-        let mut sampling = SamplingParams::default();
-        sampling.max_tokens = Some(9);
-        sampling.min_tokens = 2;
-        sampling.temperature = 0.5;
-        sampling.top_p = 0.9;
-        sampling.top_k = 5;
-        sampling.min_p = 0.25;
-        sampling.repetition_penalty = 1.5;
-        sampling.frequency_penalty = -1.0;
-        sampling.presence_penalty = 2.0;
-        sampling.logit_bias = vec![(7, -2.5)];
-        sampling.seed = Some(u64::MAX);
-        sampling.stop = vec!["a".to_owned(), "b".to_owned()];
-        sampling.stop_token_ids = vec![8];
-        sampling.ignore_eos = true;
-        sampling.n = 3;
-        sampling.logprobs = Some(4);
-        let namespace = Some("12".to_owned());
-        assert_eq!(
-            request,
-            Ok(JsonRequest { prompt: Prompt::Tokens(vec![3, 4]), sampling, namespace })
-        );
+        let sampling = SamplingParams::default()
+            .max_tokens(9)
+            .min_tokens(2)
+            .temperature(0.5)
+            .top_p(0.9)
+            .top_k(5)
+            .min_p(0.25)
+            .repetition_penalty(1.5)
+            .frequency_penalty(-1.0)
+            .presence_penalty(2.0)
+            .logit_bias([(7, -2.5)])
+            .seed(u64::MAX)
+            .stop(["a".to_owned(), "b".to_owned()])
+            .stop_token_ids([8])
+            .ignore_eos(true)
+            .include_stop(true)
+            .skip_special_tokens(false)
+            .n(3)
+            .logprobs(4)
+            .prompt_logprobs(0);
+        let mut chat = ChatOptions::default();
+        chat.tools = Some(vec![serde_json::json!({"type": "function"})]);
+        chat.documents = Some(vec![serde_json::json!({"title": "a"})]);
+        chat.variables.insert("enable_thinking".to_owned(), Value::Bool(false));
+        let expected = JsonRequest {
+            prompt: Prompt::Tokens(vec![3, 4]),
+            chat: chat.clone(),
+            sampling: sampling.clone(),
+            priority: -7,
+            speculation: false,
+            namespace: Some("12".to_owned()),
+            unknown: vec![],
+        };
+        assert_eq!(request, Ok(expected.clone()));
+        let request = expected.into_request(Namespace::tenant(1));
+        assert_eq!((&request.chat, &request.sampling), (&chat, &sampling));
+        assert_eq!((request.priority, request.speculation), (-7, false));
+        assert_eq!(request.namespace, Namespace::tenant(1));
     }
 
     #[test]
@@ -301,7 +374,8 @@ mod tests {
         let mut defaults = SamplingParams::default();
         defaults.temperature = 0.25;
         let text = r#"{"prompt": "a", "messages": null, "temperature": null, "stop": "end"}"#;
-        let request = JsonRequest::parse(text, &defaults).unwrap();
+        let request =
+            JsonRequest::from_fields(JsonRequest::fields(text).unwrap(), &defaults).unwrap();
         assert_eq!(request.prompt, Prompt::Text("a".to_owned()));
         assert_eq!(request.sampling.temperature, 0.25);
         assert_eq!(request.sampling.stop, ["end"]);
@@ -333,6 +407,7 @@ mod tests {
             ("max_tokens", "1.5"),
             ("max_tokens", "4294967296"),
             ("temperature", "\"hot\""),
+            ("temperature", "1e40"),
             ("top_p", "[]"),
             ("top_k", "true"),
             ("seed", "-3"),
@@ -340,12 +415,22 @@ mod tests {
             ("stop", "[7]"),
             ("stop_token_ids", "[-1]"),
             ("ignore_eos", "1"),
+            ("include_stop", "\"yes\""),
+            ("skip_special_tokens", "0"),
+            ("speculation", "[]"),
+            ("priority", "1.5"),
+            ("priority", "2147483648"),
+            ("tools", "{}"),
+            ("documents", "[1]"),
+            ("chat_template_kwargs", "[]"),
+            ("prompt_logprobs", "256"),
             ("n", "\"2\""),
             ("logprobs", "256"),
             ("logprobs", "\"yes\""),
             ("logit_bias", "[1]"),
             ("logit_bias", r#"{"x": 1}"#),
             ("logit_bias", r#"{"1": "x"}"#),
+            ("logit_bias", r#"{"1": 1e40}"#),
             ("namespace", "1.5"),
         ] {
             let error = parse(&format!(r#"{{"prompt": "a", "{field}": {value}}}"#)).unwrap_err();
@@ -354,7 +439,9 @@ mod tests {
             };
             assert_eq!(named, field);
         }
-        for (field, value) in [("prompt", "[1]"), ("messages", "[{}]"), ("token_ids", "\"a\"")] {
+        for (field, value) in
+            [("prompt", "[1]"), ("messages", "[{}]"), ("messages", "[]"), ("token_ids", "\"a\"")]
+        {
             let error = parse(&format!(r#"{{"{field}": {value}}}"#)).unwrap_err();
             assert!(error.to_string().starts_with(field), "{error}");
         }
@@ -362,8 +449,8 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_told_apart() {
-        let unknown = JsonRequestError::UnknownField { field: "max_token".to_owned() };
-        assert_eq!(parse(r#"{"prompt": "a", "max_token": 3}"#), Err(unknown));
+        let request = parse(r#"{"prompt": "a", "max_token": 3, "x": {}, "y": null}"#).unwrap();
+        assert_eq!(request.unknown, ["max_token", "x"]);
         assert_eq!(parse("{}"), Err(JsonRequestError::Prompts { count: 0 }));
         let both = parse(r#"{"prompt": "a", "token_ids": [1]}"#);
         assert_eq!(both, Err(JsonRequestError::Prompts { count: 2 }));

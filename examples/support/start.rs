@@ -1,19 +1,20 @@
-//! What all examples share: the arguments that set up an engine, the bars that show how far that
-//! has come, and how an error ends a program.
+//! The arguments that set up an engine, which all examples with an engine share.
 
-use std::error::Error;
+#[path = "bars.rs"]
+mod bars;
+#[path = "program.rs"]
+mod program;
+
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 use understory::WritePolicy;
 use understory::prelude::*;
+use understory::schedule::Speculation;
+use understory::source::PluginSource;
+
+pub(crate) use program::{Outcome, run};
 
 /// Which model runs, on what, and within which limits.
 #[derive(Debug, Args)]
@@ -33,10 +34,10 @@ pub(crate) struct EngineArguments {
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     backend: BackendName,
 
-    /// The PJRT plugin of the xla backend, a shared library, written like a model. Default: XLA's
-    /// CPU plugin, which is fetched.
+    /// The PJRT plugin of the xla backend: `cpu` (default) or `tpu`, which are fetched, or a shared
+    /// library, written like a model.
     #[arg(long, value_name = "SOURCE")]
-    plugin: Option<ModelSource>,
+    plugin: Option<PluginSource>,
 
     /// On a TPU, attend with the kernel that this script lowers:
     /// `scripts/ragged_paged_attention.py`, run by `python3`. Default: in StableHLO alone.
@@ -54,6 +55,15 @@ pub(crate) struct EngineArguments {
     /// Wait for each step before planning the next one.
     #[arg(long)]
     no_overlap: bool,
+
+    /// Propose tokens where a text repeats itself and verify several in a step: `ngram`. Changes no
+    /// token.
+    #[arg(long, value_name = "HOW")]
+    speculation: Option<Proposals>,
+
+    /// Record what the scheduler is told and decides, for the example replay_log, to a new file.
+    #[arg(long, value_name = "FILE")]
+    record_inputs: Option<PathBuf>,
 
     /// Keep no computed prefixes for later requests.
     #[arg(long)]
@@ -89,14 +99,12 @@ pub(crate) struct EngineArguments {
 
 impl EngineArguments {
     /// Fetches the model if need be, and starts it.
-    pub(crate) fn start(&self) -> Result<Engine, Box<dyn Error>> {
-        let mut fetch = FetchOptions::default();
-        fetch.offline = self.offline;
-        fetch.kernel_script = self.kernel_script.clone();
-        let mut bars = Bars::default();
-        let path = self.model.resolve(&fetch, &mut bars)?;
-        let backend = self.choice()?.open(&fetch, &mut bars)?;
-        Ok(Engine::builder().options(self.options()).load(path, backend.as_ref(), &mut bars)?)
+    pub(crate) fn start(&self) -> Outcome<Engine> {
+        let fetch = FetchOptions::default().offline(self.offline);
+        let fetch = fetch.kernel_script(self.kernel_script.clone());
+        let loader = understory::load(self.model.clone()).backend(self.choice()?);
+        let loader = loader.options(self.options()).fetch(fetch);
+        Ok(loader.progress(bars::Bars::default()).start()?)
     }
 
     fn choice(&self) -> Result<BackendChoice, String> {
@@ -110,44 +118,28 @@ impl EngineArguments {
                 Err("--threads needs --backend cpu".to_owned())
             }
             BackendName::Xla => {
-                Ok(BackendChoice::Xla { plugin: self.plugin.clone(), devices: self.tp })
+                let plugin = self.plugin.clone().unwrap_or_default();
+                Ok(BackendChoice::Xla { plugin, devices: self.tp })
             }
         }
     }
 
     fn options(&self) -> EngineOptions {
-        let mut options = EngineOptions::default();
-        options.overlap = !self.no_overlap;
-        options.cache = !self.no_cache;
-        options.max_running_requests = self.max_running;
-        options.page_size = self.page_size;
-        options.kv_memory = self.kv_memory.0;
-        options.context_length = self.context_length;
-        if let Some(KvSize(host_kv_memory)) = self.host_kv_memory {
-            options.host_kv_memory = host_kv_memory;
-        }
-        options.host_write_policy = match self.host_write {
-            HostWrite::Through => WritePolicy::Through,
-            HostWrite::AfterHit => WritePolicy::ThroughAfterHits(1),
-            HostWrite::Back => WritePolicy::Back,
-        };
-        options
-    }
-}
-
-/// Runs a program: warnings of the library go to the terminal, and an error ends it with code 1.
-pub(crate) fn run(program: impl FnOnce() -> Result<(), Box<dyn Error>>) -> ExitCode {
-    // What the hub's client can't do comes back as an error; its own log would say it twice.
-    let targets =
-        Targets::new().with_default(LevelFilter::WARN).with_target("hf_hub", LevelFilter::OFF);
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time();
-    tracing_subscriber::registry().with(log.with_filter(targets)).init();
-    match program() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        EngineOptions::default()
+            .overlap(!self.no_overlap)
+            .speculation(self.speculation.map(|Proposals::Ngram| Speculation::default()))
+            .record_inputs(self.record_inputs.clone())
+            .cache(!self.no_cache)
+            .max_running_requests(self.max_running)
+            .page_size(self.page_size)
+            .kv_memory(self.kv_memory.0)
+            .context_length(self.context_length)
+            .host_kv_memory(self.host_kv_memory.map_or(KvMemory::NONE, |KvSize(memory)| memory))
+            .host_write_policy(match self.host_write {
+                HostWrite::Through => WritePolicy::Through,
+                HostWrite::AfterHit => WritePolicy::ThroughAfterHits(1),
+                HostWrite::Back => WritePolicy::Back,
+            })
     }
 }
 
@@ -156,6 +148,12 @@ pub(crate) fn run(program: impl FnOnce() -> Result<(), Box<dyn Error>>) -> ExitC
 enum BackendName {
     Cpu,
     Xla,
+}
+
+/// How tokens are proposed.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Proposals {
+    Ngram,
 }
 
 /// When KV is copied to the host.
@@ -189,44 +187,4 @@ impl FromStr for KvSize {
         let bytes = count.checked_mul(1 << shift).ok_or("that is more than there can be")?;
         Ok(Self(KvMemory::Bytes(bytes)))
     }
-}
-
-/// One bar on the terminal's error stream for each thing that takes its time.
-#[derive(Default)]
-struct Bars {
-    current: Option<(String, ProgressBar)>,
-}
-
-impl Progress for Bars {
-    fn update(&mut self, what: &str, done: u64, total: u64) {
-        let is_same = self.current.as_ref().is_some_and(|(name, _)| name == what);
-        if !is_same {
-            self.finish();
-        }
-        let (_, bar) = self.current.get_or_insert_with(|| (what.to_owned(), new_bar(what)));
-        bar.set_length(total);
-        bar.set_position(done);
-    }
-}
-
-impl Bars {
-    fn finish(&mut self) {
-        if let Some((_, bar)) = self.current.take() {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Drop for Bars {
-    fn drop(&mut self) {
-        self.finish();
-    }
-}
-
-fn new_bar(what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {human_pos}/{human_len} {eta}");
-    let bar = ProgressBar::new(0).with_message(what.to_owned());
-    // The template above is a constant; if it were wrong, the bar would look plain.
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }

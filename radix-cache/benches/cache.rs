@@ -122,11 +122,11 @@ fn probe(criterion: &mut Criterion, table: &mut Table) {
     let prompt = tokens(1, PROMPT);
     for (page_size, target) in [(16, "2 µs"), (1, "3 µs")] {
         let mut cache = new_cache(page_size);
-        cache_path(&mut cache, &mut Pages::default(), Namespace(0), &prompt, NODES);
-        assert_eq!(cache.probe(Namespace(0), &prompt).tokens, PROMPT);
+        cache_path(&mut cache, &mut Pages::default(), Namespace::tenant(0), &prompt, NODES);
+        assert_eq!(cache.probe(Namespace::tenant(0), &prompt).tokens, PROMPT);
         let name = format!("probe 8192 tokens, page {page_size}, 8 nodes, warm");
         criterion.bench_function(&name, |bencher| {
-            bencher.iter(|| black_box(&cache).probe(Namespace(0), black_box(&prompt)));
+            bencher.iter(|| black_box(&cache).probe(Namespace::tenant(0), black_box(&prompt)));
         });
         table.measured(&name, 1.0, target);
 
@@ -158,7 +158,7 @@ fn probe_router_tree(
 ) {
     let config = CacheConfig::default().page_size(page_size).events(1_000);
     let mut cache = RadixCache::new(config).expect("the page size is valid");
-    cache_path(&mut cache, &mut Pages::default(), Namespace(0), prompt, NODES);
+    cache_path(&mut cache, &mut Pages::default(), Namespace::tenant(0), prompt, NODES);
     let mut router = RouterTree::new(page_size);
     for event in cache.drain_events() {
         let event = router.translate(event).expect("nothing was cleared");
@@ -188,7 +188,7 @@ fn probe_cold(criterion: &mut Criterion, table: &mut Table) {
     let mut pages = Pages::default();
     for path in 0..PATHS {
         let prompt = tokens(path + 1, PROMPT);
-        let lock = cache_path(&mut cache, &mut pages, Namespace(0), &prompt, NODES);
+        let lock = cache_path(&mut cache, &mut pages, Namespace::tenant(0), &prompt, NODES);
         for leaf in 0..LEAVES_A_PATH {
             let fork = cache.fork(lock).expect("few locks");
             let twig = tokens(path << 20 | leaf, 16);
@@ -206,7 +206,7 @@ fn probe_cold(criterion: &mut Criterion, table: &mut Table) {
                 path = (path + 769) % PATHS;
                 let prompt = tokens(path + 1, PROMPT);
                 let started = Instant::now();
-                black_box(cache.probe(Namespace(0), &prompt));
+                black_box(cache.probe(Namespace::tenant(0), &prompt));
                 elapsed += started.elapsed();
             }
             elapsed
@@ -219,7 +219,7 @@ fn insert(criterion: &mut Criterion, table: &mut Table) {
     const BATCH: u64 = 64;
     let mut cache = new_cache(16);
     let mut pages = Pages::default();
-    let lock = cache_path(&mut cache, &mut pages, Namespace(0), &tokens(1, PROMPT), NODES);
+    let lock = cache_path(&mut cache, &mut pages, Namespace::tenant(0), &tokens(1, PROMPT), NODES);
     let leaves: Vec<_> = (2..2 + BATCH).map(|seed| tokens(seed, 1_024)).collect();
     let own = pages.take(64);
     let name = "insert 1024 tokens below 8192, from a lock";
@@ -269,7 +269,7 @@ fn locks(criterion: &mut Criterion, table: &mut Table) {
     let mut pages = Pages::default();
     let prompts: Vec<_> = (0..PATHS).map(|path| tokens(path + 1, NODES * 16)).collect();
     for (path, prompt) in prompts.iter().enumerate() {
-        let namespace = Namespace(path as u64);
+        let namespace = Namespace::tenant(path as u64);
         let lock = cache_path(&mut cache, &mut pages, namespace, prompt, NODES);
         cache.release(lock).expect("held");
     }
@@ -283,7 +283,7 @@ fn locks(criterion: &mut Criterion, table: &mut Table) {
             let started = Instant::now();
             for (path, prompt) in prompts.iter().take(batch).enumerate() {
                 matched.clear();
-                let namespace = Namespace(path as u64);
+                let namespace = Namespace::tenant(path as u64);
                 let acquired = cache.acquire(namespace, prompt, &mut matched);
                 held.push(acquired.expect("few locks").lock);
             }
@@ -308,7 +308,7 @@ fn locks(criterion: &mut Criterion, table: &mut Table) {
     criterion.bench_function(name, |bencher| {
         bencher.iter(|| {
             path = (path + 1) % PATHS;
-            cache.probe(Namespace(path), &prompts[path as usize])
+            cache.probe(Namespace::tenant(path), &prompts[path as usize])
         });
     });
     table.measured(name, 1.0, "");
@@ -329,7 +329,7 @@ fn add_leaf(cache: &mut RadixCache, leaf: u64, mut own: Vec<PageId>) {
     let mut prompt = tokens(1 + leaf % 1_000, 16);
     prompt.extend(tokens(1 << 32 | leaf, 16));
     let mut matched = Vec::new();
-    let acquired = cache.acquire(Namespace(0), &prompt, &mut matched).expect("few locks");
+    let acquired = cache.acquire(Namespace::tenant(0), &prompt, &mut matched).expect("few locks");
     let rest = own.split_off(matched.len());
     let rest_tokens = &prompt[acquired.tokens..];
     let _ = cache.insert(acquired.lock, rest_tokens, &rest, &mut matched).expect("whole pages");
@@ -385,7 +385,7 @@ fn chunks(criterion: &mut Criterion, table: &mut Table) {
         let (mut canonical, mut freed) = (Vec::new(), Vec::new());
         criterion.bench_function(&name, |bencher| {
             bencher.iter(|| {
-                let acquired = cache.acquire(Namespace(0), &[], &mut canonical);
+                let acquired = cache.acquire(Namespace::tenant(0), &[], &mut canonical);
                 let lock = acquired.expect("few locks").lock;
                 let chunks = prompt.chunks(CHUNK).zip(own.chunks(CHUNK / 16));
                 for (tokens, pages) in chunks {

@@ -1,7 +1,6 @@
 //! What a cache is built with.
 
 use crate::error::CacheError;
-use crate::tiers::{HostTier, WritePolicy};
 
 /// How a cache is laid out and what it evicts first.
 ///
@@ -67,7 +66,7 @@ impl CacheConfig {
     }
 
     /// Adds a second tier in the memory of the host. None by default. Not together with a
-    /// [windowed group](Self::windowed_group).
+    /// [windowed group](Self::windowed_group), whose pages no transfer copies.
     pub fn host_tier(mut self, tier: HostTier) -> Self {
         self.host = Some(tier);
         self
@@ -94,7 +93,7 @@ impl CacheConfig {
     ///   positions [with them](crate::RadixCache::take_freed_windowed);
     ///   [`evict_windowed`](crate::RadixCache::evict_windowed) frees windowed pages alone.
     ///
-    /// Costs 8 bytes a full page and 100 bytes a windowed page, and the room that growing vectors
+    /// Costs 8 bytes a full page and 92 bytes a windowed page, and the room that growing vectors
     /// keep in reserve.
     ///
     /// ```
@@ -103,7 +102,7 @@ impl CacheConfig {
     /// let config = CacheConfig::default().page_size(4).windowed_group(8);
     /// let mut cache = RadixCache::new(config)?;
     /// let prompt: Vec<u32> = (0..16).collect();
-    /// let lock = cache.acquire(Namespace(0), &prompt, &mut Vec::new())?.lock;
+    /// let lock = cache.acquire(Namespace::tenant(0), &prompt, &mut Vec::new())?.lock;
     ///
     /// // All full pages, and windowed ones as far back as the engine still has them.
     /// cache.insert(lock, &prompt, &[0, 1, 2, 3].map(PageId), &mut Vec::new())?;
@@ -111,9 +110,9 @@ impl CacheConfig {
     /// cache.release(lock)?;
     ///
     /// // The next token attends to seven positions before it: two pages.
-    /// assert_eq!(cache.probe(Namespace(0), &prompt).tokens, 16);
+    /// assert_eq!(cache.probe(Namespace::tenant(0), &prompt).tokens, 16);
     /// // Nothing shorter can be used, for its window is not there.
-    /// assert_eq!(cache.probe(Namespace(0), &prompt[..12]).tokens, 0);
+    /// assert_eq!(cache.probe(Namespace::tenant(0), &prompt[..12]).tokens, 0);
     /// # Ok::<(), radix_cache::CacheError>(())
     /// ```
     pub fn windowed_group(mut self, window: usize) -> Self {
@@ -155,6 +154,7 @@ impl CacheConfig {
 /// [`release`](crate::RadixCache::release), and count for the whole prefix. Hits are matches by
 /// `acquire` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Policy {
     /// The one that nobody has used for longest. Right for most traffic.
@@ -183,4 +183,48 @@ impl Policy {
     pub(crate) fn counts_hits(self) -> bool {
         matches!(self, Self::Lfu | Self::SegmentedLru)
     }
+}
+
+/// The host's part of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct HostTier {
+    pub(crate) pages: u32,
+    pub(crate) policy: Policy,
+    pub(crate) write: WritePolicy,
+}
+
+impl HostTier {
+    /// Room for so many pages, least recently used first, written through.
+    pub fn new(pages: u32) -> Self {
+        Self { pages, policy: Policy::default(), write: WritePolicy::default() }
+    }
+
+    /// Which pages the host loses first. [Retained](crate::Retention::until) ones go last there too.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Which pages are copied to it, and when.
+    pub fn write(mut self, write: WritePolicy) -> Self {
+        self.write = write;
+        self
+    }
+}
+
+/// When pages are copied to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum WritePolicy {
+    /// As soon as they are [saved](crate::RadixCache::save). Evicting them then costs nothing.
+    #[default]
+    Through,
+    /// When they are [saved](crate::RadixCache::save) after so many hits, which spares the copies of
+    /// prompts that never come back.
+    ThroughAfterHits(u32),
+    /// When they are [demoted](crate::RadixCache::demote), which spares all copies but those of pages
+    /// that have to go.
+    Back,
 }

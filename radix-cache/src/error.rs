@@ -1,7 +1,6 @@
 //! What can go wrong, with its operands.
 
-use crate::tiers::TransferId;
-use crate::types::{LockId, PageId};
+use crate::types::{LockId, PageId, TransferId};
 
 /// A refused call. The cache is as it was before it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,8 +15,9 @@ pub enum CacheError {
     /// A window of no positions was asked for. The smallest is 1: a token attends to itself.
     #[error("a window of 0 tokens leaves a token nothing to attend to")]
     EmptyWindow,
-    /// A windowed group and a host tier were asked for together, which is not supported.
-    #[error("a cache has a windowed group or a host tier, not both")]
+    /// A windowed group and a host tier were asked for together. Transfers copy full pages alone, so
+    /// a prefix that was loaded back would lack its window.
+    #[error("a cache with a windowed group has no host tier, which copies full pages alone")]
     WindowWithHostTier,
     /// The cache was built without a windowed group.
     #[error("the cache has no windowed group")]
@@ -86,3 +86,14 @@ pub struct InvariantViolation {
     /// What does not hold, and where.
     pub what: String,
 }
+
+/// Returns an [`InvariantViolation`] unless something holds.
+macro_rules! ensure {
+    ($holds:expr, $($what:tt)+) => {
+        if !$holds {
+            return Err($crate::error::InvariantViolation { what: format!($($what)+) });
+        }
+    };
+}
+
+pub(crate) use ensure;

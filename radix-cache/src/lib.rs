@@ -17,7 +17,7 @@
 //! use radix_cache::{CacheConfig, Namespace, PageId, RadixCache};
 //!
 //! let mut cache = RadixCache::new(CacheConfig::default().page_size(4))?;
-//! let tenant = Namespace(7);
+//! let tenant = Namespace::tenant(7);
 //! let prompt: Vec<u32> = (0..12).collect();
 //!
 //! // Nothing is cached yet: the engine computes three pages and hands them over.
@@ -69,43 +69,35 @@
 //! # Features
 //!
 //! - `serde`: snapshots, events and ids can be written and read.
-//! - `seeded-bugs`: for this crate's own tests.
 
 #![forbid(unsafe_code)]
 
-mod bugs;
 mod cache;
 mod config;
 mod error;
 mod events;
-mod eviction;
 mod export;
-mod invariants;
+mod hash;
+mod host;
 mod locks;
-mod node;
 mod order;
-mod pins;
 mod rank_heap;
-mod retention;
+mod residents;
 mod snapshot;
 mod statistics;
 mod store;
-mod tiers;
 mod tree;
 mod types;
 mod windowed;
 
-#[cfg(feature = "seeded-bugs")]
-pub use bugs::SeededBug;
 pub use cache::RadixCache;
-pub use config::{CacheConfig, Policy};
+pub use config::{CacheConfig, HostTier, Policy, WritePolicy};
 pub use error::{CacheError, InvariantViolation};
-pub use events::{Change, Event, Stored, page_hash};
-pub use retention::Retention;
+pub use events::{Change, Event, Stored};
+pub use hash::page_hash;
 pub use snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use statistics::{Memory, Shape, Statistics};
-pub use tiers::{Direction, HostTier, Transfer, TransferId, WritePolicy};
 pub use types::{
-    Acquired, Counts, Inserted, LockId, Match, Namespace, PageGroup, PageId, Tier, Token,
-    WindowedCounts,
+    Acquired, Counts, Direction, Inserted, LockId, Match, Namespace, PageGroup, PageId, Retention,
+    Tier, Token, Transfer, TransferId, WindowedCounts,
 };

@@ -1,9 +1,8 @@
 //! The table of locks: what a [`LockId`] stands for.
 
 use crate::error::CacheError;
-use crate::node::NodeIndex;
-use crate::retention::Retention;
-use crate::types::LockId;
+use crate::tree::NodeIndex;
+use crate::types::{LockId, Retention};
 
 /// Who holds what. A lock remembers the node it ends at; the nodes themselves only count.
 #[derive(Debug, Default)]
@@ -45,35 +44,29 @@ impl Locks {
         Ok(LockId { index, generation: 0 })
     }
 
-    pub(crate) fn end(&self, lock: LockId) -> Result<NodeIndex, CacheError> {
-        match self.slots.get(lock.index as usize) {
-            Some(slot) if slot.generation == lock.generation => {
-                slot.end.ok_or(CacheError::UnknownLock { lock })
-            }
-            _ => Err(CacheError::UnknownLock { lock }),
-        }
+    /// Where a lock ends, and what is asked for its pages.
+    pub(crate) fn get(&self, lock: LockId) -> Result<(NodeIndex, Retention), CacheError> {
+        let slot = self.slots.get(lock.index as usize);
+        slot.filter(|slot| slot.generation == lock.generation)
+            .and_then(|slot| Some((slot.end?, slot.retention)))
+            .ok_or(CacheError::UnknownLock { lock })
     }
 
-    /// What is asked for the pages of a lock that [`end`](Self::end) has just vouched for.
-    pub(crate) fn retention(&mut self, lock: LockId) -> &mut Retention {
-        &mut self.slots[lock.index as usize].retention
+    /// Changes what is asked for the pages of a lock that [`get`](Self::get) has just vouched for.
+    pub(crate) fn set_retention(&mut self, lock: LockId, retention: Retention) {
+        self.slots[lock.index as usize].retention = retention;
     }
 
-    pub(crate) fn retention_of(&self, lock: LockId) -> Result<Retention, CacheError> {
-        self.end(lock)?;
-        Ok(self.slots[lock.index as usize].retention)
-    }
-
-    /// Moves a lock that [`end`](Self::end) has just vouched for.
+    /// Moves a lock that [`get`](Self::get) has just vouched for.
     pub(crate) fn set_end(&mut self, lock: LockId, end: NodeIndex) {
         self.slots[lock.index as usize].end = Some(end);
     }
 
     /// Forgets a lock; its id is dead from here on.
-    pub(crate) fn remove(&mut self, lock: LockId) -> Result<NodeIndex, CacheError> {
-        let end = self.end(lock)?;
+    pub(crate) fn remove(&mut self, lock: LockId) -> Result<(NodeIndex, Retention), CacheError> {
+        let held = self.get(lock)?;
         self.retire(lock.index);
-        Ok(end)
+        Ok(held)
     }
 
     /// Forgets every lock.

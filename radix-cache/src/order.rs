@@ -1,9 +1,8 @@
 //! Who is evicted first: how a policy ranks, and the order in which its candidates stand.
 
 use crate::config::Policy;
-use crate::node::{Node, NodeIndex};
 use crate::rank_heap::{Numbered, RankHeap};
-use crate::retention::Retention;
+use crate::types::Retention;
 
 /// What decides who goes first: the policy's word, then age. Smaller goes first.
 pub(crate) type Rank = (u64, u64);
@@ -12,24 +11,57 @@ pub(crate) type Rank = (u64, u64);
 pub(crate) type Place<R = Rank> = (bool, R);
 
 /// What a policy may go by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Record {
+    /// The clock of the last use.
     pub(crate) used: u64,
+    /// The clock of the insertion.
     pub(crate) created: u64,
+    /// The caller's tick until which it is retained.
+    until: u64,
     pub(crate) hits: u32,
-    pub(crate) retention: Retention,
+    priority: i32,
 }
 
 impl Record {
-    pub(crate) fn of(node: &Node) -> Self {
-        let &Node { used, created, hits, retention, .. } = node;
-        Self { used, created, hits, retention }
+    /// Of somebody who comes now.
+    pub(crate) fn new(clock: u64, retention: Retention) -> Self {
+        let Retention { priority, until } = retention;
+        Self { used: clock, created: clock, until, hits: 0, priority }
+    }
+
+    /// As it was: when it was used last and inserted, its hits and its retention.
+    pub(crate) fn restored((used, created): (u64, u64), hits: u32, retention: Retention) -> Self {
+        Self { used, created, hits, ..Self::new(0, retention) }
+    }
+
+    pub(crate) fn hit(&mut self) {
+        self.hits = self.hits.saturating_add(1);
+    }
+
+    pub(crate) fn retention(&self) -> Retention {
+        Retention { priority: self.priority, until: self.until }
+    }
+
+    pub(crate) fn is_retained(&self, now: u64) -> bool {
+        self.until > now
+    }
+
+    /// Retains by the larger wish in each respect. False if that changes nothing.
+    pub(crate) fn raise(&mut self, wish: Retention) -> bool {
+        let before = self.retention();
+        (self.priority, self.until) =
+            (self.priority.max(wish.priority), self.until.max(wish.until));
+        self.retention() != before
     }
 
     /// Where it belongs at the tick `now`.
     pub(crate) fn place(&self, policy: Policy, now: u64) -> Place {
-        let until = self.retention.until;
-        if until > now { (true, (until, self.used)) } else { (false, self.rank(policy)) }
+        if self.is_retained(now) {
+            (true, (self.until, self.used))
+        } else {
+            (false, self.rank(policy))
+        }
     }
 
     fn rank(&self, policy: Policy) -> Rank {
@@ -39,7 +71,7 @@ impl Record {
             Policy::Fifo => self.created,
             Policy::Mru => return (0, !self.used),
             // The order of the signed numbers, kept in unsigned ones.
-            Policy::Priority => u64::from(self.retention.priority.cast_unsigned() ^ 1 << 31),
+            Policy::Priority => u64::from(self.priority.cast_unsigned() ^ 1 << 31),
             Policy::SegmentedLru => u64::from(self.hits > 0),
         };
         (first, self.used)
@@ -54,9 +86,6 @@ pub(crate) struct Order<K, R> {
     /// Those whose rank begins with the tick at which their retention ends.
     retained: RankHeap<K, R>,
 }
-
-/// The order of a tier: its unpinned leaves.
-pub(crate) type LeafOrder = Order<NodeIndex, Rank>;
 
 impl<K, R> Default for Order<K, R> {
     fn default() -> Self {

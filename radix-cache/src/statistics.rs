@@ -1,14 +1,13 @@
 //! Figures for people and for metrics.
 
-use crate::cache::RadixCache;
+use crate::tree::Tree;
 use crate::types::Counts;
-use crate::windowed::WindowedGroup;
 
 /// What a cache has done since it was built. All counters only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Statistics {
-    /// Calls of [`acquire`](RadixCache::acquire).
+    /// Calls of [`acquire`](crate::RadixCache::acquire).
     pub requests: u64,
     /// Those that matched at least one page.
     pub requests_hit: u64,
@@ -18,13 +17,13 @@ pub struct Statistics {
     pub tokens_hit: u64,
     /// Tokens that would have matched too, had the windowed pages been there that they need.
     pub tokens_out_of_window: u64,
-    /// Pages that [`insert`](RadixCache::insert) took over.
+    /// Pages that [`insert`](crate::RadixCache::insert) took over.
     pub pages_inserted: u64,
     /// Pages that it found present, computed twice by its callers.
     pub pages_duplicate: u64,
     /// Pages that were evicted or dropped.
     pub pages_removed: u64,
-    /// Windowed pages that [`put_windowed`](RadixCache::put_windowed) took over.
+    /// Windowed pages that [`put_windowed`](crate::RadixCache::put_windowed) took over.
     pub windowed_inserted: u64,
     /// Windowed pages that it found present.
     pub windowed_duplicate: u64,
@@ -75,39 +74,19 @@ pub struct Memory {
     pub structure: usize,
 }
 
-impl RadixCache {
-    /// What the cache has done since it was built. Costs nothing.
-    #[must_use]
-    pub fn statistics(&self) -> Statistics {
-        self.statistics
-    }
-
-    /// What the tree looks like now. Visits every node.
-    #[must_use]
-    pub fn shape(&self) -> Shape {
-        let mut shape =
-            Shape { namespaces: self.roots.len(), pages: self.counts(), ..Shape::default() };
-        for (index, node) in self.tree.iter() {
-            if self.tree.is_root(index) {
-                continue;
-            }
+impl Shape {
+    /// What a tree looks like. Visits every node.
+    pub(crate) fn of(tree: &Tree, pages: Counts) -> Self {
+        let mut shape = Self { namespaces: tree.namespaces(), pages, ..Self::default() };
+        for (index, node) in tree.iter().filter(|(index, _)| !tree.is_root(*index)) {
             shape.nodes += 1;
-            shape.longest_prefix = shape.longest_prefix.max(node.end as usize * self.page_size());
+            shape.longest_prefix = shape.longest_prefix.max(node.end as usize * tree.page_size());
             if node.children == 0 {
                 shape.leaves += 1;
-                shape.depth = shape.depth.max(self.tree.path(index).count());
+                shape.depth = shape.depth.max(tree.path(index).count());
             }
         }
         shape
-    }
-
-    /// What the cache costs in host memory, besides its locks.
-    #[must_use]
-    pub fn memory(&self) -> Memory {
-        let contents = self.tree.store.content_bytes();
-        let windowed = self.windowed.as_ref().map_or(0, WindowedGroup::bytes);
-        let structure = self.tree.structure_bytes() + self.leaves.bytes() + windowed;
-        Memory { contents, structure }
     }
 }
 

@@ -36,17 +36,61 @@ pub enum PageGroup {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct PageId(pub u32);
 
+impl PageId {
+    /// No page: a table's entry whose positions have left the window.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
 impl fmt::Display for PageId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "page {}", self.0)
     }
 }
 
-/// Keeps the prefixes of tenants, adapters or cache salts apart: nothing matches across namespaces.
-#[repr(transparent)]
+/// Whose prefixes are shared: nothing matches across namespaces.
+///
+/// ```
+/// use radix_cache::Namespace;
+///
+/// let shared = Namespace::tenant(7);
+/// let private = shared.salted(0x5EED);
+/// assert_ne!(shared, private);
+/// assert_eq!((shared.to_string(), private.to_string()), ("7".into(), "7 salted 24301".into()));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
-pub struct Namespace(pub u64);
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Namespace {
+    /// The customer, user or adapter that owns the prefixes.
+    pub tenant: u64,
+    /// Divides a tenant's prefixes further: requests share only where their salts are equal. 0 for
+    /// requests that share with the whole tenant.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub salt: u64,
+}
+
+impl Namespace {
+    /// The prefixes that a whole tenant shares.
+    #[must_use]
+    pub const fn tenant(tenant: u64) -> Self {
+        Self { tenant, salt: 0 }
+    }
+
+    /// The same tenant's prefixes under another salt.
+    #[must_use]
+    pub const fn salted(self, salt: u64) -> Self {
+        Self { salt, ..self }
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tenant, salt } = self;
+        match salt {
+            0 => write!(formatter, "{tenant}"),
+            _ => write!(formatter, "{tenant} salted {salt}"),
+        }
+    }
+}
 
 /// One hold on one prefix: everything from the root to the lock's end stays until it is released.
 ///
@@ -127,4 +171,65 @@ pub struct WindowedCounts {
     pub locked: usize,
     /// All pages of the group that the cache owns.
     pub total: usize,
+}
+
+/// What is asked for a prefix beyond the time that it is locked. Never more than a wish: when
+/// nothing else is left to evict, retained pages go too, so retention can't exhaust the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[must_use]
+pub struct Retention {
+    pub(crate) priority: i32,
+    pub(crate) until: u64,
+}
+
+impl Retention {
+    /// Under [`Policy::Priority`](crate::Policy::Priority), higher ones are evicted later.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Under every policy, evicts it after everything that is not retained, until
+    /// [`advance`](crate::RadixCache::advance) reaches this tick of the caller's clock. Of retained
+    /// prefixes, the one that expires first goes first.
+    pub fn until(mut self, tick: u64) -> Self {
+        self.until = tick;
+        self
+    }
+}
+
+/// A transfer that was ordered. Ids are never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransferId(pub(crate) u64);
+
+impl fmt::Display for TransferId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "transfer {}", self.0)
+    }
+}
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Direction {
+    /// From the device to the host.
+    ToHost,
+    /// From the host to the device.
+    ToDevice,
+}
+
+/// Pages to be copied: each of `device` to or from the one at the same place in `host`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "its pages stay locked until it is confirmed or failed"]
+#[non_exhaustive]
+pub struct Transfer {
+    /// To be confirmed or failed.
+    pub id: TransferId,
+    /// Which way.
+    pub direction: Direction,
+    /// Pages on the device.
+    pub device: Vec<PageId>,
+    /// Pages on the host, as many.
+    pub host: Vec<PageId>,
 }

@@ -9,7 +9,7 @@ fn cache_with_two_branches(config: CacheConfig) -> RadixCache {
     let mut next = 0;
     for (namespace, prompt) in [(3, [1, 1, 2, 2, 3, 3]), (3, [1, 1, 2, 2, 4, 4]), (0, [9; 6])] {
         let mut matched = Vec::new();
-        let acquired = cache.acquire(Namespace(namespace), &prompt, &mut matched).unwrap();
+        let acquired = cache.acquire(Namespace::tenant(namespace), &prompt, &mut matched).unwrap();
         let rest: &[Token] = &prompt[acquired.tokens..];
         let pages: Vec<PageId> = (next..).take(rest.len() / 2).map(PageId).collect();
         next += pages.len() as u32;
@@ -26,6 +26,9 @@ fn the_page_hash_is_xxh3_of_little_endian_tokens() {
     let first = page_hash(0, &[1, 2, 3, 4]);
     assert_eq!(first, 0x6FC1EBD4F4D6EA31);
     assert_eq!(page_hash(first, &[5]), 0xF9BCBB0938CFDE07);
+    // The seed of a prompt's first page: the tenant, and with a salt the hash of its 8 bytes.
+    assert_eq!(Namespace::tenant(7).seed(), 7);
+    assert_eq!(Namespace::tenant(0).salted(0x2_0000_0001).seed(), page_hash(0, &[1, 2]));
     // More than a page can hold is hashed all the same.
     let long: Vec<Token> = (0..600).collect();
     assert_ne!(page_hash(0, &long), page_hash(0, &long[..512]));
@@ -47,13 +50,16 @@ fn events_name_parent_namespace_and_place() {
     let events: Vec<_> = cache.drain_events().map(|event| event.change).collect();
     let Change::Stored(branch) = &events[1] else { panic!("{events:?}") };
     let above = page_hash(page_hash(3, &[1, 1]), &[2, 2]);
-    assert_eq!((branch.parent, branch.start, branch.namespace), (Some(above), 4, Namespace(3)));
+    assert_eq!(
+        (branch.parent, branch.start, branch.namespace),
+        (Some(above), 4, Namespace::tenant(3))
+    );
     assert_eq!((&branch.tokens[..], branch.hashes.len(), branch.page_size), (&[4, 4][..], 1, 2));
 
     cache.evict(1, &mut Vec::new());
     let removed: Vec<_> = cache.drain_events().map(|event| event.change).collect();
     let [Change::Removed { hashes, namespace, .. }] = &removed[..] else { panic!("{removed:?}") };
-    assert_eq!((*namespace, &hashes[..]), (Namespace(3), &[page_hash(above, &[3, 3])][..]));
+    assert_eq!((*namespace, &hashes[..]), (Namespace::tenant(3), &[page_hash(above, &[3, 3])][..]));
     cache.reset(&mut Vec::new());
     assert_eq!(cache.drain_events().last().unwrap().change, Change::Cleared);
 }
@@ -69,7 +75,7 @@ fn without_events_nothing_is_told() {
 fn exports_collapse_long_runs() {
     let mut cache = cache_with_two_branches(CacheConfig::default());
     let long: Vec<Token> = (100..140).collect();
-    let lock = cache.acquire(Namespace(5), &[], &mut Vec::new()).unwrap().lock;
+    let lock = cache.acquire(Namespace::tenant(5), &[], &mut Vec::new()).unwrap().lock;
     let pages: Vec<PageId> = (50..70).map(PageId).collect();
     let _ = cache.insert(lock, &long, &pages, &mut Vec::new()).unwrap();
 
@@ -123,7 +129,7 @@ fn snapshots_that_are_no_tree_are_refused() {
     assert_eq!(refused(|snapshot| snapshot.nodes[2].pages[0] = PageId(u32::MAX)), 2);
     assert_eq!(refused(|snapshot| snapshot.nodes[0].parent = Some(0)), 0);
     assert_eq!(refused(|snapshot| snapshot.nodes[0].used = u64::MAX), 0);
-    assert_eq!(refused(|snapshot| snapshot.nodes[2].namespace = Namespace(77)), 2);
+    assert_eq!(refused(|snapshot| snapshot.nodes[2].namespace = Namespace::tenant(77)), 2);
     assert_eq!(refused(|snapshot| snapshot.nodes[2].tokens = snapshot.nodes[1].tokens.clone()), 2);
 }
 

@@ -40,7 +40,7 @@ fn serve(cache: &mut RadixCache, branch: u32, buffers: &mut Buffers) {
         };
     }
     buffers.matched.clear();
-    let namespace = Namespace(u64::from(branch % 2));
+    let namespace = Namespace::tenant(u64::from(branch % 2));
     let found = cache.probe(namespace, &buffers.prompt).tokens;
     let acquired = cache.acquire(namespace, &buffers.prompt, &mut buffers.matched).unwrap();
     assert_eq!(acquired.tokens, found);

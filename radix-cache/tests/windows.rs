@@ -5,7 +5,7 @@ use radix_cache::{
     Retention, Snapshot, Token,
 };
 
-const HOME: Namespace = Namespace(0);
+const HOME: Namespace = Namespace::tenant(0);
 const PROMPT: [Token; 6] = [1, 2, 3, 4, 5, 6];
 
 fn pages(numbers: core::ops::Range<u32>) -> Vec<PageId> {

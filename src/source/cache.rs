@@ -19,6 +19,7 @@ const PIECE: usize = 1 << 20;
 /// hub/OWNER--NAME/COMMIT/FILE            files of a hub repository
 /// pypi/PACKAGE-VERSION/FILE              files out of wheels
 /// executables/HASH.pjrt                  what a backend compiled; the backend looks after it
+/// kernels/                               attention kernels; likewise
 /// ```
 ///
 /// A file that is there is whole. Beside it there may be `FILE.part`, as far as it has come, and

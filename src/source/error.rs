@@ -1,5 +1,6 @@
 //! What can go wrong on the way to a model.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 
@@ -89,4 +90,11 @@ pub enum SourceError {
         /// Why pip did not have it.
         pip: Box<SourceError>,
     },
+}
+
+/// Where a source needs no parsing, nothing can go wrong.
+impl From<Infallible> for SourceError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }

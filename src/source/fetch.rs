@@ -118,8 +118,7 @@ impl Fetcher<'_> {
             let Some(incoming) = self.claim(source, &target)? else { return Ok(target) };
             let snapshot = self.snapshot(at)?;
             let listed = find(at, &snapshot, file)?;
-            let stated = self.stated_hash(at, &snapshot.commit, listed)?;
-            refuse_another(&known, listed, stated)?;
+            refuse_another(&known, listed)?;
             self.download(at, &snapshot.commit, listed, &incoming)?;
             return incoming.accept(Some(known.sha256));
         }
@@ -229,23 +228,11 @@ impl Fetcher<'_> {
         let target = self.hub_path(at, commit, &file.path);
         match self.claim(source, &target)? {
             Some(incoming) => {
-                let stated = self.stated_hash(at, commit, file)?;
                 self.download(at, commit, file, &incoming)?;
-                incoming.accept(stated.as_deref())
+                incoming.accept(file.sha256.as_deref())
             }
             None => Ok(target),
         }
-    }
-
-    fn stated_hash(
-        &self,
-        at: &HubSource<'_>,
-        commit: &str,
-        file: &HubFile,
-    ) -> Result<Option<String>, SourceError> {
-        self.hub
-            .sha256(at.repository, commit, &file.path)
-            .map_err(|reason| hub_error(at, format!("{}: {reason}", file.path)))
     }
 
     /// Downloads what is missing of a file, piece by piece.
@@ -268,7 +255,7 @@ impl Fetcher<'_> {
             let piece = self
                 .hub
                 .read(at.repository, commit, &file.path, range)
-                .map_err(|reason| hub_error(at, format!("{}: {reason}", file.path)))?;
+                .map_err(|reason| hub_error(at, reason))?;
             if piece.len() as u64 != length {
                 let reason =
                     format!("{}: {} bytes came of {length} asked for", file.path, piece.len());
@@ -329,13 +316,9 @@ fn find<'a>(
 }
 
 /// Spares the download of a file of which it is known beforehand that it is another one.
-fn refuse_another(
-    known: &KnownFile,
-    listed: &HubFile,
-    stated: Option<String>,
-) -> Result<(), SourceError> {
-    let found = match stated {
-        Some(stated) if !stated.eq_ignore_ascii_case(known.sha256) => stated,
+fn refuse_another(known: &KnownFile, listed: &HubFile) -> Result<(), SourceError> {
+    let found = match &listed.sha256 {
+        Some(stated) if !stated.eq_ignore_ascii_case(known.sha256) => stated.clone(),
         _ if listed.size != known.size => {
             format!("unknown, at {} instead of {} bytes", listed.size, known.size)
         }

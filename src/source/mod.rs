@@ -29,6 +29,7 @@ mod hub;
 mod known;
 mod name;
 mod pip;
+mod plugin;
 mod transport;
 
 use std::path::PathBuf;
@@ -37,9 +38,8 @@ use engine_core::backend::Progress;
 
 pub use error::SourceError;
 pub use known::KnownFile;
-#[cfg(feature = "xla")]
-pub(crate) use known::PJRT_CPU_PLUGIN;
 pub use name::ModelSource;
+pub use plugin::PluginSource;
 
 /// How [`ModelSource::resolve`] fetches, and what a machine keeps between runs.
 #[derive(Debug, Clone, Default)]
@@ -60,31 +60,33 @@ pub struct FetchOptions {
     pub kernel_script: Option<PathBuf>,
 }
 
+engine_core::backend::setters!(FetchOptions {
+    cache_dir: impl Into<Option<PathBuf>>,
+    offline: bool,
+    recompile: bool,
+    kernel_script: impl Into<Option<PathBuf>>,
+});
+
 impl FetchOptions {
-    /// Where a backend keeps compiled executables, if it may and there is a place.
-    #[cfg(feature = "xla")]
-    pub(crate) fn executables(&self) -> Option<PathBuf> {
+    /// Where a backend keeps attention kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::NoCacheDirectory`] if there is no place for what is fetched or compiled.
+    pub fn kernels(&self) -> Result<PathBuf, SourceError> {
+        Ok(cache::Cache::open(self.cache_dir.as_deref())?.path("kernels"))
+    }
+
+    /// Where a backend keeps compiled executables, unless it is to compile anew.
+    ///
+    /// # Errors
+    ///
+    /// As [`kernels`](Self::kernels).
+    pub fn executables(&self) -> Result<Option<PathBuf>, SourceError> {
         if self.recompile {
-            return None;
+            return Ok(None);
         }
-        self.place("executables")
-    }
-
-    /// Where a backend keeps attention kernels, if there is a place.
-    #[cfg(feature = "xla")]
-    pub(crate) fn kernels(&self) -> Option<PathBuf> {
-        self.place("kernels")
-    }
-
-    #[cfg(feature = "xla")]
-    fn place(&self, below: &str) -> Option<PathBuf> {
-        match cache::Cache::open(self.cache_dir.as_deref()) {
-            Ok(cache) => Some(cache.path(below)),
-            Err(error) => {
-                tracing::warn!(%error, "{below} are not kept");
-                None
-            }
-        }
+        Ok(Some(cache::Cache::open(self.cache_dir.as_deref())?.path("executables")))
     }
 }
 

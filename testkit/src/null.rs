@@ -156,7 +156,10 @@ impl Executor for NullExecutor {
         let mut answers = self.spare.pop().unwrap_or_default();
         answers.clear();
         answers.extend(batch.outputs.iter().map(|output| match output.want {
-            Want::Score { token, .. } => token,
+            Want::Score { targets, .. } => {
+                let targets = batch.targets.get(targets.range()).unwrap_or_default();
+                targets.first().copied().unwrap_or_default()
+            }
             _ => self.token,
         }));
         let ticket = self.tickets;
@@ -196,12 +199,10 @@ impl Executor for NullExecutor {
             }
             _ => wait_until(step.ends_at),
         }
-        result.sampled.extend((0..).zip(&step.answers).map(|(output, &token)| Sampled {
-            output,
-            token,
-            logprob: f32::NAN,
-            top: Span::default(),
-        }));
+        for (output, &token) in (0..).zip(&step.answers) {
+            let sampled = Sampled { token, logprob: f32::NAN, top: Span::default() };
+            result.push_tokens(output, [sampled]);
+        }
         self.spare.push(step.answers);
         Ok(())
     }
@@ -257,12 +258,16 @@ mod tests {
         let tokens = [InputToken::Known(3), InputToken::Known(5)];
         let span = Span { start: 0, len: 2 };
         let rows = [Row { slot: SlotId(0), tokens: span, position: 0, outputs: span }];
+        let first = Span { start: 0, len: 1 };
+        let want = Want::Score { targets: first, top: 0 };
         let outputs = [
-            OutputRequest { row: 0, token: 0, want: Want::Score { token: 5, top: 0 } },
-            OutputRequest { row: 0, token: 1, want: Want::Sample },
+            OutputRequest { row: 0, tokens: first, want, deferred: false },
+            OutputRequest::sample(0, 1),
         ];
         let slots = Slots::new(2, 1);
-        executor.launch(&Batch::new(step, &tokens, &rows, 0, &outputs, &[], &slots)).unwrap()
+        let mut batch = Batch::new(step, &tokens, &rows, 0, &outputs, &[], &slots);
+        batch.targets = &[5];
+        executor.launch(&batch).unwrap()
     }
 
     #[test]
@@ -271,7 +276,8 @@ mod tests {
         let ticket = launch(&mut executor, 0);
         let mut result = StepResult::default();
         executor.wait(ticket, Deadline::NEVER, &mut result).unwrap();
-        let answers: Vec<_> = result.sampled.iter().map(|s| (s.output, s.token)).collect();
+        let answers: Vec<_> =
+            result.outputs.iter().map(|o| (o.output, result.tokens_of(o)[0].token)).collect();
         assert_eq!(answers, [(0, 5), (1, 9)]);
     }
 
@@ -279,11 +285,11 @@ mod tests {
     fn a_mask_that_forbids_the_fixed_token_gets_the_first_allowed_one() {
         let mut executor = NullBackend::new().with_token(9).executor(limits());
         let ticket = launch(&mut executor, 0);
-        let entries = [Mask { output: 1, allowed: &[0, 0b1000] }];
+        let entries = [Mask { output: 1, index: 0, allowed: &[0, 0b1000] }];
         executor.sample(&ticket, &Masks { entries: &entries }).unwrap();
         let mut result = StepResult::default();
         executor.wait(ticket, Deadline::NEVER, &mut result).unwrap();
-        assert_eq!(result.sampled[1].token, 35);
+        assert_eq!(result.tokens[1].token, 35);
     }
 
     #[test]

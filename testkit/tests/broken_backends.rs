@@ -140,7 +140,7 @@ impl Executor for BrokenExecutor {
     ) -> Result<(), StepError> {
         let outcome = self.hide_refusal(|inner| inner.wait(ticket, deadline, result));
         if self.bug == Bug::ReversesAnswers {
-            result.sampled.reverse();
+            result.tokens.reverse();
         }
         if self.bug == Bug::DependsOnTheBatch && self.rows > 1 {
             for (_, logprob) in &mut result.top {

@@ -117,7 +117,7 @@ fn a_panic_inside_is_told_to_everybody() {
 fn a_result_without_its_tokens_is_never_passed_over() {
     for options in both() {
         let backend = Hostile { act: Act::Forget, dropped: Arc::default() };
-        assert_dies(&backend, options, "no token for output");
+        assert_dies(&backend, options, "0 tokens for output");
     }
 }
 

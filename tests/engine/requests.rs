@@ -30,7 +30,7 @@ fn what_can_never_run_is_refused_by_name_and_others_are_served() {
     for change in [
         (|s| s.temperature = f32::NAN) as fn(&mut engine_core::request::SamplingParams),
         |s| s.temperature = -1.0,
-        |s| s.top_p = 0.0,
+        |s| s.top_p = -0.1,
         |s| s.min_p = 2.0,
         |s| s.repetition_penalty = f32::INFINITY,
         |s| s.n = 0,
@@ -48,9 +48,33 @@ fn what_can_never_run_is_refused_by_name_and_others_are_served() {
     let expected = matches!(error, SubmitError::Params(ParamsError::UnknownToken { .. }));
     assert!(expected, "{error}");
 
+    let error = refused(Request::new(Vec::<ChatMessage>::new()));
+    assert!(matches!(error, SubmitError::NoMessages), "{error}");
+
     let output = engine.generate(request(&prompt(1, 5), 4)).unwrap().remove(0);
     assert_eq!(output.tokens, foretold(&prompt(1, 5), 4));
     assert_eq!(engine.snapshot().queued, 0);
+}
+
+#[test]
+fn no_probability_to_choose_from_is_greedy() {
+    let engine = Shadowed::new(small());
+    let mut sampling = greedy(20);
+    (sampling.temperature, sampling.top_p) = (1.5, 0.0);
+    let request = Request::new(prompt(1, 5)).sampling(sampling);
+    let output = engine.generate(request).unwrap().remove(0);
+    assert_eq!(output.tokens, foretold(&prompt(1, 5), 20));
+}
+
+#[test]
+fn a_number_in_a_message_is_the_number_that_was_given() {
+    let message = |change: &dyn Fn(&mut engine_core::request::SamplingParams)| {
+        let mut sampling = greedy(4);
+        change(&mut sampling);
+        sampling.validate(VOCABULARY).unwrap_err().to_string()
+    };
+    assert_eq!(message(&|s| s.n = u32::MAX), "n must be from 1 to 128, not 4294967295");
+    assert_eq!(message(&|s| s.min_p = 1.1), "min_p must be from 0 to 1, not 1.1");
 }
 
 #[test]

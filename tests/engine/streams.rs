@@ -153,6 +153,29 @@ fn a_stop_string_before_the_minimum_length_is_text() {
 }
 
 #[test]
+fn a_stop_string_that_begins_before_the_minimum_length_and_ends_after_it_counts() {
+    let engine = Shadowed::new(small());
+    let whole = engine.generate(request(&prompt(3, 12), 30)).unwrap().remove(0);
+    let tokenizer = engine.tokenizer().unwrap();
+    let characters: Vec<char> = whole.text.chars().collect();
+    for minimum in [5, 10, 20] {
+        // Text that ends within or after the token that reaches the minimum, and begins before.
+        let early = tokenizer.decode(&whole.tokens[..minimum - 1], true).chars().count();
+        let (start, end) = (early - 3, (early + 5).min(characters.len()));
+        let stop: String = characters[start..end].iter().collect();
+        let mut sampling = greedy(30);
+        sampling.min_tokens = minimum as u32;
+        sampling.stop = vec![stop.clone(), characters[..2].iter().collect()];
+        let request = Request::new(prompt(3, 12)).sampling(sampling);
+        let output = engine.generate(request).unwrap().remove(0);
+        assert_eq!(output.reason, FinishReason::Stop, "{minimum}: {stop:?}");
+        let shown: String = characters[..start].iter().collect();
+        assert_eq!(output.text, shown, "{minimum}: {stop:?}");
+        assert!(output.tokens.len() >= minimum);
+    }
+}
+
+#[test]
 fn a_stop_token_is_a_token_but_no_text() {
     let engine = Shadowed::new(small());
     let whole = engine.generate(request(&prompt(3, 12), 30)).unwrap().remove(0);
@@ -244,7 +267,7 @@ fn branches_continue_from_where_their_parent_is() {
         let (gate, barrier) = gate(7);
         let mut parent = engine.submit(request(&root, 300).constraint(gate)).unwrap();
         barrier.wait();
-        parent.recv().unwrap().unwrap();
+        first_token(&mut parent);
         let branches: Vec<_> = (0..3)
             .map(|number| {
                 let suffix = prompt(50 + number, 1 + number * 3);

@@ -102,6 +102,34 @@ pub(crate) fn tokens_of(events: &[GenerationEvent]) -> Vec<Token> {
     events.iter().filter_map(token).collect()
 }
 
+/// Reads up to the first token, and returns it.
+pub(crate) fn first_token(generation: &mut Generation) -> Token {
+    loop {
+        match generation.recv().unwrap().unwrap() {
+            GenerationEvent::Token { token, .. } => return token,
+            _ => continue,
+        }
+    }
+}
+
+/// Runs something that must not take for ever: a wait for oneself, say.
+pub(crate) fn within_a_minute<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let running = scope.spawn(move || {
+            let _dropped_at_the_end = sender;
+            run()
+        });
+        let waited = receiver.recv_timeout(std::time::Duration::from_secs(60));
+        if waited == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("it hangs");
+            // The scope would wait for what hangs.
+            std::process::abort();
+        }
+        running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Waits until the engine has nothing left to do, by what it publishes itself.
 pub(crate) fn wait_until_idle(engine: &Engine) {
     loop {
@@ -149,6 +177,8 @@ impl TokenConstraint for Gate {
     }
 
     fn advance(&mut self, _token: Token) {}
+
+    fn rollback(&mut self, _tokens: usize) {}
 
     fn duplicate(&self) -> Box<dyn TokenConstraint> {
         Box::new(self.clone())

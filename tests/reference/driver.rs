@@ -62,27 +62,28 @@ impl Sequence {
     /// Goes on with `tokens`; the log probability of every token after the last of them.
     pub(crate) fn log_probabilities(&mut self, tokens: &[Token]) -> Vec<f32> {
         // One output for each token of the vocabulary.
-        let wants: Vec<Want> =
-            (0..self.vocab_size).map(|token| Want::Score { token, top: 0 }).collect();
+        let target = |start| Want::Score { targets: Span { start, len: 1 }, top: 0 };
+        let wants: Vec<Want> = (0..self.vocab_size).map(target).collect();
         let known: Vec<_> = tokens.iter().map(|&token| InputToken::Known(token)).collect();
-        self.step(&known, &wants).sampled.iter().map(|scored| scored.logprob).collect()
+        self.step(&known, &wants).tokens.iter().map(|scored| scored.logprob).collect()
     }
 
     /// Goes on with `tokens`; the likeliest token after them.
     pub(crate) fn greedy(&mut self, tokens: &[Token]) -> Token {
         let known: Vec<_> = tokens.iter().map(|&token| InputToken::Known(token)).collect();
-        self.step(&known, &[Want::Sample]).sampled[0].token
+        self.step(&known, &[Want::Sample]).tokens[0].token
     }
 
     /// Goes on with the token that was sampled last; the likeliest after it.
     pub(crate) fn next_greedy(&mut self) -> Token {
-        self.step(&[InputToken::Produced(SLOT)], &[Want::Sample]).sampled[0].token
+        self.step(&[InputToken::Produced(SLOT)], &[Want::Sample]).tokens[0].token
     }
 
     fn step(&mut self, tokens: &[InputToken], wants: &[Want]) -> StepResult {
         let len = tokens.len() as u32;
-        let outputs: Vec<_> =
-            wants.iter().map(|&want| OutputRequest { row: 0, token: len - 1, want }).collect();
+        let last = OutputRequest::sample(0, len - 1);
+        let outputs: Vec<_> = wants.iter().map(|&want| OutputRequest { want, ..last }).collect();
+        let vocabulary: Vec<Token> = (0..self.vocab_size).collect();
         let row = Row {
             slot: SLOT,
             tokens: Span { start: 0, len },
@@ -96,8 +97,9 @@ impl Sequence {
         let events = if self.step == 0 { &opening[..] } else { &[] };
         let decode_rows = u32::from(len == 1 && wants.len() == 1);
         let rows = [row];
-        let batch =
+        let mut batch =
             Batch::new(self.step, tokens, &rows, decode_rows, &outputs, events, &self.slots);
+        batch.targets = &vocabulary;
         let ticket = self.executor.launch(&batch).unwrap();
         let mut result = StepResult::default();
         self.executor.wait(ticket, Deadline::after(Duration::from_secs(120)), &mut result).unwrap();

@@ -63,7 +63,11 @@ pub(crate) fn answer(engine: &Engine, requests: &[Value], max_tokens: u32) -> Ve
         answers.push(serde_json::from_value(serde_json::to_value(line)?)?);
         Ok(())
     };
-    batch::run(engine, &options, file.as_bytes(), &mut output, &mut |_| {}).unwrap();
+    let input = std::io::Cursor::new(file.to_owned());
+    let stop = std::future::pending();
+    let mut progress = |_| {};
+    let run = batch::run(engine, &options, input, &mut output, &mut progress, stop);
+    futures_executor::block_on(run).unwrap();
     answers
 }
 

@@ -25,6 +25,8 @@ impl TokenConstraint for NoMultiples {
         assert_ne!(token % self.0, 0, "a token that was not allowed");
     }
 
+    fn rollback(&mut self, _tokens: usize) {}
+
     fn duplicate(&self) -> Box<dyn TokenConstraint> {
         Box::new(self.clone())
     }

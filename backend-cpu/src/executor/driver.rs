@@ -1,43 +1,40 @@
 //! The driver thread: takes commands in order, runs steps, samples, keeps what belongs to slots.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range};
 
+use backend_api::{InputToken, Mask, Masks, PageCopy, PageId, RowFailure, StepError, Tier};
 use crossbeam_channel::{Receiver, Sender};
-use engine_core::{
-    Token,
-    backend::{
-        InputToken, Mask, OutputRequest, PageCopy, RowFailure, SlotSampling, Span, StepError,
-        StepResult, Tier, Want,
-    },
-    sample::{RowSample, RowSampler, SampleError, TokenCounts},
-};
 
 use super::{
-    forward::Machine,
-    step::{NextToken, SlotChange, Step},
+    forward::Workers,
+    machine::Machine,
+    owned_batch::{OutputClass, OwnedBatch, SlotChange},
+    sampling::{NextToken, OutputValues, ResidentSlot, Sampling},
+    weights::LoadedWeights,
 };
-use crate::{kernels::kv::KvLayer, pool::TaskPanicked, shared::SharedMut};
+use crate::{kernels::kv::KvLayer, pool::TaskPanicked};
 
 /// What the driver is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Step(Box<Step>),
+    Step(Box<OwnedBatch>),
     Sample { number: u64, masks: Vec<OwnedMask> },
     GiveUp { number: u64 },
     Transfer { number: u64, copies: Vec<PageCopy> },
 }
 
-/// A mask with its words.
+/// A mask that outlives the call that brought it.
 #[derive(Debug)]
 pub(crate) struct OwnedMask {
     pub(crate) output: u32,
+    pub(crate) index: u32,
     pub(crate) allowed: Vec<u32>,
 }
 
 /// What the driver has done.
 #[derive(Debug)]
 pub(crate) enum Done {
-    Step { step: Box<Step>, result: StepResult, outcome: Result<(), StepError> },
+    Step { batch: Box<OwnedBatch>, outcome: Result<(), StepError> },
     Transfer { number: u64 },
 }
 
@@ -45,78 +42,57 @@ impl Done {
     /// The number of the ticket that it answers.
     pub(crate) fn number(&self) -> u64 {
         match self {
-            Self::Step { step, .. } => step.number,
+            Self::Step { batch, .. } => batch.number,
             Self::Transfer { number } => *number,
         }
     }
 }
 
-/// KV memory that no step reads, by group and layer.
-pub(crate) type HostTier = Vec<Vec<KvLayer>>;
+/// KV memory by page group of the executor, and layer.
+pub(crate) type KvMemory = Vec<Vec<KvLayer>>;
 
 /// Everything that the driver thread owns.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    machine: Machine,
-    host: HostTier,
-    vocab_size: usize,
-    slots: Vec<Slot>,
-    /// Steps whose sampling was deferred, with their logits.
+    workers: Workers,
+    weights: LoadedWeights,
+    /// By program.
+    machines: Vec<Machine>,
+    kv: KvMemory,
+    /// Memory that no step reads.
+    host: KvMemory,
+    slots: Vec<ResidentSlot>,
+    /// Steps with outputs that wait for masks.
     deferred: HashMap<u64, Deferred>,
-    /// By thread.
-    samplers: Vec<ThreadSampler>,
-    /// By output of the current step.
-    answers: Vec<Answer>,
-    /// By token of the current step.
-    tokens: Vec<Token>,
+    sampling: Sampling,
 }
 
-/// What stays with a slot from step to step.
-#[derive(Debug)]
-struct Slot {
-    sampling: Arc<SlotSampling>,
-    counts: TokenCounts,
-    next: NextToken,
-}
-
+/// A step that was run, with the logits of the outputs that wait.
 #[derive(Debug)]
 struct Deferred {
-    step: Box<Step>,
+    batch: Box<OwnedBatch>,
     logits: Vec<f32>,
-    failures: Vec<RowFailure>,
-}
-
-#[derive(Debug, Default)]
-struct ThreadSampler {
-    sampler: RowSampler,
-    top: Vec<(Token, f32)>,
-}
-
-/// What came of an output, and which thread has its likeliest tokens.
-#[derive(Clone, Copy, Debug)]
-struct Answer {
-    sample: Result<RowSample, SampleError>,
-    thread: usize,
 }
 
 impl Driver {
-    /// A driver of `machine` for `slots` slots, with logits for `outputs` outputs.
-    pub(crate) fn new(machine: Machine, host: HostTier, vocab_size: usize, slots: usize) -> Self {
-        let greedy = Arc::new(SlotSampling::greedy());
-        let slot = || Slot {
-            sampling: Arc::clone(&greedy),
-            counts: TokenCounts::default(),
-            next: NextToken::None,
-        };
+    /// A driver of `machines` for `slots` slots.
+    pub(crate) fn new(
+        workers: Workers,
+        weights: LoadedWeights,
+        machines: Vec<Machine>,
+        [kv, host]: [KvMemory; 2],
+        slots: usize,
+    ) -> Self {
+        let programs = machines.len();
         Self {
-            machine,
+            workers,
+            weights,
+            machines,
+            kv,
             host,
-            vocab_size,
-            slots: (0..slots).map(|_| slot()).collect(),
+            slots: (0..slots).map(|_| ResidentSlot::new(programs)).collect(),
             deferred: HashMap::new(),
-            samplers: Vec::new(),
-            answers: Vec::new(),
-            tokens: Vec::new(),
+            sampling: Sampling::default(),
         }
     }
 
@@ -124,8 +100,8 @@ impl Driver {
     pub(crate) fn serve(mut self, commands: &Receiver<Command>, done: &Sender<Done>) {
         for command in commands {
             let finished = match command {
-                Command::Step(step) => self.step(step),
-                Command::Sample { number, masks } => self.deferred_sample(number, &masks),
+                Command::Step(batch) => self.step(batch),
+                Command::Sample { number, masks } => self.sample(number, &masks),
                 Command::GiveUp { number } => self.give_up(number),
                 Command::Transfer { number, copies } => Some(self.transfer(number, &copies)),
             };
@@ -137,53 +113,83 @@ impl Driver {
         }
     }
 
-    /// Runs a step, and samples unless that was deferred.
-    fn step(&mut self, step: Box<Step>) -> Option<Done> {
-        self.apply_changes(&step);
-        let failures = self.resolve_tokens(&step);
-        if let Err(panic) = self.machine.forward(&step, &self.tokens) {
-            return Some(dead(step, &panic));
+    /// Runs a step and answers what doesn't wait for masks.
+    fn step(&mut self, mut batch: Box<OwnedBatch>) -> Option<Done> {
+        self.apply_changes(&batch);
+        self.resolve_tokens(&mut batch);
+        match self.forward(&mut batch) {
+            Err(panic) => Some(dead(batch, &panic)),
+            Ok(logits) if batch.is_deferred() => {
+                self.deferred.insert(batch.number, Deferred { batch, logits });
+                None
+            }
+            Ok(_) => Some(finished(batch)),
         }
-        let logits = self.machine.take_logits();
-        if step.defer_sampling {
-            // The next step needs memory for its logits before these are done with.
-            self.machine.return_logits(vec![0.0; logits.len()]);
-            self.deferred.insert(step.number, Deferred { step, logits, failures });
-            return None;
-        }
-        Some(self.sample(Deferred { step, logits, failures }, &[]))
     }
 
-    /// Samples a step that was run before. A step that failed was reported already.
-    fn deferred_sample(&mut self, number: u64, masks: &[OwnedMask]) -> Option<Done> {
-        let deferred = self.deferred.remove(&number)?;
-        Some(self.sample(deferred, masks))
+    /// Returns the logits of the outputs that wait.
+    fn forward(&mut self, batch: &mut OwnedBatch) -> Result<Vec<f32>, TaskPanicked> {
+        let Self { workers, weights, machines, kv, slots, sampling, .. } = self;
+        let machine = &mut machines[batch.program.index()];
+        machine.forward(workers, weights, kv, batch)?;
+        let (free, pool) = (Masks::default(), &mut workers.pool);
+        let rows = |class, width: usize| {
+            let Range { start, end } = batch.rows_of(class);
+            start * width..end * width
+        };
+        let vocab_size = machine.vocab_size();
+        let immediate = rows(OutputClass::Immediate, vocab_size);
+        let waiting = rows(OutputClass::Deferred, vocab_size);
+        let vectors = rows(OutputClass::Vector, machine.hidden_width());
+        // The next pass writes where they are.
+        let waiting = machine.logits()[waiting].to_vec();
+        let values = OutputValues { logits: &mut machine.logits()[immediate], hidden: &[] };
+        sampling.answer(pool, OutputClass::Immediate, batch, values, slots, &free)?;
+        let values = OutputValues { logits: &mut [], hidden: &machine.hidden()[vectors] };
+        sampling.answer(pool, OutputClass::Vector, batch, values, slots, &free)?;
+        Ok(waiting)
+    }
+
+    /// Samples the outputs that waited. A step that failed was reported already.
+    fn sample(&mut self, number: u64, masks: &[OwnedMask]) -> Option<Done> {
+        let Deferred { mut batch, mut logits } = self.deferred.remove(&number)?;
+        let entries: Vec<Mask<'_>> = masks
+            .iter()
+            .map(|OwnedMask { output, index, allowed }| Mask {
+                output: *output,
+                index: *index,
+                allowed,
+            })
+            .collect();
+        let masks = Masks { entries: &entries };
+        let values = OutputValues { logits: &mut logits, hidden: &[] };
+        let (pool, slots) = (&mut self.workers.pool, &mut self.slots);
+        let class = OutputClass::Deferred;
+        Some(match self.sampling.answer(pool, class, &mut batch, values, slots, &masks) {
+            Ok(()) => finished(batch),
+            Err(panic) => dead(batch, &panic),
+        })
     }
 
     /// Ends a step that nobody sampled. A step that failed was reported already.
     fn give_up(&mut self, number: u64) -> Option<Done> {
-        let Deferred { step, .. } = self.deferred.remove(&number)?;
-        for output in step.outputs.iter().filter(|output| output.want == Want::Sample) {
-            let slot = step.rows[output.row as usize].slot;
-            self.slots[slot.index()].next = NextToken::None;
+        let Deferred { mut batch, .. } = self.deferred.remove(&number)?;
+        for output in batch.outputs.iter().filter(|output| output.deferred) {
+            let slot = &mut self.slots[batch.slot_of(output).index()];
+            *slot.next(batch.program) = NextToken::None;
         }
-        let outcome =
-            Err(StepError::Unsupported { what: "answers of a step that was not sampled" });
-        Some(Done::Step { step, result: StepResult::default(), outcome })
+        batch.result.clear();
+        let what = "answers of a step that was not sampled";
+        Some(Done::Step { batch, outcome: Err(StepError::Unsupported { what }) })
     }
 
-    fn apply_changes(&mut self, step: &Step) {
-        for change in &step.changes {
+    fn apply_changes(&mut self, batch: &OwnedBatch) {
+        for change in &batch.changes {
             match change {
-                SlotChange::Open { slot, sampling } => {
-                    let slot = &mut self.slots[slot.index()];
-                    slot.counts.open(sampling);
-                    slot.sampling = Arc::clone(sampling);
-                    slot.next = NextToken::None;
-                }
-                SlotChange::Close { slot } => self.slots[slot.index()].next = NextToken::None,
+                SlotChange::Open { slot, sampling } => self.slots[slot.index()].open(sampling),
+                SlotChange::Close { slot } => self.slots[slot.index()].close(),
                 SlotChange::CopyPage { group, from, to } => {
-                    for layer in self.machine.kv_mut(*group) {
+                    for layer in &mut self.kv[group.index()] {
                         layer.copy_page(*from, *to);
                     }
                 }
@@ -193,107 +199,35 @@ impl Driver {
 
     /// Looks up the tokens that slots produced. Rows whose token does not exist fail; they are
     /// computed with another one, so that the batch keeps its shape, and nobody reads the result.
-    fn resolve_tokens(&mut self, step: &Step) -> Vec<RowFailure> {
-        let mut failures = Vec::new();
-        self.tokens.clear();
-        for (index, row) in (0..).zip(&step.rows) {
-            let mut reason = None;
-            for token in &step.tokens[row.tokens.range()] {
-                self.tokens.push(match token {
-                    InputToken::Known(token) => *token,
-                    InputToken::Produced(slot) => match self.slots[slot.index()].next {
-                        NextToken::Sampled(token) => token,
-                        NextToken::Failed => {
-                            reason = Some("the step that it continues failed");
-                            0
+    fn resolve_tokens(&mut self, batch: &mut OwnedBatch) {
+        for index in 0..batch.rows.len() {
+            let row = batch.rows[index];
+            for place in row.tokens.range() {
+                let (token, reason) = match batch.tokens[place] {
+                    InputToken::Known(token) => (token, None),
+                    InputToken::Produced(slot) => {
+                        match *self.slots[slot.index()].next(batch.program) {
+                            NextToken::Sampled(token) => (token, None),
+                            NextToken::Failed => (0, Some("the step that it continues failed")),
+                            NextToken::None => {
+                                (0, Some("it continues with a token that was never sampled"))
+                            }
                         }
-                        NextToken::None => {
-                            reason = Some("it continues with a token that was never sampled");
-                            0
-                        }
-                    },
-                });
-            }
-            if let Some(reason) = reason {
-                self.slots[row.slot.index()].next = NextToken::Failed;
-                failures.push(RowFailure { row: index, reason: reason.to_owned() });
-            }
-        }
-        failures
-    }
-
-    /// Answers all outputs of a step, and gives back the memory of its logits.
-    fn sample(&mut self, deferred: Deferred, masks: &[OwnedMask]) -> Done {
-        let Deferred { step, mut logits, mut failures } = deferred;
-        if let Err(panic) = self.sample_outputs(&step, &mut logits, masks) {
-            self.machine.return_logits(logits);
-            return dead(step, &panic);
-        }
-        self.machine.return_logits(logits);
-        let mut result = StepResult::default();
-        for (index, (output, answer)) in (0..).zip(step.outputs.iter().zip(&self.answers)) {
-            if failures.iter().any(|failure| failure.row == output.row) {
-                continue;
-            }
-            let slot = &mut self.slots[step.rows[output.row as usize].slot.index()];
-            match answer.sample {
-                Ok(mut sample) => {
-                    if output.want == Want::Sample {
-                        slot.next = NextToken::Sampled(sample.token);
-                        slot.counts.record(sample.token);
                     }
-                    let likeliest = &self.samplers[answer.thread].top[sample.top.range()];
-                    sample.top =
-                        Span { start: result.top.len() as u32, len: likeliest.len() as u32 };
-                    result.top.extend_from_slice(likeliest);
-                    result.sampled.push(sample.answer(index));
-                }
-                Err(error) => {
-                    slot.next = NextToken::Failed;
-                    failures.push(error.of_row(output.row));
+                };
+                batch.resolved.push(token);
+                if let Some(reason) = reason {
+                    let failure = RowFailure { row: index as u32, reason: reason.to_owned() };
+                    batch.fail(failure, &mut self.slots[row.slot.index()]);
                 }
             }
         }
-        let outcome = if failures.is_empty() { Ok(()) } else { Err(StepError::Rows(failures)) };
-        Done::Step { step, result, outcome }
-    }
-
-    /// Fills `answers`, in parallel over outputs.
-    fn sample_outputs(
-        &mut self,
-        step: &Step,
-        logits: &mut [f32],
-        masks: &[OwnedMask],
-    ) -> Result<(), TaskPanicked> {
-        let pool = self.machine.pool();
-        self.samplers.resize_with(pool.threads(), ThreadSampler::default);
-        self.samplers.iter_mut().for_each(|sampler| sampler.top.clear());
-        let unanswered = Answer { sample: Err(SampleError::NothingAllowed), thread: 0 };
-        self.answers.clear();
-        self.answers.resize(step.outputs.len(), unanswered);
-        let samplers = SharedMut::new(&mut self.samplers);
-        let answers = SharedMut::new(&mut self.answers);
-        let logits = SharedMut::new(logits);
-        let (slots, vocab_size) = (&self.slots, self.vocab_size);
-        pool.run(step.outputs.len(), &|thread, index| {
-            // SAFETY: no two tasks that run at the same time have the same thread number.
-            let sampler = unsafe { &mut samplers.part(thread..thread + 1)[0] };
-            // SAFETY: each output is one task.
-            let logits = unsafe { logits.part(index * vocab_size..(index + 1) * vocab_size) };
-            // SAFETY: as above.
-            let answer = unsafe { &mut answers.part(index..index + 1)[0] };
-            let mask = masks.iter().find(|mask| mask.output as usize == index);
-            let mask = mask.map(|mask| Mask { output: mask.output, allowed: &mask.allowed });
-            let sample = sampler.answer(step, &step.outputs[index], slots, logits, mask.as_ref());
-            *answer = Answer { sample, thread };
-        })
     }
 
     fn transfer(&mut self, number: u64, copies: &[PageCopy]) -> Done {
         for copy in copies {
-            let device = self.machine.kv_mut(copy.group);
-            let host = self.host.get_mut(usize::from(copy.group.0));
-            let host = host.map_or(&mut [][..], Vec::as_mut_slice);
+            let group = copy.group.index();
+            let (device, host) = (&mut self.kv[group], &mut self.host[group]);
             let ((from_tier, from), (to_tier, to)) = (copy.from, copy.to);
             match (from_tier, to_tier) {
                 (Tier::Device, Tier::Host) => copy_between(device, host, from, to),
@@ -306,46 +240,20 @@ impl Driver {
     }
 }
 
-impl ThreadSampler {
-    fn answer(
-        &mut self,
-        step: &Step,
-        output: &OutputRequest,
-        slots: &[Slot],
-        logits: &mut [f32],
-        mask: Option<&Mask<'_>>,
-    ) -> Result<RowSample, SampleError> {
-        let row = &step.rows[output.row as usize];
-        let slot = &slots[row.slot.index()];
-        match output.want {
-            Want::Score { token, top } => self.sampler.score(logits, token, top, &mut self.top),
-            _ => {
-                let position = row.position + (output.token - row.tokens.start) + 1;
-                self.sampler.sample(
-                    logits,
-                    &slot.sampling,
-                    &slot.counts,
-                    position,
-                    mask,
-                    &mut self.top,
-                )
-            }
-        }
-    }
+/// All outputs have their answers.
+fn finished(mut batch: Box<OwnedBatch>) -> Done {
+    let outcome = batch.finish();
+    Done::Step { batch, outcome }
 }
 
 /// A kernel panicked: what it left behind can't be trusted.
-fn dead(step: Box<Step>, panic: &TaskPanicked) -> Done {
+fn dead(mut batch: Box<OwnedBatch>, panic: &TaskPanicked) -> Done {
+    batch.result.clear();
     let outcome = Err(StepError::Dead { reason: panic.to_string() });
-    Done::Step { step, result: StepResult::default(), outcome }
+    Done::Step { batch, outcome }
 }
 
-fn copy_between(
-    from: &[KvLayer],
-    to: &mut [KvLayer],
-    from_page: engine_core::PageId,
-    to_page: engine_core::PageId,
-) {
+fn copy_between(from: &[KvLayer], to: &mut [KvLayer], from_page: PageId, to_page: PageId) {
     for (from, to) in from.iter().zip(to) {
         to.copy_page_from(from, from_page, to_page);
     }

@@ -1,195 +1,106 @@
-//! The forward pass: instructions over the rows of a step.
-
-use engine_core::{
-    Token,
-    backend::GroupId,
-    model::{RowsOf, WeightId},
-};
+//! The forward pass: instructions over the rows of a batch.
 
 use super::{
-    compile::{Buffer, Compiled, Instruction, LinearPart},
-    step::Step,
+    compile::{AttentionInstruction, Buffer, Compiled, Instruction, LinearPart},
+    machine::StepShape,
+    owned_batch::OwnedBatch,
+    weights::{LoadedWeights, MatrixId, VectorId},
 };
 use crate::{
     kernels::{
-        attention::{
-            AttentionLayer, AttentionScratch, AttentionTask, QueryTokens, TOKENS_PER_TASK,
-        },
+        attention::{AttentionLayer, AttentionScratch, AttentionTask},
         blocks::{Block, F32Block},
         kv::KvLayer,
         linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
         rope::{Pairing, Rope, RopeAngles},
         rows::{Pairwise, PairwiseOp, Pointwise, PointwiseOp, RmsNorm},
     },
-    path::Path,
     pool::{Pool, TaskPanicked},
     shared::SharedMut,
+    simd::Simd,
 };
 
 /// Values below which an operation on rows isn't worth a parallel region.
 const SERIAL_VALUES: usize = 8 * 1024;
 
-/// A compiled program with the memory that it computes in.
-pub(crate) struct Machine {
-    compiled: Compiled,
-    path: Path,
-    pool: Pool,
-    /// By buffer: `[rows, width]`, with room for the largest step.
-    buffers: Vec<Vec<f32>>,
-    /// By page group and layer.
-    kv: Vec<Vec<KvLayer>>,
-    /// By rotary.
-    angles: Vec<RopeAngles>,
+/// Threads, and the memory that they need while they compute: the same for all programs.
+pub(crate) struct Workers {
+    pub(crate) pool: Pool,
+    simd: Simd,
     /// [`SCRATCH_BLOCKS`] for each thread.
     expanded: Vec<F32Block>,
     /// By thread.
     attention: Vec<AttentionScratch>,
-    /// What the current step looks like.
-    shape: StepShape,
 }
 
-/// What several operations need to know of a step.
-#[derive(Debug, Default)]
-struct StepShape {
-    /// By token.
-    positions: Vec<u32>,
-    outputs: usize,
-    /// Attention's tasks, for one KV head: row and tokens.
-    queries: Vec<(usize, QueryTokens)>,
-}
-
-impl StepShape {
-    fn fill(&mut self, step: &Step) {
-        self.positions.clear();
-        self.queries.clear();
-        self.outputs = step.outputs.len();
-        for (index, row) in step.rows.iter().enumerate() {
-            self.positions.extend(row.position..row.kv_len());
-            let (count, position) = (row.tokens.len as usize, row.position as usize);
-            for start in (0..count).step_by(TOKENS_PER_TASK) {
-                self.queries.push((
-                    index,
-                    QueryTokens {
-                        first_token: row.tokens.start as usize + start,
-                        count: TOKENS_PER_TASK.min(count - start),
-                        position: position + start,
-                    },
-                ));
-            }
-        }
-    }
-
-    fn rows(&self, of: RowsOf) -> usize {
-        match of {
-            RowsOf::Tokens => self.positions.len(),
-            RowsOf::Outputs => self.outputs,
-        }
-    }
-}
-
-impl Machine {
-    /// Memory for steps of up to `tokens` tokens and `outputs` outputs.
-    pub(crate) fn new(
-        compiled: Compiled,
-        path: Path,
-        pool: Pool,
-        kv: Vec<Vec<KvLayer>>,
-        tokens: usize,
-        outputs: usize,
-    ) -> Self {
-        let room = |(rows, width): &(RowsOf, usize)| match rows {
-            RowsOf::Tokens => vec![0.0; tokens * width],
-            RowsOf::Outputs => vec![0.0; outputs * width],
-        };
+impl Workers {
+    pub(crate) fn new(pool: Pool, simd: Simd) -> Self {
         let threads = pool.threads();
         Self {
-            buffers: compiled.buffers.iter().map(room).collect(),
-            angles: compiled.rotaries.iter().map(|_| RopeAngles::default()).collect(),
+            pool,
+            simd,
             expanded: vec![F32Block::zero(); threads * SCRATCH_BLOCKS],
             attention: (0..threads).map(|_| AttentionScratch::default()).collect(),
-            shape: StepShape::default(),
-            compiled,
-            path,
-            pool,
-            kv,
         }
     }
+}
 
-    /// The threads, for work between forward passes.
-    pub(crate) fn pool(&mut self) -> &mut Pool {
-        &mut self.pool
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workers")
+            .field("pool", &self.pool)
+            .field("simd", &self.simd)
+            .finish_non_exhaustive()
     }
+}
 
-    /// KV of a page group, by layer.
-    pub(crate) fn kv_mut(&mut self, group: GroupId) -> &mut [KvLayer] {
-        self.kv.get_mut(usize::from(group.0)).map_or(&mut [], Vec::as_mut_slice)
-    }
+/// A forward pass under way.
+pub(super) struct Forward<'a> {
+    pub(super) compiled: &'a Compiled,
+    pub(super) weights: &'a LoadedWeights,
+    pub(super) workers: &'a mut Workers,
+    /// By buffer.
+    pub(super) buffers: &'a mut [Vec<f32>],
+    /// By rotary.
+    pub(super) angles: &'a [RopeAngles],
+    /// By page group of the program, and layer.
+    pub(super) kv: &'a mut [Vec<KvLayer>],
+    pub(super) shape: &'a StepShape,
+    pub(super) batch: &'a OwnedBatch,
+}
 
-    /// Runs the program. `tokens` are the step's input tokens. Afterwards
-    /// [`take_logits`](Self::take_logits) has the outputs' logits.
-    ///
-    /// # Errors
-    /// If a kernel panicked.
-    pub(crate) fn forward(&mut self, step: &Step, tokens: &[Token]) -> Result<(), TaskPanicked> {
-        self.shape.fill(step);
-        for (angles, (frequencies, factor)) in self.angles.iter_mut().zip(&self.compiled.rotaries) {
-            angles.compute(&self.shape.positions, frequencies, *factor);
-        }
-        for index in 0..self.compiled.instructions.len() {
-            self.execute(index, step, tokens)?;
-        }
-        Ok(())
-    }
-
-    /// The logits of the last forward pass, `[outputs, vocab_size]`, with their memory. Give it
-    /// back with [`return_logits`](Self::return_logits) before the next pass, or another of the
-    /// same size.
-    pub(crate) fn take_logits(&mut self) -> Vec<f32> {
-        std::mem::take(&mut self.buffers[self.compiled.logits.index])
-    }
-
-    /// Memory for the next pass's logits.
-    pub(crate) fn return_logits(&mut self, logits: Vec<f32>) {
-        self.buffers[self.compiled.logits.index] = logits;
-    }
-
-    fn execute(&mut self, index: usize, step: &Step, tokens: &[Token]) -> Result<(), TaskPanicked> {
-        match self.compiled.instructions[index] {
-            Instruction::Embed { weight, scale, out } => self.embed(weight, scale, tokens, out),
+impl Forward<'_> {
+    pub(super) fn execute(&mut self, instruction: &Instruction) -> Result<(), TaskPanicked> {
+        match *instruction {
+            Instruction::Embed { matrix, scale, out } => self.embed(matrix, scale, out),
             Instruction::RmsNorm { input, residual, weight, offset, epsilon, out } => {
                 self.norm(input, residual, weight, offset, epsilon, out)
             }
-            Instruction::Linear { .. } => self.linear(index),
+            Instruction::Linear { input, ref parts } => self.linear(input, parts),
             Instruction::Rope { input, head_dim, rotary, pairing, out } => {
                 self.rope(input, head_dim, rotary, pairing, out)
             }
-            Instruction::Attention { .. } => self.attention(index, step),
+            Instruction::Attention(ref attention) => self.attention(attention),
             Instruction::Pairwise { function, a, b, out } => self.pairwise(function, a, b, out),
             Instruction::Pointwise { function, input, out } => self.pointwise(function, input, out),
-            Instruction::SelectOutputs { input, out } => self.select(input, out, step),
+            Instruction::SelectOutputs { input, out } => self.select(input, out),
         }
     }
 
-    fn embed(
-        &mut self,
-        weight: WeightId,
-        scale: f32,
-        tokens: &[Token],
-        out: Buffer,
-    ) -> Result<(), TaskPanicked> {
+    fn embed(&mut self, matrix: MatrixId, scale: f32, out: Buffer) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
-        let result = self.compiled.weights.matrix(weight).map_or(Ok(()), |matrix| {
-            for_rows(&mut self.pool, tokens.len(), out.width, &|rows| {
-                for row in rows {
-                    // SAFETY: each row is part of one range only.
-                    let output = unsafe { output.part(row * out.width..(row + 1) * out.width) };
-                    matrix.column(tokens[row] as usize, output);
-                    if scale != 1.0 {
-                        output.iter_mut().for_each(|value| *value *= scale);
-                    }
+        let matrix = self.weights.matrix(matrix);
+        let tokens = &self.batch.resolved;
+        let result = for_rows(&mut self.workers.pool, tokens.len(), out.width, &|rows| {
+            for row in rows {
+                // SAFETY: each row is part of one range only.
+                let output = unsafe { output.part(row * out.width..(row + 1) * out.width) };
+                matrix.column(tokens[row] as usize, output);
+                if scale != 1.0 {
+                    output.iter_mut().for_each(|value| *value *= scale);
                 }
-            })
+            }
         });
         self.put_back(out, memory);
         result
@@ -199,7 +110,7 @@ impl Machine {
         &mut self,
         input: Buffer,
         residual: Option<(Buffer, Buffer)>,
-        weight: WeightId,
+        weight: VectorId,
         offset: f32,
         epsilon: f32,
         out: Buffer,
@@ -208,12 +119,12 @@ impl Machine {
         let mut sum_memory = residual.map(|(_, sum)| self.take(sum)).unwrap_or_default();
         let output = SharedMut::new(&mut memory);
         let sum_output = SharedMut::new(&mut sum_memory);
-        let weight = self.compiled.weights.vector(weight).unwrap_or_default();
-        let (path, width) = (self.path, out.width);
+        let weight = self.weights.vector(weight);
+        let (simd, width) = (self.workers.simd, out.width);
         let input = &self.buffers[input.index];
         let added = residual.map(|(value, _)| &self.buffers[value.index]);
         let rows = self.shape.rows(out.rows);
-        let result = for_rows(&mut self.pool, rows, width, &|rows| {
+        let result = for_rows(&mut self.workers.pool, rows, width, &|rows| {
             let range = rows.start * width..rows.end * width;
             // SAFETY: each row is part of one range only, in both matrices.
             let output = unsafe { output.part(range.clone()) };
@@ -223,11 +134,11 @@ impl Machine {
                     // SAFETY: as above.
                     let sum = unsafe { sum_output.part(range.clone()) };
                     let (a, b) = (&input[range.clone()], &added[range]);
-                    path.run(PairwiseOp { function: Pairwise::Add, a, b, output: sum });
+                    simd.run(PairwiseOp { function: Pairwise::Add, a, b, output: sum });
                     &*sum
                 }
             };
-            path.run(RmsNorm { input, output, weight, epsilon, offset });
+            simd.run(RmsNorm { input, output, weight, epsilon, offset });
         });
         self.put_back(out, memory);
         if let Some((_, sum)) = residual {
@@ -236,23 +147,24 @@ impl Machine {
         result
     }
 
-    fn linear(&mut self, index: usize) -> Result<(), TaskPanicked> {
-        let Instruction::Linear { input, ref parts } = self.compiled.instructions[index] else {
-            return Ok(());
-        };
-        let rows = self.shape.rows(input.rows);
+    fn linear(&mut self, input: Buffer, parts: &[LinearPart]) -> Result<(), TaskPanicked> {
+        let rows = parts.first().map_or(0, |part| self.shape.rows(part.out.rows));
         let mut memories: Vec<Vec<f32>> =
             parts.iter().map(|part| std::mem::take(&mut self.buffers[part.out.index])).collect();
         let input = &self.buffers[input.index][..rows * input.width];
-        let weights = &self.compiled.weights;
         let mut products = Vec::with_capacity(parts.len());
-        for (LinearPart { weight, bias, .. }, memory) in parts.iter().zip(&mut memories) {
-            let Some(matrix) = weights.matrix(*weight) else { continue };
-            let bias = bias.and_then(|bias| weights.vector(bias));
+        for (part, memory) in parts.iter().zip(&mut memories) {
+            let matrix = self.weights.matrix(part.matrix);
+            let bias = part.bias.map(|bias| self.weights.vector(bias));
             let rows = LinearRows { input, rows, output: SharedMut::new(memory), bias };
             products.push(Product { matrix, rows });
         }
-        let result = multiply(&mut self.pool, self.path, &products, &mut self.expanded);
+        let result = multiply(
+            &mut self.workers.pool,
+            self.workers.simd,
+            &products,
+            &mut self.workers.expanded,
+        );
         for (part, memory) in parts.iter().zip(memories) {
             self.buffers[part.out.index] = memory;
         }
@@ -269,44 +181,30 @@ impl Machine {
     ) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
-        let (path, width) = (self.path, out.width);
+        let (simd, width) = (self.workers.simd, out.width);
         let input = &self.buffers[input.index];
         let angles = &self.angles[rotary];
         let pairs = self.compiled.rotaries[rotary].0.len();
         let rows = self.shape.rows(out.rows);
-        let result = for_rows(&mut self.pool, rows, width, &|rows| {
+        let result = for_rows(&mut self.workers.pool, rows, width, &|rows| {
             let range = rows.start * width..rows.end * width;
             // SAFETY: each row is part of one range only.
             let output = unsafe { output.part(range.clone()) };
             let (input, first_token) = (&input[range], rows.start);
-            path.run(Rope { input, output, width, head_dim, pairs, pairing, angles, first_token });
+            simd.run(Rope { input, output, width, head_dim, pairs, pairing, angles, first_token });
         });
         self.put_back(out, memory);
         result
     }
 
-    fn attention(&mut self, index: usize, step: &Step) -> Result<(), TaskPanicked> {
-        let Instruction::Attention {
-            query,
-            key,
-            value,
-            out,
-            group,
-            layer,
-            heads,
-            scale,
-            window,
-            soft_cap,
-            sinks,
-        } = self.compiled.instructions[index]
-        else {
-            return Ok(());
-        };
+    fn attention(&mut self, attention: &AttentionInstruction) -> Result<(), TaskPanicked> {
+        let AttentionInstruction { query, key, value, out, group, layer, heads, .. } = *attention;
         let mut memory = self.take(out);
-        let kv = &mut self.kv[usize::from(group.0)][layer];
+        let kv = &mut self.kv[group.index()][layer];
         let shape = kv.shape();
-        for (row_index, row) in step.rows.iter().enumerate() {
-            let table = step.table(row_index, group);
+        let batch = self.batch;
+        for (row_index, row) in batch.rows.iter().enumerate() {
+            let table = batch.table(row_index, group);
             for (token, position) in row.tokens.range().zip(row.position as usize..) {
                 let keys = &self.buffers[key.index][token * key.width..][..key.width];
                 let values = &self.buffers[value.index][token * value.width..][..value.width];
@@ -319,19 +217,19 @@ impl Machine {
             queries: &self.buffers[query.index],
             output: SharedMut::new(&mut memory),
             heads,
-            scale,
-            window,
-            soft_cap,
-            sinks: sinks.and_then(|sinks| self.compiled.weights.vector(sinks)),
+            scale: attention.scale,
+            window: attention.window,
+            soft_cap: attention.soft_cap,
+            sinks: attention.sinks.map(|sinks| self.weights.vector(sinks)),
         };
-        let scratch = SharedMut::new(&mut self.attention);
-        let (path, queries) = (self.path, &self.shape.queries);
-        let result = self.pool.run(queries.len() * shape.kv_heads, &|thread, task| {
+        let scratch = SharedMut::new(&mut self.workers.attention);
+        let (simd, queries) = (self.workers.simd, &self.shape.queries);
+        let result = self.workers.pool.run(queries.len() * shape.kv_heads, &|thread, task| {
             let (row, tokens) = queries[task / shape.kv_heads];
-            let (pages, kv_head) = (step.table(row, group), task % shape.kv_heads);
+            let (pages, kv_head) = (batch.table(row, group), task % shape.kv_heads);
             // SAFETY: no two tasks that run at the same time have the same thread number.
             let scratch = unsafe { &mut scratch.part(thread..thread + 1)[0] };
-            path.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
+            simd.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
         });
         self.put_back(out, memory);
         result
@@ -346,14 +244,14 @@ impl Machine {
     ) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
-        let (path, width) = (self.path, out.width);
+        let (simd, width) = (self.workers.simd, out.width);
         let (a, b) = (&self.buffers[a.index], &self.buffers[b.index]);
         let rows = self.shape.rows(out.rows);
-        let result = for_rows(&mut self.pool, rows, width, &|rows| {
+        let result = for_rows(&mut self.workers.pool, rows, width, &|rows| {
             let range = rows.start * width..rows.end * width;
             // SAFETY: each row is part of one range only.
             let output = unsafe { output.part(range.clone()) };
-            path.run(PairwiseOp { function, a: &a[range.clone()], b: &b[range], output });
+            simd.run(PairwiseOp { function, a: &a[range.clone()], b: &b[range], output });
         });
         self.put_back(out, memory);
         result
@@ -367,24 +265,25 @@ impl Machine {
     ) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
-        let (path, width) = (self.path, out.width);
+        let (simd, width) = (self.workers.simd, out.width);
         let input = &self.buffers[input.index];
         let rows = self.shape.rows(out.rows);
-        let result = for_rows(&mut self.pool, rows, width, &|rows| {
+        let result = for_rows(&mut self.workers.pool, rows, width, &|rows| {
             let range = rows.start * width..rows.end * width;
             // SAFETY: each row is part of one range only.
             let output = unsafe { output.part(range.clone()) };
-            path.run(PointwiseOp { function, input: &input[range], output });
+            simd.run(PointwiseOp { function, input: &input[range], output });
         });
         self.put_back(out, memory);
         result
     }
 
-    fn select(&mut self, input: Buffer, out: Buffer, step: &Step) -> Result<(), TaskPanicked> {
+    fn select(&mut self, input: Buffer, out: Buffer) -> Result<(), TaskPanicked> {
         let mut memory = self.take(out);
         let input = &self.buffers[input.index];
-        for (output, to) in step.outputs.iter().zip(memory.chunks_exact_mut(out.width.max(1))) {
-            to.copy_from_slice(&input[output.token as usize * out.width..][..out.width]);
+        let rows = memory.chunks_exact_mut(out.width.max(1));
+        for (token, to) in self.batch.output_tokens.iter().zip(rows) {
+            to.copy_from_slice(&input[*token as usize * out.width..][..out.width]);
         }
         self.put_back(out, memory);
         Ok(())
@@ -397,12 +296,6 @@ impl Machine {
 
     fn put_back(&mut self, buffer: Buffer, memory: Vec<f32>) {
         self.buffers[buffer.index] = memory;
-    }
-}
-
-impl std::fmt::Debug for Machine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Machine").field("path", &self.path).field("pool", &self.pool).finish()
     }
 }
 

@@ -8,23 +8,32 @@
 mod compile;
 mod driver;
 mod forward;
-mod step;
+mod machine;
+mod owned_batch;
+mod sampling;
+mod weights;
 
 use std::{
     collections::VecDeque,
     thread::{self, JoinHandle},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use engine_core::backend::{
-    BackendError, Batch, Deadline, Executor, Limits, Masks, PageCopy, Progress, StepError,
-    StepResult, Ticket, Tier,
+use backend_api::{
+    BackendError, Batch, BatchBounds, Deadline, Executor, Limits, Masks, PageCopy, Progress,
+    StepError, StepResult, Ticket, Tier,
 };
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
-pub(crate) use self::{compile::compile, driver::Driver, forward::Machine, step::Bounds};
+pub(crate) use self::{
+    compile::{Compiled, compile},
+    driver::{Driver, KvMemory},
+    forward::Workers,
+    machine::Machine,
+    weights::LoadedWeights,
+};
 use self::{
     driver::{Command, Done, OwnedMask},
-    step::{Refusal, Step},
+    owned_batch::OwnedBatch,
 };
 
 /// What errors call this backend.
@@ -32,7 +41,9 @@ pub(crate) const BACKEND: &str = "cpu";
 
 /// The executor: the half of it that callers see.
 pub(crate) struct CpuExecutor {
-    bounds: Bounds,
+    bounds: BatchBounds,
+    /// By program: how many page groups it has.
+    groups: Vec<usize>,
     /// Pages of the host tier, by group.
     host_pages: Vec<u32>,
     commands: Option<Sender<Command>>,
@@ -44,7 +55,7 @@ pub(crate) struct CpuExecutor {
     deferred: Vec<u64>,
     /// Steps whose memory can be used again.
     #[expect(clippy::vec_box, reason = "they cross the channels as boxes")]
-    spare: Vec<Box<Step>>,
+    spare: Vec<Box<OwnedBatch>>,
     next_number: u64,
     dead: Option<String>,
 }
@@ -57,7 +68,8 @@ impl CpuExecutor {
     pub(crate) fn start(
         name: &str,
         driver: Driver,
-        bounds: Bounds,
+        bounds: BatchBounds,
+        groups: Vec<usize>,
         host_pages: Vec<u32>,
     ) -> Result<Self, BackendError> {
         let (commands, inbox) = unbounded();
@@ -71,6 +83,7 @@ impl CpuExecutor {
             })?;
         Ok(Self {
             bounds,
+            groups,
             host_pages,
             commands: Some(commands),
             done,
@@ -136,11 +149,10 @@ impl CpuExecutor {
         place.map(|place| self.deferred.swap_remove(place)).is_some()
     }
 
-    fn has_page(&self, copy: &PageCopy, tier: Tier, page: engine_core::PageId) -> bool {
+    fn has_page(&self, copy: &PageCopy, tier: Tier, page: backend_api::PageId) -> bool {
         let pages = match tier {
-            Tier::Device => &self.bounds.limits.pages,
+            Tier::Device => &self.bounds.limits().pages,
             Tier::Host => &self.host_pages,
-            _ => return false,
         };
         pages.get(usize::from(copy.group.0)).is_some_and(|pages| page.0 < *pages)
     }
@@ -148,7 +160,7 @@ impl CpuExecutor {
 
 impl Executor for CpuExecutor {
     fn limits(&self) -> &Limits {
-        &self.bounds.limits
+        self.bounds.limits()
     }
 
     fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
@@ -160,17 +172,14 @@ impl Executor for CpuExecutor {
 
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
         self.check_alive()?;
-        let mut step = self.spare.pop().unwrap_or_default();
+        let mut owned = self.spare.pop().unwrap_or_default();
         let number = self.ticket();
-        if let Err(refusal) = step.fill(number, batch, &self.bounds) {
-            self.spare.push(step);
-            return Err(match refusal {
-                Refusal::Batch(what) => StepError::Unsupported { what },
-                Refusal::Rows(failures) => StepError::Rows(failures),
-            });
+        if let Err(refusal) = owned.fill(number, batch, &self.bounds, &self.groups) {
+            self.spare.push(owned);
+            return Err(refusal);
         }
-        self.send(Command::Step(step))?;
-        if batch.defer_sampling {
+        self.send(Command::Step(owned))?;
+        if batch.is_deferred() {
             self.deferred.push(number);
         }
         Ok(Ticket::new(number))
@@ -184,7 +193,11 @@ impl Executor for CpuExecutor {
         let masks = masks
             .entries
             .iter()
-            .map(|mask| OwnedMask { output: mask.output, allowed: mask.allowed.to_vec() })
+            .map(|mask| OwnedMask {
+                output: mask.output,
+                index: mask.index,
+                allowed: mask.allowed.to_vec(),
+            })
             .collect();
         self.send(Command::Sample { number: ticket.number(), masks })
     }
@@ -202,9 +215,9 @@ impl Executor for CpuExecutor {
             self.send(Command::GiveUp { number })?;
         }
         match self.wait_for(number, deadline)? {
-            Done::Step { step, result: computed, outcome } => {
-                *result = computed;
-                self.spare.push(step);
+            Done::Step { mut batch, outcome } => {
+                std::mem::swap(result, &mut batch.result);
+                self.spare.push(batch);
                 if let Err(StepError::Dead { reason }) = &outcome {
                     self.dead = Some(reason.clone());
                 }

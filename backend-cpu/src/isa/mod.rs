@@ -142,11 +142,11 @@ pub(crate) trait Op {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::Path;
+    use crate::simd::Simd;
 
     /// Runs `op` on every path that this processor has.
-    fn on_every_path<O: Op + Clone>(op: &O) -> Vec<(Path, O::Output)> {
-        Path::available().map(|path| (path, path.run(op.clone()))).collect()
+    fn on_every_path<O: Op + Clone>(op: &O) -> Vec<(Simd, O::Output)> {
+        Simd::available().map(|simd| (simd, simd.run(op.clone()))).collect()
     }
 
     #[derive(Clone)]
@@ -210,8 +210,8 @@ mod tests {
         assert_eq!(reference[9][5], -1.0);
         assert_eq!(reference[15][1], 4.0); // 20 = 0x14
         assert_eq!(reference[16][1], 1.0);
-        for (path, lanes) in &results {
-            assert_eq!(lanes, reference, "{path:?}");
+        for (simd, lanes) in &results {
+            assert_eq!(lanes, reference, "{simd:?}");
         }
     }
 
@@ -226,8 +226,8 @@ mod tests {
                 isa.sum(isa.min(isa.splat(1.0), isa.max(isa.splat(0.0), nan)))
             }
         }
-        for (path, value) in on_every_path(&Clamp) {
-            assert!(value.is_nan(), "{path:?}");
+        for (simd, value) in on_every_path(&Clamp) {
+            assert!(value.is_nan(), "{simd:?}");
         }
     }
 }

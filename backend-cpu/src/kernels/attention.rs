@@ -7,13 +7,17 @@
 //! order, as in online softmax (Milakov and Gimelshein, 2018). A token's result therefore depends
 //! on its own query and the keys and values up to it, and on nothing else.
 //!
+//! **Windows.** Blocks that lie before the window of all of a task's tokens are not visited, and no
+//! page is read whose positions have all left it: its entry in the table may be
+//! [`PageId::NONE`].
+//!
 //! **Work.** A task is up to [`TOKENS_PER_TASK`] tokens of a row with all query heads of one KV
 //! head, so that a block (64 KiB of f32 at 64 dimensions) is read from memory once a task and
 //! from the first caches by up to `TILE_QUERIES` queries at a time. Decoding does `2 * heads / kv_heads`
 //! flops for each byte of KV divided by two: it is bound by memory bandwidth. A prefill chunk does
 //! [`TOKENS_PER_TASK`] times as many and is bound by the multiply-add units.
 
-use engine_core::PageId;
+use backend_api::PageId;
 
 use super::{kv::KvLayer, math};
 use crate::{
@@ -265,8 +269,10 @@ impl Tile<'_> {
     fn gather(&mut self, run: usize) {
         let page_size = self.view.layer.kv.shape().page_size;
         let first = self.block * BLOCK + run * LANES;
-        let last = first.max(self.block * BLOCK + self.span.1 - 1);
-        for start in (first..(last + 1).min(first + LANES)).step_by(page_size) {
+        let (seen, end) = (self.block * BLOCK + self.span.0, self.block * BLOCK + self.span.1);
+        // Pages before the window may be gone.
+        let first_page = first.max(seen / page_size * page_size);
+        for start in (first_page..end.min(first + LANES)).step_by(page_size) {
             let page = self.view.pages[start / page_size];
             let keys = self.view.layer.kv.keys(page, self.view.kv_head);
             for (keys, to) in keys.chunks_exact(page_size).zip(self.gathered.iter_mut()) {

@@ -1,6 +1,6 @@
 //! Attention against a reference in f64, and against itself in other pages and chunks.
 
-use engine_core::PageId;
+use backend_api::PageId;
 use proptest::prelude::*;
 
 use super::{
@@ -8,7 +8,7 @@ use super::{
     kv::{KvLayer, PageShape},
     linear_tests::noise,
 };
-use crate::{path::Path, shared::SharedMut};
+use crate::{shared::SharedMut, simd::Simd};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -82,18 +82,21 @@ impl Case {
     }
 
     /// The kernel's result, from pages of `page_size` and in chunks of `chunk` tokens.
-    fn attend(&self, path: Path, page_size: usize, chunk: usize) -> Vec<f32> {
+    fn attend(&self, simd: Simd, page_size: usize, chunk: usize) -> Vec<f32> {
         let [queries, keys, values] = self.inputs();
         let shape = PageShape { page_size, kv_heads: self.kv_heads, head_dim: self.head_dim };
         let count = self.len.div_ceil(page_size);
         // Pages in reverse order, so that neighbours in the sequence are none in memory.
-        let table: Vec<PageId> = (0..count as u32).rev().map(PageId).collect();
+        let mut table: Vec<PageId> = (0..count as u32).rev().map(PageId).collect();
         let mut kv = KvLayer::new(shape, count);
         let mut output = vec![f32::NAN; queries.len()];
         let mut scratch = AttentionScratch::default();
         let width = self.kv_heads * self.head_dim;
         for start in (0..self.len).step_by(chunk) {
             let end = (start + chunk).min(self.len);
+            // What has left the window of the chunk's first token is gone.
+            let oldest = self.window.map_or(0, |window| (start + 1).saturating_sub(window));
+            table[..oldest / page_size].fill(PageId::NONE);
             for position in start..end {
                 let range = position * width..(position + 1) * width;
                 let page = table[position / page_size];
@@ -115,7 +118,7 @@ impl Case {
                     let count = TOKENS_PER_TASK.min(end - first);
                     let tokens = QueryTokens { first_token: first, count, position: first };
                     let (pages, scratch) = (&table[..], &mut scratch);
-                    path.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
+                    simd.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
                 }
             }
         }
@@ -141,14 +144,17 @@ fn every_path_and_page_size_is_within_rounding_of_the_reference() {
         Case::new(5, 1, 128, 40),
         Case { window: Some(50), ..Case::new(4, 2, 16, 300) },
         Case { window: Some(1), ..Case::new(2, 2, 16, 140) },
+        Case { window: Some(37), soft_cap: Some(2.0), ..Case::new(4, 1, 24, 700) },
         Case { soft_cap: Some(3.0), ..Case::new(2, 1, 32, 150) },
         Case { sinks: Some(vec![0.5, -3.0, 8.0]), ..Case::new(3, 1, 32, 260) },
     ];
     for case in cases {
         let expected = case.reference();
-        for path in Path::available() {
+        for simd in Simd::available() {
             for page_size in [1, 16, 256] {
-                assert_close(&case, &case.attend(path, page_size, 1000), &expected);
+                for chunk in [1000, 45] {
+                    assert_close(&case, &case.attend(simd, page_size, chunk), &expected);
+                }
             }
         }
     }
@@ -157,8 +163,8 @@ fn every_path_and_page_size_is_within_rounding_of_the_reference() {
 #[test]
 fn paths_that_fuse_multiply_and_add_agree_bit_for_bit() {
     let case = Case::new(6, 2, 48, 200);
-    let fused = Path::available().filter(|path| !matches!(path, Path::Portable(_)));
-    let results: Vec<_> = fused.map(|path| case.attend(path, 16, 64)).collect();
+    let fused = Simd::available().filter(|simd| !matches!(simd, Simd::Portable(_)));
+    let results: Vec<_> = fused.map(|simd| case.attend(simd, 16, 64)).collect();
     assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
@@ -180,8 +186,8 @@ proptest! {
         let heads = kv_heads * group;
         let sinks = has_sinks.then(|| noise(seed, heads));
         let case = Case { window, sinks, seed, ..Case::new(heads, kv_heads, head_dim, len) };
-        for path in Path::available() {
-            prop_assert_eq!(case.attend(path, 64, 1000), case.attend(path, page_size, chunk));
+        for simd in Simd::available() {
+            prop_assert_eq!(case.attend(simd, 64, 1000), case.attend(simd, page_size, chunk));
         }
     }
 }

@@ -8,7 +8,7 @@
 //! - values `[page, kv_head, position, dimension]`, dimensions padded to a multiple of sixteen:
 //!   the weighted sum has dimensions in lanes.
 
-use engine_core::PageId;
+use backend_api::PageId;
 
 use crate::isa::LANES;
 

@@ -27,9 +27,9 @@ use super::{
 };
 use crate::{
     isa::{Isa, LANES, Op},
-    path::Path,
     pool::{Pool, TaskPanicked},
     shared::SharedMut,
+    simd::Simd,
 };
 
 /// Inputs that are expanded to f32 at a time.
@@ -65,7 +65,7 @@ pub(crate) struct Product<'a> {
 /// If a kernel panicked.
 pub(crate) fn multiply(
     pool: &mut Pool,
-    path: Path,
+    simd: Simd,
     products: &[Product<'_>],
     scratch: &mut [F32Block],
 ) -> Result<(), TaskPanicked> {
@@ -90,7 +90,7 @@ pub(crate) fn multiply(
         let mine = thread * SCRATCH_BLOCKS..(thread + 1) * SCRATCH_BLOCKS;
         // SAFETY: no two tasks that run at the same time have the same thread number.
         let scratch = unsafe { scratch.part(mine) };
-        LinearTask { matrix, rows: *rows, panels, scratch }.run(path);
+        LinearTask { matrix, rows: *rows, panels, scratch }.run(simd);
     })
 }
 
@@ -114,14 +114,14 @@ struct LinearTask<'a> {
 }
 
 impl LinearTask<'_> {
-    fn run(self, path: Path) {
+    fn run(self, simd: Simd) {
         let range = self.panels;
         if self.rows.rows <= FEW_ROWS {
-            path.run(FewRows { matrix: self.matrix, range, rows: self.rows });
+            simd.run(FewRows { matrix: self.matrix, range, rows: self.rows });
         } else {
             for first in range.clone().step_by(2) {
                 let last = (first + 2).min(range.end);
-                many_rows(path, self.matrix, first..last, self.rows, self.scratch);
+                many_rows(simd, self.matrix, first..last, self.rows, self.scratch);
             }
         }
     }
@@ -129,7 +129,7 @@ impl LinearTask<'_> {
 
 /// All rows of the panels in `range`, through panels expanded to f32.
 fn many_rows(
-    path: Path,
+    simd: Simd,
     matrix: &PackedMatrix,
     range: Range<usize>,
     rows: LinearRows<'_>,
@@ -139,8 +139,8 @@ fn many_rows(
     for start in (0..depth).step_by(EXPANDED_DEPTH) {
         let end = (start + EXPANDED_DEPTH).min(depth);
         let inputs = start..end;
-        path.run(Expand { matrix, range: range.clone(), inputs: inputs.clone(), scratch });
-        path.run(ExpandedRows { matrix, range: range.clone(), inputs, rows, scratch });
+        simd.run(Expand { matrix, range: range.clone(), inputs: inputs.clone(), scratch });
+        simd.run(ExpandedRows { matrix, range: range.clone(), inputs, rows, scratch });
     }
 }
 

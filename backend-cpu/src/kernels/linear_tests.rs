@@ -1,6 +1,6 @@
 //! Products against a reference in f64, and against themselves in other batches.
 
-use engine_core::weights::{Format, Shape, Tensor};
+use backend_api::weights::{Format, Shape, Tensor};
 use proptest::prelude::*;
 
 use super::{
@@ -8,7 +8,7 @@ use super::{
     linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
     panels::PackedMatrix,
 };
-use crate::{path::Path, pool::Pool, shared::SharedMut};
+use crate::{pool::Pool, shared::SharedMut, simd::Simd};
 
 /// Numbers that look random and are the same everywhere.
 pub(super) fn noise(seed: u64, count: usize) -> Vec<f32> {
@@ -30,12 +30,12 @@ fn matrix(
 ) -> (Tensor<'static>, PackedMatrix) {
     let values = noise(seed, columns * depth);
     let tensor = Tensor::from_f32(format, Shape::matrix(columns, depth), &values).unwrap();
-    let packed = PackedMatrix::pack(&tensor).unwrap();
+    let packed = PackedMatrix::pack(&tensor);
     (tensor, packed)
 }
 
 fn product(
-    path: Path,
+    simd: Simd,
     matrix: &PackedMatrix,
     input: &[f32],
     bias: Option<&[f32]>,
@@ -46,7 +46,7 @@ fn product(
     let mut scratch = vec![F32Block::zero(); threads * SCRATCH_BLOCKS];
     let mut pool = Pool::new("test", threads).unwrap();
     let rows = LinearRows { input, rows, output: SharedMut::new(&mut output), bias };
-    multiply(&mut pool, path, &[Product { matrix, rows }], &mut scratch).unwrap();
+    multiply(&mut pool, simd, &[Product { matrix, rows }], &mut scratch).unwrap();
     output
 }
 
@@ -76,14 +76,14 @@ fn every_format_and_path_is_within_rounding_of_the_reference() {
             for rows in [1, 2, 3, 4, 5, 8, 11, 33] {
                 let input = noise(rows as u64, rows * depth);
                 let expected = reference(&tensor, &input, Some(&bias));
-                for path in Path::available() {
-                    let got = product(path, &packed, &input, Some(&bias), 1);
+                for simd in Simd::available() {
+                    let got = product(simd, &packed, &input, Some(&bias), 1);
                     for (got, (expected, size)) in got.iter().zip(&expected) {
                         let error = (f64::from(*got) - expected).abs();
                         // A chain of n additions errs by at most n half-units of the terms' size;
                         // it's far less in practice.
                         let allowed = size * 1e-7 * (depth as f64).sqrt() + 1e-12;
-                        assert!(error <= allowed, "{format} {path:?}: {error} > {allowed}");
+                        assert!(error <= allowed, "{format} {simd:?}: {error} > {allowed}");
                     }
                 }
             }
@@ -99,8 +99,8 @@ fn depth_need_not_be_a_multiple_of_anything() {
             for rows in [1, 6] {
                 let input = noise(2, rows * depth);
                 let expected = reference(&tensor, &input, None);
-                for path in Path::available() {
-                    let got = product(path, &packed, &input, None, 1);
+                for simd in Simd::available() {
+                    let got = product(simd, &packed, &input, None, 1);
                     for (got, (expected, size)) in got.iter().zip(&expected) {
                         assert!((f64::from(*got) - expected).abs() <= size * 1e-5);
                     }
@@ -112,14 +112,14 @@ fn depth_need_not_be_a_multiple_of_anything() {
 
 #[test]
 fn paths_that_fuse_multiply_and_add_agree_bit_for_bit() {
-    let fused: Vec<Path> =
-        Path::available().filter(|path| !matches!(path, Path::Portable(_))).collect();
+    let fused: Vec<Simd> =
+        Simd::available().filter(|simd| !matches!(simd, Simd::Portable(_))).collect();
     for format in Format::ALL {
         let (_, packed) = matrix(format, 70, 96, 4);
         for rows in [1, 9] {
             let input = noise(8, rows * 96);
             let results: Vec<_> =
-                fused.iter().map(|path| product(*path, &packed, &input, None, 1)).collect();
+                fused.iter().map(|simd| product(*simd, &packed, &input, None, 1)).collect();
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{format}");
         }
     }
@@ -141,10 +141,10 @@ proptest! {
         let (_, packed) = matrix(format, columns, depth, seed);
         let input = noise(seed ^ 1, rows * depth);
         let bias = noise(seed ^ 2, columns);
-        for path in Path::available() {
-            let together = product(path, &packed, &input, Some(&bias), threads);
+        for simd in Simd::available() {
+            let together = product(simd, &packed, &input, Some(&bias), threads);
             for (row, together) in together.chunks_exact(columns).enumerate() {
-                let alone = product(path, &packed, &input[row * depth..][..depth], Some(&bias), 1);
+                let alone = product(simd, &packed, &input[row * depth..][..depth], Some(&bias), 1);
                 prop_assert_eq!(together, &alone[..]);
             }
         }

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::{
         isa::{LANES, Op},
-        path::Path,
+        simd::Simd,
     };
 
     #[derive(Clone, Copy)]
@@ -113,18 +113,18 @@ mod tests {
         allowed: impl Fn(f64) -> f64,
     ) {
         const POINTS: usize = 1 << 16;
-        for path in Path::available() {
+        for simd in Simd::available() {
             for first in 0..POINTS {
                 let at = |lane: usize| {
                     let t = (first * LANES + lane) as f32 / (POINTS * LANES) as f32;
                     range.start + (range.end - range.start) * t
                 };
                 let x: [f32; LANES] = std::array::from_fn(at);
-                let got = path.run(Apply(function, x));
+                let got = simd.run(Apply(function, x));
                 for (x, got) in x.iter().zip(got) {
                     let expected = reference(f64::from(*x));
                     let error = (f64::from(got) - expected).abs();
-                    assert!(error <= allowed(expected), "{path:?} at {x}: {got}, not {expected}");
+                    assert!(error <= allowed(expected), "{simd:?} at {x}: {got}, not {expected}");
                 }
             }
         }
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn extremes_stay_finite_and_not_a_number_stays() {
-        for path in Path::available() {
+        for simd in Simd::available() {
             let x: [f32; LANES] = std::array::from_fn(|lane| match lane {
                 0 => f32::NEG_INFINITY,
                 1 => f32::INFINITY,
@@ -165,10 +165,10 @@ mod tests {
                 4 => 1e30,
                 _ => 0.0,
             });
-            let y = path.run(Apply(Function::Exp, x));
+            let y = simd.run(Apply(Function::Exp, x));
             assert!(y[0] < 2e-38 && y[1] > 1e38 && y[1].is_finite() && y[2].is_nan());
-            assert!(path.run(Apply(Function::Silu, x))[2].is_nan());
-            assert_eq!(path.run(Apply(Function::Tanh, x))[3..6], [-1.0, 1.0, 0.0]);
+            assert!(simd.run(Apply(Function::Silu, x))[2].is_nan());
+            assert_eq!(simd.run(Apply(Function::Tanh, x))[3..6], [-1.0, 1.0, 0.0]);
         }
     }
 }

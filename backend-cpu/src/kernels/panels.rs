@@ -1,6 +1,6 @@
 //! A weight matrix, regrouped at load into panels of sixteen output columns.
 
-use engine_core::weights::{Format, Tensor};
+use backend_api::weights::{Format, Tensor};
 
 use super::blocks::{Bf16Block, Block, F16Block, F32Block, Q4_0Block, Q4_1Block, Q8_0Block};
 use crate::isa::{LANES, Portable};
@@ -32,17 +32,16 @@ macro_rules! with_panels {
 pub(crate) use with_panels;
 
 impl PackedMatrix {
-    /// Regroups a tensor, each of whose rows is an output. `None` if its format isn't supported.
-    pub(crate) fn pack(tensor: &Tensor<'_>) -> Option<Self> {
-        Some(match tensor.format() {
+    /// Regroups a tensor, each of whose rows is an output.
+    pub(crate) fn pack(tensor: &Tensor<'_>) -> Self {
+        match tensor.format() {
             Format::F32 => Self::F32(Panels::pack(tensor)),
             Format::F16 => Self::F16(Panels::pack(tensor)),
             Format::BF16 => Self::Bf16(Panels::pack(tensor)),
             Format::Q8_0 => Self::Q8_0(Panels::pack(tensor)),
             Format::Q4_0 => Self::Q4_0(Panels::pack(tensor)),
             Format::Q4_1 => Self::Q4_1(Panels::pack(tensor)),
-            _ => return None,
-        })
+        }
     }
 
     /// Inputs: elements of an activation row.
@@ -192,7 +191,7 @@ impl<'a, B: Block> PanelBlocks<'a, B> {
 
 #[cfg(test)]
 mod tests {
-    use engine_core::weights::Shape;
+    use backend_api::weights::Shape;
 
     use super::*;
 
@@ -204,7 +203,7 @@ mod tests {
                     (0..rows * cols).map(|i| ((i * 7919) % 1009) as f32 / 300.0 - 1.6).collect();
                 let tensor = Tensor::from_f32(format, Shape::matrix(rows, cols), &values).unwrap();
                 let expected = tensor.to_f32();
-                let packed = PackedMatrix::pack(&tensor).unwrap();
+                let packed = PackedMatrix::pack(&tensor);
                 let mut row = vec![f32::NAN; cols];
                 for column in 0..rows {
                     packed.column(column, &mut row);
@@ -220,7 +219,7 @@ mod tests {
             for cols in [1, 5, 8, 13] {
                 let values: Vec<f32> = (0..3 * cols).map(|i| i as f32 * 0.5).collect();
                 let tensor = Tensor::from_f32(format, Shape::matrix(3, cols), &values).unwrap();
-                let packed = PackedMatrix::pack(&tensor).unwrap();
+                let packed = PackedMatrix::pack(&tensor);
                 let mut row = vec![f32::NAN; cols];
                 packed.column(2, &mut row);
                 assert_eq!(row, &tensor.to_f32()[2 * cols..], "{format} {cols}");

@@ -135,7 +135,7 @@ fn rotate_adjacent<S: Isa>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::Path;
+    use crate::simd::Simd;
 
     #[test]
     fn both_pairings_match_the_formula_and_leave_the_rest_unchanged() {
@@ -148,14 +148,14 @@ mod tests {
         let mut angles = RopeAngles::default();
         angles.compute(&positions, &frequencies, 1.25);
         for pairing in [Pairing::Halves, Pairing::Adjacent] {
-            for path in Path::available() {
+            for simd in Simd::available() {
                 let mut output = vec![f32::NAN; input.len()];
                 // In two parts, as two threads would do it.
                 let (front, back) = output.split_at_mut(width);
                 for (first_token, input, output) in
                     [(0, &input[..width], front), (1, &input[width..], back)]
                 {
-                    path.run(Rope {
+                    simd.run(Rope {
                         input,
                         output,
                         width,

@@ -119,7 +119,7 @@ impl Op for PointwiseOp<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{kernels::linear_tests::noise, path::Path};
+    use crate::{kernels::linear_tests::noise, simd::Simd};
 
     type Of1 = fn(f64) -> f64;
     type Of2 = fn(f64, f64) -> f64;
@@ -129,7 +129,7 @@ mod tests {
         for (runs, width) in [(1, 576), (5, 64), (7, 20), (3, 1), (2, 17)] {
             let (input, weight) = (noise(3, runs * width), noise(4, width));
             let (epsilon, offset) = (1e-5, 1.0);
-            for path in Path::available() {
+            for simd in Simd::available() {
                 let mut output = vec![f32::NAN; input.len()];
                 let norm = RmsNorm {
                     input: &input,
@@ -138,13 +138,13 @@ mod tests {
                     epsilon,
                     offset,
                 };
-                path.run(norm);
+                simd.run(norm);
                 for (input, output) in input.chunks(width).zip(output.chunks(width)) {
                     let squares: f64 = input.iter().map(|x| f64::from(*x).powi(2)).sum();
                     let root = (squares / width as f64 + f64::from(epsilon)).sqrt();
                     for ((x, weight), got) in input.iter().zip(&weight).zip(output) {
                         let expected = f64::from(*x) / root * (f64::from(*weight) + 1.0);
-                        assert!((f64::from(*got) - expected).abs() < 2e-6, "{path:?}");
+                        assert!((f64::from(*got) - expected).abs() < 2e-6, "{simd:?}");
                     }
                 }
             }
@@ -154,11 +154,11 @@ mod tests {
     #[test]
     fn a_norm_does_not_depend_on_the_rows_beside_it() {
         let (input, weight) = (noise(5, 9 * 100), noise(6, 100));
-        for path in Path::available() {
+        for simd in Simd::available() {
             let run = |input: &[f32]| {
                 let mut output = vec![f32::NAN; input.len()];
                 let weight = &weight[..];
-                path.run(RmsNorm {
+                simd.run(RmsNorm {
                     input,
                     output: &mut output,
                     weight,
@@ -169,7 +169,7 @@ mod tests {
             };
             let together = run(&input);
             for (row, together) in input.chunks(100).zip(together.chunks(100)) {
-                assert_eq!(run(row), together, "{path:?}");
+                assert_eq!(run(row), together, "{simd:?}");
             }
         }
     }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn functions_of_one_and_two_values_match_their_definitions() {
         let (a, b) = (noise(7, 77), noise(8, 77));
-        for path in Path::available() {
+        for simd in Simd::available() {
             let mut output = vec![f32::NAN; 77];
             let pairwise: [(Pairwise, Of2); 3] = [
                 (Pairwise::Add, |a, b| a + b),
@@ -188,10 +188,10 @@ mod tests {
                 }),
             ];
             for (function, reference) in pairwise {
-                path.run(PairwiseOp { function, a: &a, b: &b, output: &mut output });
+                simd.run(PairwiseOp { function, a: &a, b: &b, output: &mut output });
                 for ((a, b), got) in a.iter().zip(&b).zip(&output) {
                     let expected = reference(f64::from(*a), f64::from(*b));
-                    assert!((f64::from(*got) - expected).abs() < 1e-6, "{path:?} {function:?}");
+                    assert!((f64::from(*got) - expected).abs() < 1e-6, "{simd:?} {function:?}");
                 }
             }
             let pointwise: [(Pointwise, Of1); 2] = [
@@ -199,10 +199,10 @@ mod tests {
                 (Pointwise::SoftCap(0.5), |x| 0.5 * (x / 0.5).tanh()),
             ];
             for (function, reference) in pointwise {
-                path.run(PointwiseOp { function, input: &a, output: &mut output });
+                simd.run(PointwiseOp { function, input: &a, output: &mut output });
                 for (x, got) in a.iter().zip(&output) {
                     let expected = reference(f64::from(*x));
-                    assert!((f64::from(*got) - expected).abs() < 1e-6, "{path:?} {function:?}");
+                    assert!((f64::from(*got) - expected).abs() < 1e-6, "{simd:?} {function:?}");
                 }
             }
         }

@@ -3,15 +3,17 @@
 // Each test file uses its own part of it.
 #![allow(dead_code)]
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+pub(crate) mod toys;
+
+use std::{collections::HashMap, ops::Range, path::PathBuf, sync::Arc};
 
 use backend_cpu::{CpuBackend, CpuOptions, InstructionSet};
 use engine_core::{
     PageId, Token,
     backend::{
-        Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits,
-        OutputRequest, Row, Sampled, SlotEvent, SlotId, SlotSampling, Slots, Span, StepError,
-        StepResult, Ticket, Want,
+        Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, Limits,
+        OutputRequest, Pooling, ProgramId, Row, Sampled, SlotEvent, SlotId, SlotSampling, Slots,
+        Span, StepError, StepResult, Ticket, Want,
     },
     model::Program,
     weights::Weights,
@@ -53,52 +55,117 @@ pub(crate) struct RowPlan {
     pub(crate) slot: u32,
     pub(crate) tokens: Vec<InputToken>,
     /// What is wanted after which of the tokens.
-    pub(crate) wants: Vec<(usize, Want)>,
+    pub(crate) wants: Vec<(Range<usize>, Ask)>,
+    /// Whether samples and verifications wait for masks.
+    pub(crate) deferred: bool,
+}
+
+/// A [`Want`] with what it refers to.
+#[derive(Clone, Debug)]
+pub(crate) enum Ask {
+    Sample,
+    Verify,
+    /// The tokens to score, and how many of the likeliest to report.
+    Score(Vec<Token>, u8),
+    Hidden,
+    Pool(Pooling),
 }
 
 impl RowPlan {
-    pub(crate) fn known(slot: u32, tokens: &[Token], wants: Vec<(usize, Want)>) -> Self {
+    pub(crate) fn known(slot: u32, tokens: &[Token], wants: Vec<(Range<usize>, Ask)>) -> Self {
         let tokens = tokens.iter().map(|token| InputToken::Known(*token)).collect();
-        Self { slot, tokens, wants }
+        Self { slot, tokens, wants, deferred: false }
+    }
+
+    /// Samples after the last of the tokens.
+    pub(crate) fn sampled(slot: u32, tokens: &[Token]) -> Self {
+        Self::known(slot, tokens, vec![(tokens.len() - 1..tokens.len(), Ask::Sample)])
+    }
+
+    /// Goes on with the slot's next token and proposes what follows.
+    pub(crate) fn verified(slot: u32, proposals: &[Token]) -> Self {
+        let mut tokens = vec![InputToken::Produced(SlotId(slot))];
+        tokens.extend(proposals.iter().map(|token| InputToken::Known(*token)));
+        let wants = vec![(0..tokens.len(), Ask::Verify)];
+        Self { slot, tokens, wants, deferred: false }
     }
 
     /// Goes on with the token that the slot's last step sampled.
     pub(crate) fn produced(slot: u32) -> Self {
-        let tokens = vec![InputToken::Produced(SlotId(slot))];
-        Self { slot, tokens, wants: vec![(0, Want::Sample)] }
+        Self { wants: vec![(0..1, Ask::Sample)], ..Self::verified(slot, &[]) }
     }
+
+    pub(crate) fn deferred(mut self) -> Self {
+        self.deferred = true;
+        self
+    }
+}
+
+/// A page group as the harness fills it.
+struct Group {
+    program: ProgramId,
+    window: Option<u32>,
+    free: Vec<PageId>,
+    /// Pages that are in use, and the most there ever were.
+    used: usize,
+    most: usize,
 }
 
 pub(crate) struct Harness {
     pub(crate) executor: Box<dyn Executor>,
     pub(crate) slots: Slots,
-    pub(crate) groups: usize,
+    groups: Vec<Group>,
     page_size: u32,
     next_page: u32,
-    positions: HashMap<u32, u32>,
+    positions: HashMap<(ProgramId, u32), u32>,
+    /// Slots whose page tables grow.
+    growing: Vec<u32>,
+    /// The program that steps run.
+    pub(crate) program: ProgramId,
     pub(crate) events: Vec<SlotEvent>,
     step: u64,
 }
 
 impl Harness {
     pub(crate) fn new(program: &Program, weights: &dyn Weights, setup: Setup) -> Self {
+        Self::of(std::slice::from_ref(program), weights, setup)
+    }
+
+    pub(crate) fn of(programs: &[Program], weights: &dyn Weights, setup: Setup) -> Self {
         let mut options = CpuOptions::new().threads(setup.threads);
         if let Some(set) = setup.set {
             options = options.instruction_set(set);
         }
         let backend = CpuBackend::with_options(&options).unwrap();
-        let executor = backend.compile(
-            std::slice::from_ref(program),
-            weights,
-            &compile_options(program, setup),
-        );
+        Self::on(&backend, programs, weights, &compile_options(programs, setup))
+    }
+
+    pub(crate) fn on(
+        backend: &dyn Backend,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Self {
+        let windows = (0..).zip(programs).flat_map(|(program, it)| {
+            it.groups().iter().map(move |group| (ProgramId(program), group.window))
+        });
+        let group = |((program, window), pages): (_, &u32)| Group {
+            program,
+            window,
+            free: (0..*pages).map(PageId).collect(),
+            used: 0,
+            most: 0,
+        };
+        let groups: Vec<Group> = windows.zip(&options.limits.pages).map(group).collect();
         Self {
-            executor: executor.unwrap(),
-            slots: Slots::new(SLOTS, program.groups().len()),
-            groups: program.groups().len(),
-            page_size: setup.page_size,
+            executor: backend.compile(programs, weights, options).unwrap(),
+            slots: Slots::new(SLOTS, groups.len()),
+            groups,
+            program: ProgramId::default(),
+            page_size: options.page_size,
             next_page: 0,
             positions: HashMap::new(),
+            growing: Vec::new(),
             events: Vec::new(),
             step: 0,
         }
@@ -107,11 +174,12 @@ impl Harness {
     /// Moves a sequence of up to `tokens` tokens into a slot. Pages are handed out in an order
     /// that leaves no two neighbours side by side.
     pub(crate) fn open(&mut self, slot: u32, tokens: u32, sampling: SlotSampling) {
+        self.growing.retain(|growing| *growing != slot);
         let slot_id = SlotId(slot);
         self.slots.open(slot_id, Arc::new(sampling));
         self.events.push(SlotEvent::Open { slot: slot_id });
         let count = tokens.div_ceil(self.page_size);
-        for group in 0..self.groups {
+        for group in 0..self.groups.len() {
             let group = GroupId(group as u8);
             let first = self.next_page;
             let table = self.slots.pages_mut(slot_id, group);
@@ -121,37 +189,97 @@ impl Harness {
             self.events.push(SlotEvent::Pages { slot: slot_id, group, entries });
         }
         self.next_page += count;
-        self.positions.insert(slot, 0);
+        self.positions.retain(|(_, other), _| *other != slot);
+    }
+
+    /// Moves a sequence in whose page tables grow with its rows, and are released behind windows.
+    pub(crate) fn open_growing(&mut self, slot: u32, sampling: SlotSampling) {
+        self.open(slot, 0, sampling);
+        self.growing.push(slot);
+    }
+
+    /// Appends the pages that a row needs in the groups of its program, and releases those that its
+    /// window has left.
+    fn fit_tables(&mut self, row: &Row) {
+        for (index, group) in (0..).zip(&mut self.groups) {
+            let id = GroupId(index);
+            let table = self.slots.pages_mut(row.slot, id);
+            let needed = row.kv_len().div_ceil(self.page_size) as usize;
+            if group.program != self.program || (group.window.is_none() && table.len() >= needed) {
+                continue;
+            }
+            let oldest = group.window.map_or(0, |window| (row.position + 1).saturating_sub(window));
+            let live = (oldest / self.page_size) as usize;
+            let changed = table.iter().position(|page| *page != PageId::NONE).unwrap_or(0);
+            for page in table.iter_mut().take(live).filter(|page| **page != PageId::NONE) {
+                group.free.push(std::mem::replace(page, PageId::NONE));
+                group.used -= 1;
+            }
+            while table.len() < needed {
+                table.push(group.free.pop().expect("the window bounds the number of pages"));
+                group.used += 1;
+            }
+            group.most = group.most.max(group.used);
+            let len = (table.len() - changed) as u32;
+            let entries = Span { start: changed as u32, len };
+            self.events.push(SlotEvent::Pages { slot: row.slot, group: id, entries });
+        }
+    }
+
+    /// The most pages of a group that were in use at once.
+    pub(crate) fn most_pages(&self, group: usize) -> usize {
+        self.groups[group].most
+    }
+
+    pub(crate) fn position(&self, slot: u32) -> u32 {
+        self.positions.get(&(self.program, slot)).copied().unwrap_or(0)
     }
 
     pub(crate) fn set_position(&mut self, slot: u32, position: u32) {
-        self.positions.insert(slot, position);
+        self.positions.insert((self.program, slot), position);
     }
 
-    pub(crate) fn launch(&mut self, plans: &[RowPlan], defer: bool) -> Result<Ticket, StepError> {
+    pub(crate) fn launch(&mut self, plans: &[RowPlan]) -> Result<Ticket, StepError> {
         let (mut tokens, mut rows, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut targets = Vec::new();
         for (index, plan) in (0..).zip(plans) {
             let start = tokens.len() as u32;
             let first_output = outputs.len() as u32;
-            outputs.extend(plan.wants.iter().map(|(token, want)| OutputRequest {
-                row: index,
-                token: start + *token as u32,
-                want: *want,
-            }));
+            for (run, ask) in &plan.wants {
+                let run = Span { start: start + run.start as u32, len: run.len() as u32 };
+                let want = match ask {
+                    Ask::Sample => Want::Sample,
+                    Ask::Verify => Want::Verify(Draft::Chain),
+                    Ask::Hidden => Want::Hidden,
+                    Ask::Pool(pooling) => Want::Pool(*pooling),
+                    Ask::Score(scored, top) => {
+                        let start = targets.len() as u32;
+                        targets.extend_from_slice(scored);
+                        let targets = Span { start, len: scored.len() as u32 };
+                        Want::Score { targets, top: *top }
+                    }
+                };
+                let deferred = plan.deferred && matches!(ask, Ask::Sample | Ask::Verify);
+                outputs.push(OutputRequest { row: index, tokens: run, want, deferred });
+            }
             tokens.extend_from_slice(&plan.tokens);
-            let position = self.positions.entry(plan.slot).or_insert(0);
-            rows.push(Row {
+            let row = Row {
                 slot: SlotId(plan.slot),
                 tokens: Span { start, len: plan.tokens.len() as u32 },
-                position: *position,
+                position: self.position(plan.slot),
                 outputs: Span { start: first_output, len: plan.wants.len() as u32 },
-            });
-            *position += plan.tokens.len() as u32;
+            };
+            self.set_position(plan.slot, row.kv_len());
+            if self.growing.contains(&plan.slot) {
+                self.fit_tables(&row);
+            }
+            rows.push(row);
         }
         self.step += 1;
         let events = std::mem::take(&mut self.events);
         let mut batch = Batch::new(self.step, &tokens, &rows, 0, &outputs, &events, &self.slots);
-        batch.defer_sampling = defer;
+        batch.program = self.program;
+        batch.targets = &targets;
         self.executor.launch(&batch)
     }
 
@@ -162,20 +290,21 @@ impl Harness {
     }
 
     pub(crate) fn run(&mut self, plans: &[RowPlan]) -> StepResult {
-        let ticket = self.launch(plans, false).unwrap();
+        let ticket = self.launch(plans).unwrap();
         let (result, outcome) = self.wait(ticket);
         outcome.unwrap();
         result
     }
 }
 
-pub(crate) fn compile_options(program: &Program, setup: Setup) -> CompileOptions {
+pub(crate) fn compile_options(programs: &[Program], setup: Setup) -> CompileOptions {
+    let groups = programs.iter().map(|program| program.groups().len()).sum();
     let limits = Limits {
         rows: SLOTS,
         tokens: 4096,
         outputs: 256,
         slots: SLOTS,
-        pages: vec![SLOTS * CONTEXT / setup.page_size; program.groups().len()],
+        pages: vec![SLOTS * CONTEXT / setup.page_size; groups],
     };
     CompileOptions::new(limits, setup.page_size, CONTEXT)
 }
@@ -205,7 +334,10 @@ pub(crate) fn greedy(
             if from < prompt.len() {
                 let to = prompt.len().min(from.saturating_add(setup.chunk));
                 let is_last = to == prompt.len();
-                let wants = if is_last { vec![(to - from - 1, Want::Sample)] } else { Vec::new() };
+                let wants = match is_last {
+                    true => vec![(to - from - 1..to - from, Ask::Sample)],
+                    false => Vec::new(),
+                };
                 if is_last {
                     samplers.push(index);
                 }
@@ -218,11 +350,11 @@ pub(crate) fn greedy(
             }
         }
         let finished = plans.is_empty();
-        let next = (!finished).then(|| (harness.launch(&plans, false).unwrap(), samplers));
+        let next = (!finished).then(|| (harness.launch(&plans).unwrap(), samplers));
         if let Some((ticket, rows)) = std::mem::replace(&mut pending, next) {
             let (result, outcome) = harness.wait(ticket);
             outcome.unwrap();
-            for (row, Sampled { token, .. }) in rows.into_iter().zip(result.sampled) {
+            for (row, Sampled { token, .. }) in rows.into_iter().zip(result.tokens) {
                 answers[row].push(token);
             }
         }

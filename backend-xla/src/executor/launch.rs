@@ -1,6 +1,6 @@
 //! One execution on all devices: arguments by array, results by array.
 
-use engine_core::backend::BackendError;
+use backend_api::BackendError;
 
 use crate::{
     load::Sharded,

@@ -4,96 +4,82 @@
 //! replies to the host, and returns; PJRT orders all of it on the devices. Every array that a
 //! launch changes is donated to it, so there is one copy of the KV pages and never two.
 //!
+//! Outputs that wait for masks are sampled later, from the same logits: the sampler then runs once
+//! at the launch, for the others, and once when the masks are there. Each run leaves the slots of
+//! the rows that it does not sample alone.
+//!
 //! When a launch fails, what it was given is gone. The executor then reports
 //! [`StepError::KvLost`], makes everything anew at the next launch, and reads the page tables from
 //! the batch's slots.
 
-mod batch;
-mod launch;
+mod answers;
 #[cfg(test)]
-mod mid_run;
+mod failing_device;
+mod launch;
+mod modules;
 #[cfg(test)]
 #[path = "../../tests/common/plugin_path.rs"]
 mod plugin_path;
-mod programs;
+mod resident;
+mod sampling;
+mod step_input;
 #[cfg(test)]
 mod tests;
-mod validate;
 
-use std::collections::VecDeque;
-
-use engine_core::{
-    backend::{
-        BackendError, Batch, Deadline, Executor, GroupId, Limits, Mask, Masks, Progress, SlotEvent,
-        SlotId, StepError, StepResult, Ticket,
-    },
-    model::Program,
-    weights::Weights,
+use backend_api::{
+    BackendError, Batch, BatchBounds, CompileOptions, Deadline, Executor, Limits, Masks, ProgramId,
+    Progress, StepError, StepResult, Ticket, kit::Tickets, weights::Weights,
 };
 
 use crate::{
-    cache::Compiler,
+    compiler::Compiler,
+    error::device,
     load::{Sharded, load_weights},
-    lower::{
-        Geometry,
-        placement::Placement,
-        state::{PAGES_AT_ONCE, group_arrays},
-        step::StepShape,
-    },
-    pallas::Kernels,
+    lower::{Placed, step::StepShape},
     pjrt::{Completion, ElementType, HostCopy, PjrtError},
 };
-use batch::{SamplerInput, pack_step};
+use answers::{Answers, Arrived, Replied, floats_of};
 use launch::{Arguments, LaunchError, Outcome, floats, run, upload, upload_as, words};
-use programs::Programs;
-use validate::validate;
+use modules::Modules;
+use resident::{ALLOCATING, Resident};
+use sampling::SamplerInput;
+use step_input::pack_step;
 
-/// What errors say was being done.
-const ALLOCATING: &str = "allocating KV pages";
-
-/// A program on devices, with its KV pages.
+/// Programs on devices, with their KV pages.
 #[derive(Debug)]
 pub(crate) struct XlaExecutor {
-    programs: Programs,
-    limits: Limits,
-    weights: Vec<Sharded>,
+    modules: Modules,
+    bounds: BatchBounds,
+    /// By [`ProgramId`].
+    weights: Vec<Vec<Sharded>>,
     /// `None` from a failure until the next launch.
     resident: Option<Resident>,
     /// How often the resident arrays were made. Launches of an earlier life have failed with it.
     life: u64,
-    in_flight: VecDeque<InFlight>,
-    next_ticket: u64,
-    dead: Option<String>,
-}
-
-/// The arrays that launches read and change.
-#[derive(Debug)]
-struct Resident {
-    kv: Vec<Sharded>,
-    tables: Vec<Sharded>,
-    next_tokens: Sharded,
-    counts: Sharded,
+    launches: Tickets<Launched>,
 }
 
 /// A launch whose ticket is out.
 #[derive(Debug)]
-struct InFlight {
-    ticket: u64,
+struct Launched {
     life: u64,
-    stage: Stage,
+    program: ProgramId,
+    answers: Answers,
+    done: Completion,
+    at_launch: Option<Replies>,
+    deferred: Deferred,
+    hidden: Option<HostCopy>,
 }
 
+/// Outputs that wait for masks.
 #[derive(Debug)]
-enum Stage {
-    /// Runs, and wants no outputs.
-    Silent(Completion),
-    /// Runs, and waits for its masks. What is to be sampled, if anything.
-    Deferred { done: Completion, sampling: Option<(Sharded, SamplerInput)> },
-    /// Is being sampled; the replies are on their way.
-    Sampling { replies: Replies, input: SamplerInput },
+enum Deferred {
+    None,
+    Waiting { logits: Sharded, input: SamplerInput },
+    Sampled(Replies),
 }
 
-/// What the sampler says, on its way to the host.
+/// What a run of the sampler says, on its way to the host.
 #[derive(Debug)]
 struct Replies {
     tokens: HostCopy,
@@ -101,285 +87,154 @@ struct Replies {
     likeliest: Option<HostCopy>,
 }
 
+/// What a step's module gives beside the KV arrays.
+struct Computed {
+    logits: Sharded,
+    hidden: Option<Sharded>,
+    done: Completion,
+}
+
 impl XlaExecutor {
+    /// An executor of programs that lie on the devices as `placed`, of which there is one at least.
     pub(crate) fn new(
         compiler: Compiler,
-        program: Program,
-        placement: Placement,
-        geometry: Geometry,
-        kernels: Option<Kernels>,
-        limits: Limits,
+        placed: Vec<Placed>,
+        options: &CompileOptions,
         weights: &dyn Weights,
     ) -> Result<Self, BackendError> {
-        let weights = load_weights(compiler.client(), &program, &placement, weights)?;
-        let programs = Programs::new(compiler, program, placement, geometry, kernels, &limits);
+        let load = |placed: &Placed| load_weights(compiler.client(), placed, weights);
+        let weights = placed.iter().map(load).collect::<Result<_, _>>()?;
+        let programs: Vec<_> = placed.iter().map(|placed| placed.program.clone()).collect();
         let mut executor = Self {
-            programs,
-            limits,
+            bounds: BatchBounds::new(&programs, options),
+            modules: Modules::new(compiler, placed, options),
             weights,
             resident: None,
             life: 0,
-            in_flight: VecDeque::new(),
-            next_ticket: 0,
-            dead: None,
+            launches: Tickets::default(),
         };
-        let (resident, allocated) = executor.fresh()?;
+        let (resident, allocated) = Resident::fresh(&mut executor.modules)?;
         // Memory that isn't there may show only now. Later, the step that reads the arrays fails.
-        allocated.wait(None).map_err(|error| crate::error::device(error, ALLOCATING))?;
+        for done in allocated {
+            done.wait(None).map_err(|error| device(error, ALLOCATING))?;
+        }
         executor.resident = Some(resident);
         Ok(executor)
     }
 
-    /// Makes the resident arrays, empty. They are there when the completion says so.
-    fn fresh(&mut self) -> Result<(Resident, Completion), BackendError> {
-        let geometry = self.programs.geometry();
-        let groups = geometry.pages.len();
-        let arguments = Arguments::new(self.programs.devices());
-        let Outcome { mut arrays, done } = run(self.programs.fresh()?, arguments)
-            .map_err(|error| crate::error::device(error, ALLOCATING))?;
-        let counts = arrays.pop();
-        let next_tokens = arrays.pop();
-        let tables = arrays.split_off(arrays.len().saturating_sub(groups));
-        let (Some(next_tokens), Some(counts)) = (next_tokens, counts) else {
-            return Err(BackendError::Device {
-                context: ALLOCATING.to_owned(),
-                message: "the module returned too few arrays".to_owned(),
-            });
-        };
-        Ok((Resident { kv: arrays, tables, next_tokens, counts }, done))
-    }
-
     /// Takes the resident arrays for a launch, making them anew after a failure.
     fn take_resident(&mut self, batch: &Batch<'_>) -> Result<Resident, StepError> {
-        if let Some(resident) = self.resident.take() {
-            return self.apply_events(resident, batch).map_err(|error| self.lose(&error));
-        }
-        self.life += 1;
-        let (resident, _) = self.fresh().map_err(|error| self.die(error.to_string()))?;
-        self.restore(resident, batch).map_err(|error| self.lose(&error))
-    }
-
-    /// Applies what changed in slots, in order.
-    fn apply_events(
-        &mut self,
-        mut resident: Resident,
-        batch: &Batch<'_>,
-    ) -> Result<Resident, LaunchError> {
-        let mut changes = vec![Vec::new(); resident.tables.len()];
-        for event in batch.events {
-            match *event {
-                SlotEvent::Open { slot } => {
-                    resident = self.open_slot(resident, slot, batch)?;
-                }
-                SlotEvent::Pages { slot, group, entries } => {
-                    let pages = batch.slots.pages(slot, group);
-                    let entries = entries.range().start..entries.range().end.min(pages.len());
-                    let start = slot.index() * self.programs.geometry().table_len;
-                    changes[usize::from(group.0)]
-                        .extend(entries.map(|entry| (start + entry, pages[entry].0)));
-                }
-                SlotEvent::CopyPage { group, from, to } => {
-                    let range = group_arrays(self.programs.program(), group);
-                    let devices = self.programs.devices();
-                    let executable = self.programs.copy_page(group)?;
-                    let bytes = words(&[from.0, to.0]);
-                    let client = executable.client().clone();
-                    let mut arguments = Arguments::new(devices);
-                    for array in resident.kv.splice(range.clone(), []) {
-                        arguments.donate(array);
-                    }
-                    let pages = upload(&client, devices, &[2], &bytes)?;
-                    arguments.borrow(&pages);
-                    let arrays = run(executable, arguments)?.arrays;
-                    resident.kv.splice(range.start..range.start, arrays);
-                }
-                // What a closed slot holds is never read. Events of later versions of the trait
-                // were refused before anything was taken.
-                _ => {}
+        let resident = match self.resident.take() {
+            Some(resident) => resident.apply_events(&mut self.modules, &self.bounds, batch),
+            None => {
+                self.life += 1;
+                let fresh = Resident::fresh(&mut self.modules);
+                let (resident, _) = fresh.map_err(|error| self.die(error.to_string()))?;
+                resident.restore(&mut self.modules, &self.bounds, batch)
             }
-        }
-        self.write_tables(resident, changes)
+        };
+        resident.map_err(|error| self.lose(&error))
     }
 
-    /// After a loss: page tables and counts of all slots as the batch shows them.
-    fn restore(
-        &mut self,
-        mut resident: Resident,
-        batch: &Batch<'_>,
-    ) -> Result<Resident, LaunchError> {
-        let mut changes = vec![Vec::new(); resident.tables.len()];
-        for index in 0..batch.slots.len().min(self.programs.geometry().slots) {
-            let slot = SlotId(index as u32);
-            for (group, changes) in changes.iter_mut().enumerate() {
-                let group = GroupId(group as u8);
-                let start = index * self.programs.geometry().table_len;
-                let pages = batch.slots.pages(slot, group).iter().enumerate();
-                changes.extend(pages.map(|(entry, page)| (start + entry, page.0)));
-            }
-        }
-        for event in batch.events {
-            if let SlotEvent::Open { slot } = *event {
-                resident = self.open_slot(resident, slot, batch)?;
-            }
-        }
-        self.write_tables(resident, changes)
-    }
-
-    /// A sequence moves in: where it has penalties, its tokens are counted.
-    fn open_slot(
-        &mut self,
-        mut resident: Resident,
-        slot: SlotId,
-        batch: &Batch<'_>,
-    ) -> Result<Resident, LaunchError> {
-        let sampling = batch.slots.sampling(slot);
-        if !sampling.has_penalties() {
-            return Ok(resident);
-        }
-        let vocab_size = self.programs.program().vocab_size() as usize;
-        let row = words(&batch::token_counts(sampling, vocab_size));
-        let devices = self.programs.devices();
-        let executable = self.programs.set_counts()?;
-        let client = executable.client().clone();
-        let row = upload(&client, devices, &[1, vocab_size as i64], &row)?;
-        let slot = upload(&client, devices, &[], &words(&[slot.0]))?;
-        let mut arguments = Arguments::new(devices);
-        arguments.donate(resident.counts);
-        arguments.borrow(&row);
-        arguments.borrow(&slot);
-        resident.counts = run(executable, arguments)?.only()?;
-        Ok(resident)
-    }
-
-    /// Writes page table entries: for each group (flat index, page).
-    fn write_tables(
-        &mut self,
-        mut resident: Resident,
-        changes: Vec<Vec<(usize, u32)>>,
-    ) -> Result<Resident, LaunchError> {
-        let devices = self.programs.devices();
-        let mut tables = Vec::with_capacity(resident.tables.len());
-        for (mut table, changes) in resident.tables.into_iter().zip(changes) {
-            for part in changes.chunks(PAGES_AT_ONCE) {
-                // Indices that are out of range are dropped.
-                let mut packed = vec![i32::MAX as u32; 2 * PAGES_AT_ONCE];
-                for (place, &(index, page)) in part.iter().enumerate() {
-                    packed[place] = index as u32;
-                    packed[PAGES_AT_ONCE + place] = page;
-                }
-                let executable = self.programs.set_pages()?;
-                let client = executable.client().clone();
-                let dims = [2, PAGES_AT_ONCE as i64];
-                let changes = upload(&client, devices, &dims, &words(&packed))?;
-                let mut arguments = Arguments::new(devices);
-                arguments.donate(table);
-                arguments.borrow(&changes);
-                table = run(executable, arguments)?.only()?;
-            }
-            tables.push(table);
-        }
-        resident.tables = tables;
-        Ok(resident)
-    }
-
-    /// Starts the forward pass. Returns the logits and what completes when it has run.
+    /// Starts the forward pass.
     fn start_step(
         &mut self,
         mut resident: Resident,
         batch: &Batch<'_>,
         shape: StepShape,
-    ) -> Result<(Resident, Sharded, Completion), LaunchError> {
-        let control = pack_step(batch, shape, self.programs.geometry());
-        let devices = self.programs.devices();
-        let executable = self.programs.step(shape)?;
+    ) -> Result<(Resident, Computed), LaunchError> {
+        let program = batch.program;
+        let control = pack_step(batch, shape, &self.modules.program(program).geometry);
+        let devices = self.modules.devices();
+        let executable = self.modules.step(program, shape)?;
         let client = executable.client().clone();
         let control = upload(&client, devices, &[control.len() as i64], &words(&control))?;
+        let arrays = &mut resident.programs[program.index()];
         let mut arguments = Arguments::new(devices);
-        for weight in &self.weights {
+        for weight in &self.weights[program.index()] {
             arguments.borrow(weight);
         }
-        for array in resident.kv {
+        for array in std::mem::take(&mut arrays.kv) {
             arguments.donate(array);
         }
-        for table in &resident.tables {
+        for table in &arrays.tables {
             arguments.borrow(table);
         }
-        arguments.borrow(&resident.next_tokens);
+        arguments.borrow(&arrays.next_tokens);
         arguments.borrow(&control);
-        let Outcome { mut arrays, done } = run(executable, arguments)?;
-        let logits = arrays.pop().ok_or(LaunchError::Outputs)?;
-        resident.kv = arrays;
-        Ok((resident, logits, done))
+        let Outcome { arrays: mut results, done } = run(executable, arguments)?;
+        let hidden = if shape.hidden > 0 { results.pop() } else { None };
+        let logits = results.pop().ok_or(LaunchError::Outputs)?;
+        arrays.kv = results;
+        Ok((resident, Computed { logits, hidden, done }))
     }
 
     /// Starts the sampler over a step's logits, and the copy of its replies.
     fn start_sampler(
         &mut self,
         mut resident: Resident,
-        logits: Sharded,
+        program: ProgramId,
+        logits: &Sharded,
         input: &SamplerInput,
-        masks: &[Mask<'_>],
+        masks: &Masks<'_>,
     ) -> Result<(Resident, Replies), LaunchError> {
-        let devices = self.programs.devices();
-        let vocab_size = self.programs.program().vocab_size() as usize;
-        let outputs = input.outputs();
-        let sampler = self.programs.sampler(outputs)?;
+        let devices = self.modules.devices();
+        let sampler = self.modules.sampler(input.shape())?;
         let client = sampler.executable.client().clone();
+        let outputs = input.shape().outputs;
         let control = input.control();
         let control = upload(&client, devices, &[control.len() as i64], &words(control))?;
-        let bias = match input.bias(vocab_size) {
-            Some(bias) => {
-                let dims = [outputs as i64, vocab_size as i64];
-                Some(upload_as(&client, devices, ElementType::F32, &dims, &floats(&bias))?)
-            }
-            None => None,
+        let wide = |element, bytes: &[u8]| {
+            let dims = [outputs as i64, (bytes.len() / 4 / outputs.max(1)) as i64];
+            upload_as(&client, devices, element, &dims, bytes)
         };
-        let mask = match input.mask(vocab_size, masks) {
-            Some(mask) => {
-                let dims = [outputs as i64, (mask.len() / outputs.max(1)) as i64];
-                Some(upload_as(&client, devices, ElementType::U32, &dims, &words(&mask))?)
-            }
-            None => None,
-        };
+        let bias = input.bias().map(|bias| wide(ElementType::F32, &floats(&bias))).transpose()?;
+        let mask = input.mask(masks).map(|mask| wide(ElementType::U32, &words(&mask)));
+        let mask = mask.transpose()?;
+        let next_tokens = &mut resident.programs[program.index()].next_tokens;
         let mut arguments = Arguments::new(devices);
-        arguments.borrow(&logits);
-        arguments.donate(resident.next_tokens);
+        arguments.borrow(logits);
+        arguments.donate(std::mem::take(next_tokens));
         arguments.donate(resident.counts);
         arguments.borrow(bias.as_ref().unwrap_or(&sampler.no_bias));
         arguments.borrow(mask.as_ref().unwrap_or(&sampler.no_mask));
         arguments.borrow(&control);
         let mut arrays = run(&sampler.executable, arguments)?.arrays.into_iter();
         let mut next = || arrays.next().ok_or(LaunchError::Outputs);
-        resident.next_tokens = next()?;
+        *next_tokens = next()?;
         resident.counts = next()?;
         let (tokens, likeliest) = (next()?, next()?);
-        let copy = |array: &Sharded| match array.first() {
-            Some(shard) => Ok(shard.to_host()?),
-            None => Err(LaunchError::Outputs),
-        };
-        let likeliest = match input.wants_likeliest() {
-            true => Some(copy(&likeliest)?),
-            false => None,
-        };
-        Ok((resident, Replies { tokens: copy(&tokens)?, likeliest }))
+        let tokens = copy(&tokens)?;
+        let likeliest = input.wants_likeliest().then(|| copy(&likeliest)).transpose()?;
+        Ok((resident, Replies { tokens, likeliest }))
     }
 
-    /// Samples what is to be sampled, and puts the resident arrays back.
-    fn answer(
-        &mut self,
-        resident: Resident,
-        done: Completion,
-        sampling: Option<(Sharded, SamplerInput)>,
-        masks: &[Mask<'_>],
-    ) -> Result<Stage, StepError> {
-        let Some((logits, input)) = sampling else {
-            self.resident = Some(resident);
-            return Ok(Stage::Silent(done));
+    /// Starts a step, samples what does not wait for masks, and puts the resident arrays back.
+    fn start(&mut self, batch: &Batch<'_>, shape: StepShape) -> Result<Launched, StepError> {
+        let resident = self.take_resident(batch)?;
+        let step = self.start_step(resident, batch, shape);
+        let (mut resident, computed) = step.map_err(|error| self.lose(&error))?;
+        let Computed { logits, hidden, done } = computed;
+        let program = batch.program;
+        let shape = self.modules.sampler_shape(program, shape.outputs);
+        let mut at_launch = None;
+        if let Some(input) = SamplerInput::new(batch, shape, false) {
+            let masks = Masks::default();
+            let sampled = self.start_sampler(resident, program, &logits, &input, &masks);
+            let (sampled, replies) = sampled.map_err(|error| self.lose(&error))?;
+            resident = sampled;
+            at_launch = Some(replies);
+        }
+        let deferred = match SamplerInput::new(batch, shape, true) {
+            Some(input) => Deferred::Waiting { logits, input },
+            None => Deferred::None,
         };
-        let sampled = self.start_sampler(resident, logits, &input, masks);
-        let (resident, replies) = sampled.map_err(|error| self.lose(&error))?;
+        let hidden = hidden.as_ref().map(copy).transpose().map_err(|error| self.lose(&error))?;
         self.resident = Some(resident);
-        Ok(Stage::Sampling { replies, input })
+        let placed = self.modules.program(program);
+        let width = placed.placement.widths[placed.program.hidden().index()];
+        let answers = Answers::new(batch, shape.vocab_size, width);
+        Ok(Launched { life: self.life, program, answers, done, at_launch, deferred, hidden })
     }
 
     /// A launch failed, and what it was given is gone.
@@ -389,16 +244,8 @@ impl XlaExecutor {
     }
 
     fn die(&mut self, reason: String) -> StepError {
-        self.dead = Some(reason.clone());
         self.resident = None;
-        StepError::Dead { reason }
-    }
-
-    fn check_alive(&self) -> Result<(), StepError> {
-        match &self.dead {
-            Some(reason) => Err(StepError::Dead { reason: reason.clone() }),
-            None => Ok(()),
-        }
+        self.launches.kill(reason)
     }
 
     /// A launch that was under way failed on the device, or did not end in time.
@@ -415,60 +262,59 @@ impl XlaExecutor {
 
 impl Executor for XlaExecutor {
     fn limits(&self) -> &Limits {
-        &self.limits
+        self.bounds.limits()
     }
 
     fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
-        self.programs.warm_up(progress)
+        self.modules.warm_up(progress)
     }
 
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
-        self.check_alive()?;
-        let vocab_size = self.programs.program().vocab_size();
-        validate(batch, &self.limits, self.programs.geometry(), vocab_size)?;
-        let shape = self.programs.buckets().choose(batch);
-        let shape = shape.ok_or(StepError::Unsupported { what: "a batch beyond its limits" })?;
-        let resident = self.take_resident(batch)?;
-        let step = self.start_step(resident, batch, shape);
-        let (resident, logits, done) = step.map_err(|error| self.lose(&error))?;
-        let sampling = (!batch.outputs.is_empty())
-            .then(|| (logits, SamplerInput::new(batch, shape.outputs, self.programs.geometry())));
-        let stage = if batch.defer_sampling {
-            self.resident = Some(resident);
-            Stage::Deferred { done, sampling }
-        } else {
-            self.answer(resident, done, sampling, &[])?
-        };
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.in_flight.push_back(InFlight { ticket, life: self.life, stage });
-        Ok(Ticket::new(ticket))
+        self.launches.check_alive()?;
+        let broken = |error| StepError::Batch { step: batch.step, error };
+        batch.check(&self.bounds).map_err(broken)?;
+        // Every batch within the bounds has a shape, but for this.
+        let unprepared =
+            StepError::Unsupported { what: "hidden states without CompileOptions::hidden" };
+        let shape = self.modules.buckets(batch.program).choose(batch).ok_or(unprepared)?;
+        let launched = self.start(batch, shape)?;
+        Ok(self.launches.issue(launched))
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
-        self.check_alive()?;
-        let number = ticket.number();
-        let position = self.in_flight.iter().position(|launch| launch.ticket == number);
-        let launch = position.and_then(|position| self.in_flight.remove(position));
+        self.launches.check_alive()?;
         let not_deferred = StepError::Unsupported { what: "sampling a step that isn't deferred" };
-        let (Some(position), Some(InFlight { ticket, life, stage })) = (position, launch) else {
-            return Err(not_deferred);
-        };
-        let Stage::Deferred { done, sampling } = stage else {
-            self.in_flight.insert(position, InFlight { ticket, life, stage });
-            return Err(not_deferred);
+        let Some(launched) = self.launches.get_mut(ticket) else { return Err(not_deferred) };
+        let (life, program) = (launched.life, launched.program);
+        let (logits, input) = match std::mem::replace(&mut launched.deferred, Deferred::None) {
+            Deferred::Waiting { logits, input } => (logits, input),
+            other => {
+                launched.deferred = other;
+                return Err(not_deferred);
+            }
         };
         let resident = match self.resident.take() {
             Some(resident) if life == self.life => resident,
             // Those of a later life are not this step's to lose.
             resident => {
                 self.resident = resident;
+                self.launches.take(ticket);
                 return Err(StepError::KvLost { reason: "an earlier launch failed".to_owned() });
             }
         };
-        let stage = self.answer(resident, done, sampling, masks.entries)?;
-        self.in_flight.insert(position, InFlight { ticket, life, stage });
-        Ok(())
+        match self.start_sampler(resident, program, &logits, &input, masks) {
+            Ok((resident, replies)) => {
+                self.resident = Some(resident);
+                if let Some(launched) = self.launches.get_mut(ticket) {
+                    launched.deferred = Deferred::Sampled(replies);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.launches.take(ticket);
+                Err(self.lose(&error))
+            }
+        }
     }
 
     fn wait(
@@ -478,33 +324,47 @@ impl Executor for XlaExecutor {
         result: &mut StepResult,
     ) -> Result<(), StepError> {
         result.clear();
-        self.check_alive()?;
-        let number = ticket.number();
-        let position = self.in_flight.iter().position(|launch| launch.ticket == number);
-        let launch = position.and_then(|position| self.in_flight.remove(position));
-        let Some(InFlight { life, stage, .. }) = launch else {
+        self.launches.check_alive()?;
+        let Some(launched) = self.launches.take(&ticket) else {
             return Err(StepError::KvLost { reason: "the launch failed before".to_owned() });
         };
-        let deadline = deadline.instant();
-        match stage {
-            Stage::Silent(done) => done.wait(deadline).map_err(|error| self.failed(error, life)),
-            Stage::Deferred { done, .. } => {
-                done.wait(deadline).map_err(|error| self.failed(error, life))?;
-                Err(StepError::Unsupported { what: "answers of a step that was not sampled" })
-            }
-            Stage::Sampling { replies, input } => {
-                let Replies { tokens, likeliest } = replies;
-                let tokens = tokens.wait(deadline).map_err(|error| self.failed(error, life))?;
-                let likeliest = likeliest.map(|copy| copy.wait(deadline)).transpose();
-                let likeliest = likeliest.map_err(|error| self.failed(error, life))?;
-                let vocab_size = self.programs.program().vocab_size() as usize;
-                let likeliest = likeliest.as_deref().unwrap_or_default();
-                input.read_replies(&tokens, likeliest, vocab_size, result)
-            }
+        let Launched { life, answers, done, at_launch, deferred, hidden, .. } = launched;
+        let (deferred, is_given_up) = match deferred {
+            Deferred::Sampled(replies) => (Some(replies), false),
+            Deferred::Waiting { .. } => (None, true),
+            Deferred::None => (None, false),
+        };
+        let arrive = || -> Result<Arrived, PjrtError> {
+            let deadline = deadline.instant();
+            done.wait(deadline)?;
+            let replied = |replies: Option<Replies>| -> Result<Replied, PjrtError> {
+                let Some(Replies { tokens, likeliest }) = replies else {
+                    return Ok(Replied::default());
+                };
+                let tokens = tokens.wait(deadline)?;
+                let likeliest = likeliest.map(|copy| copy.wait(deadline)).transpose()?;
+                Ok(Replied::new(&tokens, likeliest.as_deref().unwrap_or_default()))
+            };
+            let hidden = hidden.map(|copy| copy.wait(deadline)).transpose()?;
+            Ok(Arrived {
+                at_launch: replied(at_launch)?,
+                deferred: replied(deferred)?,
+                hidden: hidden.as_deref().map(floats_of).unwrap_or_default(),
+            })
+        };
+        let arrived = arrive().map_err(|error| self.failed(error, life))?;
+        if is_given_up {
+            return Err(StepError::Unsupported { what: "answers of a step that was not sampled" });
         }
+        answers.read(&arrived, result)
     }
 
     fn compiles_in_traffic(&self) -> u64 {
-        self.programs.compiles_in_traffic()
+        self.modules.compiles_in_traffic()
     }
+}
+
+/// Starts the copy of an array that every device has whole.
+fn copy(array: &Sharded) -> Result<HostCopy, LaunchError> {
+    Ok(array.first().ok_or(LaunchError::Outputs)?.to_host()?)
 }

@@ -2,20 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use engine_core::{
-    backend::{
-        Batch, Deadline, Executor, GroupId, InputToken, Limits, OutputRequest, Row, SlotEvent,
-        SlotId, SlotSampling, Slots, Span, StepError, StepResult, Want,
-    },
-    model::{AttentionOptions, Program, ProgramBuilder, Split},
+use backend_api::{
+    Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, OutputRequest, Row,
+    SlotEvent, SlotId, SlotSampling, Slots, Span, StepError, StepResult,
+    program::{AttentionOptions, Program, ProgramBuilder, Split},
     weights::{Format, MapWeights, Shape, Tensor},
 };
 use radix_cache::PageId;
 
 use super::{XlaExecutor, plugin_path::plugin_path};
 use crate::{
-    cache::Compiler,
-    lower::{Geometry, placement::Placement},
+    compiler::Compiler,
+    lower::{Geometry, Placed, placement::Placement},
     pjrt::{Client, ElementType, Plugin},
     stablehlo::Element,
 };
@@ -55,8 +53,9 @@ fn executor() -> XlaExecutor {
     let geometry = Geometry::new(4, 2, vec![8], 16, Element::F32);
     let limits = Limits { rows: 2, tokens: 8, outputs: 2, slots: 2, pages: vec![8] };
     let compiler = Compiler::new(client, Vec::new(), None);
-    XlaExecutor::new(compiler, program, placement, geometry, None, limits, &weights)
-        .expect("it compiles")
+    let placed = Placed { program, placement, geometry, kernels: None };
+    let options = CompileOptions::new(limits, 4, 16);
+    XlaExecutor::new(compiler, vec![placed], &options, &weights).expect("it compiles")
 }
 
 /// Slots with one sequence of two pages in slot 0.
@@ -80,7 +79,7 @@ fn launch(executor: &mut XlaExecutor, is_new: bool) -> Result<super::Ticket, Ste
         position: 0,
         outputs: Span { start: 0, len: 1 },
     }];
-    let outputs = [OutputRequest { row: 0, token: 2, want: Want::Sample }];
+    let outputs = [OutputRequest::sample(0, 2)];
     executor.launch(&Batch::new(0, &tokens, &rows, 0, &outputs, events, &slots))
 }
 
@@ -97,16 +96,16 @@ fn a_failed_launch_loses_the_kv_and_the_next_one_works() {
     let expected = finish(&mut executor, ticket).expect("it runs");
 
     // An array of another shape: the plugin refuses the step after it was given the others.
-    let client = executor.programs.client().clone();
+    let client = executor.modules.client().clone();
     let wrong = client.to_device(0, ElementType::F32, &[1], &[0; 4]).expect("room");
-    executor.resident.as_mut().expect("arrays").kv[0] = vec![wrong];
+    executor.resident.as_mut().expect("arrays").programs[0].kv[0] = vec![wrong];
     let error = launch(&mut executor, false).unwrap_err();
     assert!(matches!(error, StepError::KvLost { .. }), "{error}");
 
     // No events tell the new arrays of the page table: it is read from the slots.
     let ticket = launch(&mut executor, false).expect("it starts");
     let result = finish(&mut executor, ticket).expect("it runs");
-    assert_eq!(result.sampled[0].token, expected.sampled[0].token);
+    assert_eq!(result.tokens[0].token, expected.tokens[0].token);
 }
 
 #[test]
@@ -136,11 +135,10 @@ fn a_missed_deadline_is_the_end() {
 fn a_batch_beyond_the_limits_is_refused_and_harms_nothing() {
     let mut executor = executor();
     let slots = slots();
-    let output = OutputRequest { row: 0, token: 0, want: Want::Sample };
-    let outputs = [output; 3];
-    let batch = Batch::new(0, &[], &[], 0, &outputs, &[], &slots);
+    let outputs = [OutputRequest::sample(0, 0); 3];
+    let batch = Batch::new(7, &[], &[], 0, &outputs, &[], &slots);
     let error = executor.launch(&batch).unwrap_err();
-    assert!(matches!(error, StepError::Unsupported { .. }), "{error}");
+    assert!(matches!(error, StepError::Batch { step: 7, .. }), "{error}");
     let ticket = launch(&mut executor, true).expect("it starts");
     finish(&mut executor, ticket).expect("it runs");
 }

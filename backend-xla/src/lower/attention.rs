@@ -8,14 +8,18 @@
 //! Decode rows have one query each, and prefill rows come in runs of queries that read the same
 //! pages ([`StepShape`](super::step::StepShape)). Both are the same code with another run length.
 //! The loop ends with the longest sequence of the segment; shorter ones are masked meanwhile.
+//!
+//! In a layer with a sliding window each run starts at the first page that it sees: no more pages
+//! are read than the window and the run can touch, however long the sequences are, and the entries
+//! of pages that were given back are not looked at.
 
 mod ragged;
 
 pub(crate) use ragged::{RaggedRows, plan};
 
-use engine_core::{
-    backend::BackendError,
-    model::{Attention, Program},
+use backend_api::{
+    BackendError,
+    program::{Attention, Program},
 };
 
 use super::{
@@ -41,6 +45,16 @@ struct Segment {
     start: usize,
     runs: usize,
     run: usize,
+}
+
+/// The part of their page tables that a segment's runs read.
+struct Tables {
+    /// `[runs, entries]`.
+    pages: Value,
+    /// `[runs]`: the position of each run's first entry; `None` for 0.
+    start: Option<Value>,
+    /// Entries that one turn of the loop reads; divides `entries`.
+    at_once: usize,
 }
 
 impl Lowering<'_> {
@@ -197,13 +211,20 @@ impl Heads<'_> {
         let slots = f.reshape(&slots, &[runs, run]);
         let slots = f.slice(&slots, 1, 0, 1);
         let slots = f.reshape(&slots, &[runs]);
-        let table = f.take(table, &slots);
         let positions = f.slice(positions, 0, start, tokens);
         let positions = f.reshape(&positions, &[runs, run]);
+        let tables = self.tables(f, table, &slots, &positions);
 
-        let block = self.geometry.pages_per_block() * self.geometry.page_size;
-        let first = self.first_block(f, &positions, &slots, block);
-        let last = f.reduce(&positions, Reduction::Max, &[0, 1]);
+        let block = tables.at_once * self.geometry.page_size;
+        let distance = match &tables.start {
+            Some(start) => {
+                let start = f.broadcast_to(start, &positions, &[0]);
+                f.subtract(&positions, &start)
+            }
+            None => positions.clone(),
+        };
+        let first = f.int(0);
+        let last = f.reduce(&distance, Reduction::Max, &[0, 1]);
         let block_size = f.int(block);
         let last = f.divide(&last, &block_size);
 
@@ -221,7 +242,7 @@ impl Heads<'_> {
         let state = f.while_loop(
             &[&first, &maximum, &total, &sum],
             |f, state| f.compare(&state[0], Order::LessEqual, &last),
-            |f, state| self.block(f, state, &q, kv, &table, &positions),
+            |f, state| self.block(f, state, &q, kv, &tables, &positions),
         );
         let total = f.broadcast_to(&state[2], &state[3], &[0, 1, 2]);
         let out = f.divide(&state[3], &total);
@@ -231,27 +252,43 @@ impl Heads<'_> {
         f.reshape(&out, &[tokens, kv_heads * group * head_dim])
     }
 
-    /// The first block that any token sees: 0, or where the window of the earliest begins.
-    fn first_block(
-        &self,
-        f: &mut Function,
-        positions: &Value,
-        slots: &Value,
-        block: usize,
-    ) -> Value {
-        let Some(window) = self.attention.window else { return f.int(0) };
-        let padding = f.splat(Element::I32, slots.dims(), self.geometry.padding_slot() as f64);
-        let is_padding = f.compare(slots, Order::Equal, &padding);
-        let is_padding = f.broadcast_to(&is_padding, positions, &[0]);
-        let late = f.splat(Element::I32, positions.dims(), f64::from(i32::MAX));
-        let real = f.select(&is_padding, &late, positions);
-        let earliest = f.reduce(&real, Reduction::Min, &[0, 1]);
-        let before = f.int(window as usize - 1);
-        let earliest = f.subtract(&earliest, &before);
-        let zero = f.int(0);
-        let earliest = f.maximum(&earliest, &zero);
-        let block = f.int(block);
-        f.divide(&earliest, &block)
+    /// What the runs read of the page tables: all of it, or the entries that the window of a run's
+    /// first token begins in and those behind.
+    fn tables(&self, f: &mut Function, table: &Value, slots: &Value, positions: &Value) -> Tables {
+        let (runs, run) = (positions.dim(0), positions.dim(1));
+        let Geometry { page_size, table_len, .. } = *self.geometry;
+        let window = self.attention.window.map_or(usize::MAX, |window| window as usize);
+        // So many positions from anywhere in a page touch at most so many pages.
+        let seen = window.saturating_add(run - 1);
+        let entries = ((seen - 1).div_ceil(page_size) + 1).min(table_len);
+        let most = self.geometry.pages_per_block();
+        let at_once = most.min(entries);
+        let entries = entries.next_multiple_of(at_once);
+        if entries >= table_len {
+            return Tables { pages: f.take(table, slots), start: None, at_once: most };
+        }
+        let oldest = f.slice(positions, 1, 0, 1);
+        let oldest = f.reshape(&oldest, &[runs]);
+        let before = f.splat(Element::I32, &[runs], (window - 1) as f64);
+        let oldest = f.subtract(&oldest, &before);
+        let zero = f.splat(Element::I32, &[runs], 0.0);
+        let oldest = f.maximum(&oldest, &zero);
+        let size = f.splat(Element::I32, &[runs], page_size as f64);
+        let first = f.divide(&oldest, &size);
+
+        let dims = [runs, entries];
+        let entry = f.broadcast(&first, &dims, &[0]);
+        let offset = f.iota(Element::I32, &dims, 1);
+        let entry = f.add(&entry, &offset);
+        // Beyond the table there is nothing that a token sees.
+        let end = f.splat(Element::I32, &dims, (table_len - 1) as f64);
+        let entry = f.minimum(&entry, &end);
+        let width = f.splat(Element::I32, &[runs], table_len as f64);
+        let row = f.multiply(slots, &width);
+        let row = f.broadcast(&row, &dims, &[0]);
+        let entry = f.add(&row, &entry);
+        let flat = f.reshape(table, &[table.dim(0) * table_len]);
+        Tables { pages: f.take(&flat, &entry), start: Some(f.multiply(&first, &size)), at_once }
     }
 
     /// One turn of the loop: reads a block of each sequence's KV and folds it into the running
@@ -262,26 +299,35 @@ impl Heads<'_> {
         state: &[Value],
         q: &Value,
         kv: &Value,
-        table: &Value,
+        tables: &Tables,
         positions: &Value,
     ) -> Vec<Value> {
         let [index, maximum, total, sum] = state else { return Vec::new() };
         let (runs, run) = (positions.dim(0), positions.dim(1));
-        let pages = self.geometry.pages_per_block();
+        let pages = tables.at_once;
         let block = pages * self.geometry.page_size;
         let one = f.int(1);
         let next = f.add(index, &one);
 
         let pages_size = f.int(pages);
         let entry = f.multiply(index, &pages_size);
-        let entries = f.dynamic_slice(table, 1, &entry, pages);
+        let entries = f.dynamic_slice(&tables.pages, 1, &entry, pages);
         let [key, value] = self.read(f, kv, &entries);
+        let keys = self.keys(f, index, tables, [runs, block]);
+        // What an earlier owner left behind the sequence need not be a number, and a weight of 0
+        // would not help against it.
+        let last = f.reduce(positions, Reduction::Max, &[1]);
+        let last = f.broadcast_to(&last, &keys, &[0]);
+        let exists = f.compare(&keys, Order::LessEqual, &last);
+        let exists = f.broadcast_to(&exists, &value, &[0, 2]);
+        let nothing = f.splat(value.element(), value.dims(), 0.0);
+        let value = f.select(&exists, &value, &nothing);
 
         let mut scores = f.dot((q, &key), &[(0, 0), (1, 1)], (3, 3), Element::F32);
         if let Some(cap) = self.attention.soft_cap {
             scores = ops::soft_cap(f, &scores, cap);
         }
-        let seen = self.seen(f, index, positions, block);
+        let seen = self.seen(f, &keys, positions);
         let seen = f.broadcast(&seen, &[runs, self.kv_heads, self.group, run, block], &[0, 3, 4]);
         let seen = f.reshape(&seen, scores.dims());
         let low = f.splat(Element::F32, scores.dims(), LOW);
@@ -325,14 +371,22 @@ impl Heads<'_> {
         })
     }
 
-    /// Which positions of block `index` each token sees: `[runs, run, block]`.
-    fn seen(&self, f: &mut Function, index: &Value, positions: &Value, block: usize) -> Value {
-        let dims = [positions.dim(0), positions.dim(1), block];
-        let block_size = f.int(block);
+    /// The positions of block `index` of each run: `[runs, block]`.
+    fn keys(&self, f: &mut Function, index: &Value, tables: &Tables, dims: [usize; 2]) -> Value {
+        let block_size = f.int(dims[1]);
         let first = f.multiply(index, &block_size);
         let first = f.broadcast(&first, &dims, &[]);
-        let offset = f.iota(Element::I32, &dims, 2);
-        let key = f.add(&first, &offset);
+        let offset = f.iota(Element::I32, &dims, 1);
+        let keys = f.add(&first, &offset);
+        let Some(start) = &tables.start else { return keys };
+        let start = f.broadcast(start, &dims, &[0]);
+        f.add(&keys, &start)
+    }
+
+    /// Which of the positions `keys` each token sees: `[runs, run, block]`.
+    fn seen(&self, f: &mut Function, keys: &Value, positions: &Value) -> Value {
+        let dims = [positions.dim(0), positions.dim(1), keys.dim(1)];
+        let key = f.broadcast(keys, &dims, &[0, 2]);
         let own = f.broadcast(positions, &dims, &[0, 1]);
         let seen = f.compare(&key, Order::LessEqual, &own);
         let Some(window) = self.attention.window else { return seen };

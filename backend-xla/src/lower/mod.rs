@@ -1,4 +1,4 @@
-//! From a [`Program`](engine_core::model::Program) to StableHLO.
+//! From a [`Program`](backend_api::program::Program) to StableHLO.
 //!
 //! A model becomes a handful of modules, which share arrays that stay on the devices:
 //!
@@ -24,19 +24,32 @@ pub(crate) mod step;
 #[cfg(test)]
 mod tests;
 
-use engine_core::{backend::BackendError, model::Program};
+use backend_api::{BackendError, program::Program};
 
-use crate::stablehlo::{Element, Function, Input, Output, Type};
+use crate::{
+    pallas::Kernels,
+    stablehlo::{Element, Function, Input, Output, Type},
+};
 use placement::Placement;
 
-/// The sizes of what is resident on the devices.
+/// A program as the devices have it.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    pub(crate) program: Program,
+    pub(crate) placement: Placement,
+    pub(crate) geometry: Geometry,
+    /// The kernels that attend; `None` for the portable attention.
+    pub(crate) kernels: Option<Kernels>,
+}
+
+/// The sizes of what a program keeps on the devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     /// Tokens in a page.
     pub(crate) page_size: usize,
     /// Slots, without the padding slot, which is the one behind the last.
     pub(crate) slots: usize,
-    /// For each page group its pages, without the padding page, which is the one behind the last.
+    /// For each of the program's page groups its pages, without the padding page, which is the one behind the last.
     pub(crate) pages: Vec<usize>,
     /// Entries of a slot's page table: the pages of the longest sequence, rounded up to whole
     /// [`Geometry::pages_per_block`].
@@ -95,7 +108,7 @@ impl Geometry {
         vec![table; self.pages.len()]
     }
 
-    /// The token that each slot produced last.
+    /// The token that the program produced last for each slot.
     pub(crate) fn next_tokens_type(&self) -> Type {
         Type::new(Element::I32, &[self.slots + 1])
     }

@@ -5,15 +5,12 @@
 
 use std::sync::Arc;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Activation, Op, Residual, RopePairs, Split, ValueId, WeightId},
+use backend_api::{
+    BackendError,
+    program::{Activation, Op, Residual, RopePairs, Split, ValueId, WeightId},
 };
 
-use super::{
-    step::{Lowering, Rotation},
-    unsupported,
-};
+use super::step::{Lowering, Rotation, StepShape};
 use crate::stablehlo::{Element, Order, Reduction, Sharding, Value};
 
 impl Lowering<'_> {
@@ -38,7 +35,6 @@ impl Lowering<'_> {
             Op::SoftCap { input, cap, out } => self.soft_cap(*input, *cap, *out),
             Op::SelectOutputs { input, out } => self.select_outputs(*input, *out),
             Op::Logits { input, weight, out } => self.logits(*input, *weight, *out),
-            other => Err(unsupported(format!("the operation {other:?}"))),
         }
     }
 
@@ -266,7 +262,6 @@ impl Lowering<'_> {
                 let half = f.scale(&x, 0.5);
                 f.multiply(&half, &sum)
             }
-            other => return Err(unsupported(format!("the activation {other:?}"))),
         };
         let active = f.convert(&active, gate.element());
         let product = f.multiply(&active, &up);
@@ -304,7 +299,8 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// `out = input × weightᵀ` in `f32`. Each device computes its share of the vocabulary.
+    /// `out = input × weightᵀ` in `f32`, of the rows whose logits are wanted; what is wanted of the
+    /// rows behind them is the input. Each device computes its share of the vocabulary.
     ///
     /// One row is multiplied as two: XLA's CPU compiler has a slow product for a single row and a
     /// matrix of this layout, several times slower than for two.
@@ -316,7 +312,13 @@ impl Lowering<'_> {
     ) -> Result<(), BackendError> {
         let input = self.value(input)?;
         let sharding = self.placement.weights[weight.index()].sharding;
+        let StepShape { outputs, hidden, .. } = self.shape;
         let f = &mut self.function;
+        if hidden > 0 {
+            let states = f.slice(&input, 0, outputs, hidden);
+            self.hidden = Some(f.convert(&states, Element::F32));
+        }
+        let input = f.slice(&input, 0, 0, outputs);
         let is_single = input.dim(0) == 1;
         let input = if is_single { f.concatenate(&[&input, &input], 0) } else { input };
         let mut logits = f.dot((&input, &self.weights[weight.index()]), &[], (1, 1), Element::F32);

@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Op, Program, Split, ValueId, WeightId},
+use backend_api::{
+    BackendError,
+    program::{Op, Program, Split, ValueId, WeightId},
 };
 
 use super::unsupported;
@@ -106,6 +106,11 @@ impl HeadLayout {
             }
         }
         layout
+    }
+
+    /// KV heads over `devices` devices, where the model has `kv_heads`.
+    pub(crate) fn kv_heads(kv_heads: usize, devices: usize) -> usize {
+        if kv_heads == 0 { 0 } else { Self::new(kv_heads, kv_heads, devices).kv.len() }
     }
 }
 
@@ -216,7 +221,7 @@ impl Placement {
 
     /// KV heads over all devices, where the model has `kv_heads`.
     pub(crate) fn kv_heads(&self, kv_heads: usize) -> usize {
-        HeadLayout::new(kv_heads, kv_heads, self.devices).kv.len()
+        HeadLayout::kv_heads(kv_heads, self.devices)
     }
 }
 

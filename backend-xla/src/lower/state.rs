@@ -1,10 +1,9 @@
 //! Small modules that keep what is resident on the devices up to date.
 
-use engine_core::{backend::GroupId, model::Program};
+use backend_api::{GroupId, program::Program};
 
 use super::{
-    Geometry, Module,
-    placement::Placement,
+    Geometry, Module, Placed,
     sampler::counts_type,
     step::{kv_sharding, replicated},
 };
@@ -13,9 +12,10 @@ use crate::stablehlo::{Element, Function, Input, Output, Sharding, Type};
 /// Page table entries that one launch of [`set_pages`] writes.
 pub(crate) const PAGES_AT_ONCE: usize = 256;
 
-/// Makes everything that is resident, empty: the KV arrays, the page tables (of padding pages
-/// only), the next tokens, the counts. No arguments.
-pub(crate) fn fresh(program: &Program, placement: &Placement, geometry: &Geometry) -> Module {
+/// Makes what a program keeps, empty: the KV arrays, the page tables (of padding pages only), the
+/// next tokens. No arguments.
+pub(crate) fn fresh(placed: &Placed) -> Module {
+    let Placed { program, placement, geometry, .. } = placed;
     let mut f = Function::new();
     let mut outputs = Vec::new();
     for kind in geometry.kv_types(program, placement) {
@@ -26,12 +26,19 @@ pub(crate) fn fresh(program: &Program, placement: &Placement, geometry: &Geometr
         let value = f.splat(kind.element, &kind.dims, geometry.padding_page(group) as f64);
         outputs.push(Output { value, sharding: Sharding::REPLICATED });
     }
-    let counts = counts_type(geometry, program.vocab_size() as usize);
-    for kind in [geometry.next_tokens_type(), counts] {
-        let value = f.splat(kind.element, &kind.dims, 0.0);
-        outputs.push(Output { value, sharding: Sharding::REPLICATED });
-    }
+    let kind = geometry.next_tokens_type();
+    let value = f.splat(kind.element, &kind.dims, 0.0);
+    outputs.push(Output { value, sharding: Sharding::REPLICATED });
     Module::finish(f, &[], &outputs, placement.devices)
+}
+
+/// Makes the counts of all slots, empty. No arguments.
+pub(crate) fn fresh_counts(slots: usize, vocab_size: usize, partitions: usize) -> Module {
+    let mut f = Function::new();
+    let kind = counts_type(slots, vocab_size);
+    let value = f.splat(kind.element, &kind.dims, 0.0);
+    let outputs = [Output { value, sharding: Sharding::REPLICATED }];
+    Module::finish(f, &[], &outputs, partitions)
 }
 
 /// Writes entries of a page table.
@@ -57,16 +64,12 @@ pub(crate) fn set_pages(geometry: &Geometry, partitions: usize) -> Module {
     Module::finish(f, &inputs, &outputs, partitions)
 }
 
-/// Copies a page of a group, in all its layers.
+/// Copies a page of one of the program's groups, in all its layers.
 ///
 /// Arguments: the group's KV arrays, which are donated; `[2]`: the page to read and the page to
 /// write. Results: the KV arrays.
-pub(crate) fn copy_page(
-    program: &Program,
-    placement: &Placement,
-    geometry: &Geometry,
-    group: GroupId,
-) -> Module {
+pub(crate) fn copy_page(placed: &Placed, group: GroupId) -> Module {
+    let Placed { program, placement, geometry, .. } = placed;
     let sharding = kv_sharding(placement);
     let kinds = geometry.kv_types(program, placement);
     let range = group_arrays(program, group);
@@ -98,9 +101,9 @@ pub(crate) fn copy_page(
 ///
 /// Arguments: the counts, which are donated; the slot's new counts, `[1, vocab_size]`; the slot.
 /// Result: the counts.
-pub(crate) fn set_counts(geometry: &Geometry, vocab_size: usize, partitions: usize) -> Module {
+pub(crate) fn set_counts(slots: usize, vocab_size: usize, partitions: usize) -> Module {
     let inputs = [
-        donated(counts_type(geometry, vocab_size), Sharding::REPLICATED, 0),
+        donated(counts_type(slots, vocab_size), Sharding::REPLICATED, 0),
         replicated(Type::new(Element::I32, &[1, vocab_size])),
         replicated(Type::new(Element::I32, &[])),
     ];

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use engine_core::{
-    backend::BackendError,
-    model::{Program, ValueId},
+use backend_api::{
+    BackendError,
+    program::{Program, ValueId},
 };
 
 use super::{
-    Geometry, Module,
+    Geometry, Module, Placed,
     attention::RaggedRows,
     placement::{PlacedWeight, Placement},
     unsupported,
@@ -19,9 +19,9 @@ use crate::stablehlo::{Element, Function, Input, Order, Output, Sharding, Type, 
 /// The shape of a step: a bucket.
 ///
 /// Tokens lie in one of two orders, padding included. In runs: one for each decode row, then
-/// `blocks` runs of `block` tokens, each run from one prefill row; so the portable attention reads
+/// `blocks` runs of `block` tokens, each run from one other row; so the portable attention reads
 /// them. Or ragged: row behind row, of `decode` rows in all, in as many tokens, with padding at the
-/// end; so the kernel reads them.
+/// end; so the kernel reads them. In a shape without decode rows, all rows lie in runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct StepShape {
     /// Rows with one new token; in ragged order, rows of any kind.
@@ -30,8 +30,10 @@ pub(crate) struct StepShape {
     pub(crate) blocks: usize,
     /// Tokens in a run.
     pub(crate) block: usize,
-    /// Tokens after which an output is wanted.
+    /// Tokens whose logits are wanted.
     pub(crate) outputs: usize,
+    /// Tokens whose hidden states are wanted: those that the logits are made of.
+    pub(crate) hidden: usize,
     pub(crate) is_ragged: bool,
 }
 
@@ -41,13 +43,19 @@ impl StepShape {
         self.decode + self.blocks * self.block
     }
 
+    /// Runs that a row of so many tokens takes.
+    pub(crate) fn runs(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.block)
+    }
+
     /// Length of the control vector: for each token its id (or -1: the slot's next token), its
-    /// slot and its position; for each output its token's index. In ragged order also: for each
+    /// slot and its position; for each output, and then for each hidden state, its token's index. In
+    /// ragged order also: for each
     /// row its slot and the length of its KV with the new tokens; the bounds between rows, from 0
     /// to the number of tokens; the number of rows. Bounds and rows are without padding.
     pub(crate) fn control_len(&self) -> usize {
         let of_rows = if self.is_ragged { 3 * self.decode + 2 } else { 0 };
-        3 * self.tokens() + self.outputs + of_rows
+        3 * self.tokens() + self.outputs + self.hidden + of_rows
     }
 }
 
@@ -62,7 +70,7 @@ pub(super) struct Lowering<'a> {
     pub(super) kernels: Option<&'a Kernels>,
     /// By [`ValueId`].
     pub(super) values: Vec<Option<Value>>,
-    /// By [`WeightId`](engine_core::model::WeightId).
+    /// By [`WeightId`](backend_api::program::WeightId).
     pub(super) weights: Vec<Value>,
     /// As they are after the layers so far; see [`Geometry::kv_types`].
     pub(super) kv: Vec<Value>,
@@ -71,8 +79,10 @@ pub(super) struct Lowering<'a> {
     pub(super) token_ids: Value,
     pub(super) token_slots: Value,
     pub(super) positions: Value,
-    /// `[outputs]`.
+    /// `[outputs + hidden]`.
     pub(super) output_tokens: Value,
+    /// `[hidden, width]` in `f32`, if any are wanted.
+    pub(super) hidden: Option<Value>,
     /// For each page group the flat position that each token writes: `page * page_size + offset`.
     pub(super) destinations: Vec<Option<Value>>,
     pub(super) rotations: Vec<Rotation>,
@@ -92,16 +102,12 @@ pub(super) struct Rotation {
 /// Lowers a program to the step of one shape.
 ///
 /// Arguments: the weights; the KV arrays, which are donated; the page tables; the next tokens; the
-/// control vector. Results: the KV arrays, then the logits, `[outputs, vocab_size]` in `f32`.
-pub(crate) fn step(
-    program: &Program,
-    placement: &Placement,
-    geometry: &Geometry,
-    kernels: Option<&Kernels>,
-    shape: StepShape,
-) -> Result<Module, BackendError> {
-    let inputs = Inputs::new(program, placement, geometry, shape);
-    let mut lowering = Lowering::new(program, placement, geometry, kernels, shape, &inputs);
+/// control vector. Results: the KV arrays; the logits, `[outputs, vocab_size]` in `f32`; the hidden
+/// states, `[hidden, width]` in `f32`, if the shape has any.
+pub(crate) fn step(placed: &Placed, shape: StepShape) -> Result<Module, BackendError> {
+    let Placed { program, placement, .. } = placed;
+    let inputs = Inputs::new(placed, shape);
+    let mut lowering = Lowering::new(placed, shape, &inputs);
     for op in program.ops() {
         lowering.op(op)?;
     }
@@ -109,7 +115,9 @@ pub(crate) fn step(
     let sharding = kv_sharding(placement);
     let mut outputs: Vec<Output> =
         lowering.kv.into_iter().map(|value| Output { value, sharding }).collect();
-    outputs.push(Output { value: logits, sharding: Sharding::REPLICATED });
+    for value in [logits].into_iter().chain(lowering.hidden) {
+        outputs.push(Output { value, sharding: Sharding::REPLICATED });
+    }
     Ok(Module::finish(lowering.function, &inputs.all, &outputs, placement.devices))
 }
 
@@ -123,12 +131,8 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    pub(super) fn new(
-        program: &Program,
-        placement: &Placement,
-        geometry: &Geometry,
-        shape: StepShape,
-    ) -> Self {
+    pub(super) fn new(placed: &Placed, shape: StepShape) -> Self {
+        let Placed { program, placement, geometry, .. } = placed;
         let weight = |weight: &PlacedWeight| Input {
             kind: weight.kind.clone(),
             sharding: weight.sharding,
@@ -173,14 +177,8 @@ fn choose_tokens(
 }
 
 impl<'a> Lowering<'a> {
-    pub(super) fn new(
-        program: &'a Program,
-        placement: &'a Placement,
-        geometry: &'a Geometry,
-        kernels: Option<&'a Kernels>,
-        shape: StepShape,
-        inputs: &Inputs,
-    ) -> Self {
+    pub(super) fn new(placed: &'a Placed, shape: StepShape, inputs: &Inputs) -> Self {
+        let Placed { program, placement, geometry, kernels } = placed;
         let mut function = Function::new();
         let argument = |index: usize| function.argument(index, &inputs.all[index]);
         let weights = (0..inputs.kv).map(argument).collect();
@@ -195,7 +193,8 @@ impl<'a> Lowering<'a> {
         let given = part(&mut function, 0);
         let token_slots = part(&mut function, 1);
         let positions = part(&mut function, 2);
-        let output_tokens = function.slice(&control, 0, 3 * tokens, shape.outputs);
+        let wanted = shape.outputs + shape.hidden;
+        let output_tokens = function.slice(&control, 0, 3 * tokens, wanted);
         let rows = shape.is_ragged.then(|| RaggedRows::new(&mut function, &control, shape));
         let token_ids = choose_tokens(&mut function, &given, &next_tokens, &token_slots);
         Self {
@@ -204,7 +203,7 @@ impl<'a> Lowering<'a> {
             placement,
             geometry,
             shape,
-            kernels,
+            kernels: kernels.as_ref(),
             values: vec![None; program.values().len()],
             weights,
             kv,
@@ -214,6 +213,7 @@ impl<'a> Lowering<'a> {
             token_slots,
             positions,
             output_tokens,
+            hidden: None,
             rotations: Vec::new(),
             rows,
         }

@@ -1,19 +1,20 @@
 //! The text of each operation, as it is: read a changed snapshot before accepting it
 //! (`INSTA_UPDATE=always cargo test -p backend-xla lower`).
 
-use engine_core::{
-    backend::GroupId,
-    model::{
+use backend_api::{
+    GroupId,
+    program::{
         Activation, AttentionOptions, Op, Program, ProgramBuilder, RopePairs, Rotary, Split,
         WeightId,
     },
 };
 
 use super::{
-    Geometry,
+    Geometry, Placed,
     placement::Placement,
-    sampler, state,
-    step::{Inputs, Lowering, StepShape},
+    sampler::{self, SamplerShape},
+    state,
+    step::{self, Inputs, Lowering, StepShape},
 };
 use crate::stablehlo::Element;
 
@@ -57,8 +58,15 @@ fn program() -> Program {
     b.finish_with_logits(x, "embed", Some(20.0)).expect("the program is well formed")
 }
 
-fn geometry() -> Geometry {
-    Geometry::new(64, 3, vec![10], 256, Element::F32)
+fn placed(devices: usize, element: Element) -> Placed {
+    let program = program();
+    let placement = Placement::new(&program, devices, element).expect("it divides");
+    let geometry = Geometry::new(64, 3, vec![10], 512, Element::F32);
+    Placed { program, placement, geometry, kernels: None }
+}
+
+fn shape() -> StepShape {
+    StepShape { decode: 2, blocks: 1, block: 4, outputs: 2, hidden: 0, is_ragged: false }
 }
 
 fn name(program: &Program, op: &Op) -> &'static str {
@@ -80,24 +88,20 @@ fn name(program: &Program, op: &Op) -> &'static str {
         Op::SoftCap { .. } => "soft_cap",
         Op::SelectOutputs { .. } => "select_outputs",
         Op::Logits { .. } => "logits",
-        _ => "unknown",
     }
 }
 
 /// The text of each operation of the program where it first occurs, under its name.
 fn texts(devices: usize) -> Vec<(&'static str, String)> {
-    let program = program();
-    let placement = Placement::new(&program, devices, Element::BF16).expect("it divides");
-    let geometry = geometry();
-    let shape = StepShape { decode: 2, blocks: 1, block: 4, outputs: 2, is_ragged: false };
-    let inputs = Inputs::new(&program, &placement, &geometry, shape);
-    let mut lowering = Lowering::new(&program, &placement, &geometry, None, shape, &inputs);
+    let placed = placed(devices, Element::BF16);
+    let inputs = Inputs::new(&placed, shape());
+    let mut lowering = Lowering::new(&placed, shape(), &inputs);
     let mut texts: Vec<(&str, String)> = Vec::new();
-    for op in program.ops() {
+    for op in placed.program.ops() {
         let before = lowering.function.text().len();
         lowering.op(op).expect("it is supported");
         let text = lowering.function.text()[before..].to_owned();
-        let name = name(&program, op);
+        let name = name(&placed.program, op);
         if texts.iter().all(|(other, _)| *other != name) {
             texts.push((name, text));
         }
@@ -125,13 +129,26 @@ fn operations_over_two_devices_are_written_as_recorded() {
 
 #[test]
 fn small_modules_are_written_as_recorded() {
-    let program = program();
-    let placement = Placement::new(&program, 2, Element::F32).expect("it divides");
-    let geometry = geometry();
-    insta::assert_snapshot!("fresh", state::fresh(&program, &placement, &geometry).text);
-    insta::assert_snapshot!("set_pages", state::set_pages(&geometry, 1).text);
-    insta::assert_snapshot!("set_counts", state::set_counts(&geometry, 32, 1).text);
-    let copy = state::copy_page(&program, &placement, &geometry, GroupId(0));
-    insta::assert_snapshot!("copy_page", copy.text);
-    insta::assert_snapshot!("sampler", sampler::sampler(&geometry, 32, 2, 1).text);
+    let placed = placed(2, Element::F32);
+    insta::assert_snapshot!("fresh", state::fresh(&placed).text);
+    insta::assert_snapshot!("fresh_counts", state::fresh_counts(3, 32, 1).text);
+    insta::assert_snapshot!("set_pages", state::set_pages(&placed.geometry, 1).text);
+    insta::assert_snapshot!("set_counts", state::set_counts(3, 32, 1).text);
+    insta::assert_snapshot!("copy_page", state::copy_page(&placed, GroupId(0)).text);
+    let shape = SamplerShape { slots: 3, outputs: 2, vocab_size: 32, counted: 40 };
+    insta::assert_snapshot!("sampler", sampler::sampler(shape, 1).text);
+}
+
+#[test]
+fn hidden_states_are_of_rows_behind_those_with_logits() {
+    let placed = placed(1, Element::BF16);
+    let text =
+        |hidden| step::step(&placed, StepShape { hidden, ..shape() }).expect("it lowers").text;
+    let results = |text: String| {
+        let line = text.lines().find(|line| line.trim_start().starts_with("return"));
+        let kinds = line.and_then(|line| line.split(" : ").nth(1).map(str::to_owned));
+        kinds.expect("a module returns something")
+    };
+    assert!(results(text(0)).ends_with(", tensor<2x32xf32>"));
+    assert!(results(text(3)).ends_with(", tensor<2x32xf32>, tensor<3x16xf32>"));
 }

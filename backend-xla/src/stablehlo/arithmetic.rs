@@ -45,7 +45,7 @@ macro_rules! unary {
 impl Function {
     binary! {
         add: "add", subtract: "subtract", multiply: "multiply", divide: "divide",
-        remainder: "remainder", maximum: "maximum",
+        remainder: "remainder", maximum: "maximum", minimum: "minimum",
         and: "and", or: "or", xor: "xor",
         shift_right: "shift_right_logical",
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use engine_core::backend::{
     Batch, Deadline, Executor, GroupId, InputToken, OutputRequest, Row, SlotEvent, SlotId,
-    SlotSampling, Slots, Span, StepResult, Ticket, Want,
+    SlotSampling, Slots, Span, StepResult, Ticket,
 };
 use radix_cache::{PageId, Token};
 
@@ -87,7 +87,7 @@ pub(crate) fn generate(
             let outputs_start = outputs.len() as u32;
             if wants_output {
                 let row = rows.len() as u32;
-                outputs.push(OutputRequest { row, token: start + len - 1, want: Want::Sample });
+                outputs.push(OutputRequest::sample(row, start + len - 1));
                 order.push(index);
             }
             rows.push(Row {
@@ -109,8 +109,8 @@ pub(crate) fn generate(
             let mut result = StepResult::default();
             let deadline = Deadline::after(Duration::from_secs(300));
             executor.wait(ticket, deadline, &mut result).expect("the step runs");
-            assert_eq!(result.sampled.len(), order.len());
-            for (sampled, index) in result.sampled.iter().zip(order) {
+            assert_eq!(result.tokens.len(), order.len());
+            for (sampled, index) in result.tokens.iter().zip(order) {
                 results[index].tokens.push(sampled.token);
                 results[index].logprobs.push(sampled.logprob);
                 results[index].top.push(result.top[sampled.top.range()].to_vec());

@@ -4,6 +4,7 @@
 
 pub(crate) mod driver;
 mod plugin_path;
+pub(crate) mod table;
 
 use std::{
     sync::OnceLock,

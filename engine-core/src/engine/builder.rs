@@ -2,24 +2,34 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use parking_lot::Mutex;
 use radix_cache::Token;
 
 use super::command::Queue;
-use super::core::Core;
-use super::handle::Engine;
+use super::constraints::Constraints;
+use super::driver::Driver;
+use super::facts::ModelFacts;
+use super::handle::{Engine, Inner};
 use super::intake::Intake;
-use super::limits::{EngineLimits, weight_bytes};
+use super::limits::EngineLimits;
 use super::options::EngineOptions;
+use super::recorder::Recorded;
 use super::shared::Shared;
 use super::threads::Threads;
+use super::workers::Workers;
 use crate::backend::{Backend, Progress};
 use crate::error::EngineError;
+use crate::fence::fence;
 use crate::model::{GenerationDefaults, LoadedModel, Program, open_model};
 use crate::request::SamplingParams;
 use crate::schedule::Scheduler;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::Weights;
+
+/// Threads that tokenize what is submitted asynchronously.
+const MOST_TOKENIZERS: usize = 2;
 
 /// Sets up an engine: either from a model's files ([`load`](Self::load)), or from a program of
 /// one's own ([`build`](Self::build)), in which case tokenizer, chat template and end tokens are
@@ -31,6 +41,7 @@ pub struct EngineBuilder {
     chat_template: Option<ChatTemplate>,
     end_tokens: Vec<Token>,
     context_length: Option<usize>,
+    source: Option<String>,
     recommended: SamplingParams,
 }
 
@@ -75,6 +86,14 @@ impl EngineBuilder {
         self
     }
 
+    /// How the model was named, before the name became a path: for
+    /// [`Engine::model`](Engine::model) alone.
+    #[must_use]
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
     /// Opens the model at `path` (a Hugging Face directory or a GGUF file) and starts it.
     ///
     /// # Errors
@@ -104,13 +123,16 @@ impl EngineBuilder {
         let template = ChatTemplate::from_model(&model.files, tokenizer.special_tokens())?;
         self.end_tokens.extend(&model.generation.eos_tokens);
         self.end_tokens.extend(&tokenizer.special_tokens().eos);
+        // A model with ids that it can't sample ends at the others.
+        self.end_tokens.retain(|&token| (token as usize) < model.config.vocab_size);
         self.end_tokens.sort_unstable();
         self.end_tokens.dedup();
         self.tokenizer.get_or_insert(tokenizer);
         self.chat_template = self.chat_template.or(template);
         self.context_length.get_or_insert(model.config.context_length);
         self.recommended = recommended(&model.generation);
-        self.build(model.program()?, model.weights.as_ref(), backend, progress)
+        let (program, weights) = (model.program()?, model.weights.as_ref());
+        self.start(program, weights, Some(model), backend, progress)
     }
 
     /// Compiles a program and starts it.
@@ -126,40 +148,91 @@ impl EngineBuilder {
         backend: &dyn Backend,
         progress: &mut dyn Progress,
     ) -> Result<Engine, EngineError> {
+        self.start(program, weights, None, backend, progress)
+    }
+
+    fn start(
+        self,
+        program: Program,
+        weights: &dyn Weights,
+        model: Option<&LoadedModel>,
+        backend: &dyn Backend,
+        progress: &mut dyn Progress,
+    ) -> Result<Engine, EngineError> {
         const DEFAULT_CONTEXT: usize = 2048;
         let options = &self.options;
         let capabilities = backend.capabilities();
-        let model_context = self.context_length.unwrap_or(DEFAULT_CONTEXT);
-        let weight_bytes = weight_bytes(&program, weights);
-        let limits =
-            EngineLimits::derive(options, &program, model_context, weight_bytes, &capabilities)?;
+        let context = self.context_length.unwrap_or(DEFAULT_CONTEXT);
+        let facts = ModelFacts::new(&program, weights, model, self.source, context);
+        let limits = EngineLimits::derive(options, &program, context, facts.weight_bytes, backend)?;
         tracing::info!(?limits, backend = capabilities.description, "engine limits");
         for warning in &limits.warnings {
             tracing::warn!("{warning}");
         }
 
         let config = limits.scheduler_config(options);
-        let groups = program.groups().len();
-        let compile = limits.compile_options(options, &capabilities, groups, &config)?;
+        let compile = limits.compile_options(options, &capabilities, &config)?;
         let vocab_size = program.vocab_size();
         let mut executor = backend.compile(&[program], weights, &compile)?;
-        executor.warm_up(progress)?;
+        let mut progress = FencedProgress { progress, panicked: None };
+        executor.warm_up(&mut progress)?;
+        if let Some(reason) = progress.panicked {
+            return Err(EngineError::Progress { reason });
+        }
         let scheduler = Scheduler::new(config.clone())?;
+        let recorded = Recorded::new(scheduler, options.record_inputs.as_deref());
+        let scheduler = recorded.map_err(|error| EngineError::Option {
+            option: "record_inputs",
+            reason: error.to_string(),
+        })?;
 
         let queue = Queue::new(options.max_queued_requests);
-        let shared = Arc::new(Shared::new(queue, vocab_size, limits.max_running_requests));
-        let core = Core::new(scheduler, executor, Arc::clone(&shared), options.step_deadline);
-        let threads = Threads::start(core, &shared, options.overlap)?;
+        let shared = Arc::new(Shared::new(queue, limits.max_running_requests));
+        let tokenizers = Workers::new("understory-intake", MOST_TOKENIZERS);
+        let masks = Workers::new("understory-masks", most_mask_threads());
+        let constraints = Constraints::new(vocab_size, masks.clone());
+        let driver = Driver::new(scheduler, executor, Arc::clone(&shared), constraints, options);
+        let workers = [tokenizers.clone(), masks];
+        let threads = Threads::start(driver, &shared, workers, options.overlap)?;
         let intake = Intake {
             clock: shared.clock,
             config,
             vocab_size,
+            embeds: compile.hidden,
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
             end_tokens: self.end_tokens,
             recommended: self.recommended,
         };
-        Ok(Engine::new(shared, intake, limits, threads))
+        Ok(Engine::new(Inner {
+            shared,
+            intake,
+            limits,
+            facts,
+            tokenizers,
+            next_request: AtomicU64::new(0),
+            threads: Mutex::new(Some(threads)),
+        }))
+    }
+}
+
+/// Half of the processors, at least one and at most four: what they compute takes turns with what
+/// the device does, which may be on the same processors.
+fn most_mask_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |all| (all.get() / 2).clamp(1, 4))
+}
+
+/// The caller's progress report, until it panics.
+struct FencedProgress<'a> {
+    progress: &'a mut dyn Progress,
+    panicked: Option<String>,
+}
+
+impl Progress for FencedProgress<'_> {
+    fn update(&mut self, what: &str, done: u64, total: u64) {
+        if self.panicked.is_none() {
+            self.panicked = fence(|| self.progress.update(what, done, total)).err();
+        }
     }
 }
 

@@ -6,21 +6,27 @@ use std::time::Instant;
 
 use radix_cache::Token;
 
-use super::text::TextStream;
+use super::oneshot::Answer;
+use super::sample_text::SampleText;
+use crate::fence::Fenced;
 use crate::request::{TokenConstraint, TokenLogprobs};
 use crate::schedule::{Arrival, FinishReason, Refusal, RequestId, SequenceId};
 
 /// To the scheduler thread.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// A request's samples.
+    /// The samples of a request, or of several.
     Submit(Vec<Submission>),
     /// Branches of a running sequence.
     Fork { parent: SequenceId, branches: Vec<Submission> },
     /// The reader gave the request up.
     Abort { request: RequestId, samples: u32 },
-    /// The text thread met a stop string.
-    Stop(SequenceId),
+    /// The text thread met a stop string, or can't reach the reader.
+    End { id: SequenceId, reason: FinishReason },
+    /// Forget the cached prefixes that nobody uses.
+    ClearCache,
+    /// Tell the whole cache as events.
+    DumpCache(Answer<Vec<radix_cache::Event>>),
     /// Take nothing more and end when all has ended.
     Drain,
     /// End everything and stop.
@@ -31,23 +37,32 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) struct Submission {
     pub(super) arrival: Arrival,
-    pub(super) constraint: Option<Box<dyn TokenConstraint>>,
-    pub(super) stream: TextStream,
+    pub(super) constraint: Option<Constraint>,
+    pub(super) text: SampleText,
 }
+
+/// A constraint, whose drop may panic.
+pub(super) type Constraint = Fenced<Box<dyn TokenConstraint>>;
 
 /// To the text thread.
 #[derive(Debug)]
 pub(super) enum TextMessage {
     /// A sample begins.
-    Open(SequenceId, Box<TextStream>),
+    Open(SequenceId, Box<SampleText>),
     /// A branch begins: the prompt that it ends up with, and the token before its first.
     Forked { id: SequenceId, prompt_tokens: u32, last_token: Option<Token> },
     /// It runs for the first time.
-    Admitted { id: SequenceId, cached_tokens: u32 },
+    Admitted { id: SequenceId, cached_tokens: u32, at: Instant },
+    /// How likely the prompt's tokens from a position were.
+    Prompt { id: SequenceId, position: u32, logprobs: Vec<TokenLogprobs> },
+    /// Its vector is known.
+    Embedding { id: SequenceId, vector: Vec<f32> },
     /// A token is known.
     Token { id: SequenceId, token: Token, logprobs: Option<Box<TokenLogprobs>>, at: Instant },
     /// It ended.
     Finished { id: SequenceId, reason: FinishReason, at: Instant },
+    /// Its constraint failed.
+    Broken { id: SequenceId, problem: String },
     /// It could not begin.
     Refused { id: SequenceId, refusal: Refusal },
     /// Nothing comes any more.

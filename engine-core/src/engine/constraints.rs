@@ -1,85 +1,212 @@
-//! The token constraints of live sequences. They are the caller's code: a panic in one ends its
-//! own sequence.
+//! The token constraints of live sequences. They are the callers' code: a panic in one ends its own
+//! sequence.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
+use parking_lot::{Condvar, Mutex};
 use radix_cache::Token;
 
-use crate::request::TokenConstraint;
+use super::command::Constraint;
+use super::workers::Workers;
+use crate::fence::fence;
 use crate::schedule::SequenceId;
 
+/// Up to so many constrained outputs of a step are masked on the scheduler thread alone: waking
+/// others would take longer than a usual mask.
+const INLINE: usize = 2;
+
+/// Owns the constraints, and the buffers of masks.
 #[derive(Debug)]
 pub(super) struct Constraints {
-    /// `None` for one that has panicked. It is not called again, whatever state it is in.
-    by_sequence: HashMap<SequenceId, Option<Box<dyn TokenConstraint>>>,
-    /// Kept for their memory: more than the latest step used, perhaps.
-    masks: Vec<Vec<u32>>,
-    mask_words: usize,
+    by_sequence: HashMap<SequenceId, Box<Constrained>>,
+    spare: Vec<Vec<u32>>,
+    vocab_size: u32,
+    workers: Workers,
+}
+
+/// A sequence's constraint.
+#[derive(Debug)]
+struct Constrained {
+    /// `None` once it has panicked. It is not called again, whatever state it is in.
+    constraint: Option<Constraint>,
+    /// Known tokens that it was not told of yet.
+    behind: Vec<Token>,
+    may_force: bool,
+}
+
+/// An output that waits for masks.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Which output of its step.
+    pub(super) output: u32,
+    pub(super) id: SequenceId,
+    /// The tokens that are proposed for it, each of which may need a mask of the token behind it.
+    pub(super) drafted: Vec<Token>,
+}
+
+/// What a constraint makes of an output.
+#[derive(Debug)]
+pub(super) struct Masked {
+    pub(super) output: u32,
+    pub(super) id: SequenceId,
+    /// The mask of the next token, and those behind proposed tokens as far as they are allowed.
+    pub(super) masks: Vec<Vec<u32>>,
+    /// The tokens that come next without a choice. The first mask allows the first alone.
+    pub(super) forced: Vec<Token>,
+    /// Why the sequence can't go on.
+    pub(super) problem: Option<String>,
 }
 
 impl Constraints {
-    pub(super) fn new(vocab_size: u32) -> Self {
-        let mask_words = vocab_size.div_ceil(32) as usize;
-        Self { by_sequence: HashMap::new(), masks: Vec::new(), mask_words }
+    pub(super) fn new(vocab_size: u32, workers: Workers) -> Self {
+        Self { by_sequence: HashMap::new(), spare: Vec::new(), vocab_size, workers }
     }
 
-    pub(super) fn insert(&mut self, id: SequenceId, constraint: Option<Box<dyn TokenConstraint>>) {
-        if constraint.is_some() {
-            self.by_sequence.insert(id, constraint);
-        }
+    /// A sequence has a constraint from now on. With `may_force` it is asked for forced tokens.
+    pub(super) fn insert(&mut self, id: SequenceId, constraint: Constraint, may_force: bool) {
+        let constrained =
+            Constrained { constraint: Some(constraint), behind: Vec::new(), may_force };
+        self.by_sequence.insert(id, Box::new(constrained));
     }
 
     pub(super) fn remove(&mut self, id: SequenceId) {
         self.by_sequence.remove(&id);
     }
 
+    /// A sequence has a new token. Its constraint hears of it with the next mask.
     pub(super) fn advance(&mut self, id: SequenceId, token: Token) {
-        let Some(state) = self.by_sequence.get_mut(&id) else { return };
-        guard(state, |constraint| constraint.advance(token));
-    }
-
-    /// Computes a mask for each output whose sequence still has a constraint. Returns these
-    /// outputs, in the order of [`masks`](Self::masks), and the sequences that can't go on, each
-    /// with the reason.
-    pub(super) fn compute_masks(
-        &mut self,
-        outputs: &[(u32, SequenceId)],
-    ) -> (Vec<u32>, Vec<(SequenceId, &'static str)>) {
-        let (mut masked, mut broken) = (Vec::new(), Vec::new());
-        for &(output, id) in outputs {
-            let Some(state) = self.by_sequence.get_mut(&id) else { continue };
-            if self.masks.len() == masked.len() {
-                self.masks.push(Vec::new());
-            }
-            let mask = &mut self.masks[masked.len()];
-            mask.clear();
-            mask.resize(self.mask_words, 0);
-            if !guard(state, |constraint| constraint.allow(mask)) {
-                broken.push((id, "its token constraint panicked"));
-            } else if mask.iter().all(|&word| word == 0) {
-                broken.push((id, "its token constraint allows no token"));
-            } else {
-                masked.push(output);
-            }
+        if let Some(constrained) = self.by_sequence.get_mut(&id) {
+            constrained.behind.push(token);
         }
-        (masked, broken)
     }
 
-    pub(super) fn masks(&self) -> &[Vec<u32>] {
-        &self.masks
+    /// Computes the masks of all outputs whose sequences still have a constraint. Many are shared
+    /// with other threads.
+    pub(super) fn compute(&mut self, wanted: &mut Vec<Wanted>) -> Vec<Masked> {
+        let mut work = Vec::with_capacity(wanted.len());
+        for Wanted { output, id, drafted } in wanted.drain(..) {
+            let Some(constrained) = self.by_sequence.remove(&id) else { continue };
+            let masks = drafted.len() + 1;
+            let masks = (0..masks).map(|_| self.spare.pop().unwrap_or_default()).collect();
+            let masked = Masked { output, id, masks, forced: Vec::new(), problem: None };
+            work.push(Work { constrained, drafted, masked });
+        }
+        if work.len() <= INLINE {
+            work.iter_mut().for_each(|work| work.run(self.vocab_size));
+        } else {
+            work = share(work, self.vocab_size, &self.workers);
+        }
+        // Tokens that only some orders of threads would give are never seen: each output is
+        // computed from its own constraint alone, and they come back in their own order.
+        work.sort_by_key(|work| work.masked.output);
+        let done = work.into_iter().map(|Work { constrained, masked, .. }| {
+            self.by_sequence.insert(masked.id, constrained);
+            masked
+        });
+        done.collect()
+    }
+
+    /// Takes the buffers of masks back.
+    pub(super) fn recycle(&mut self, masked: Vec<Masked>) {
+        self.spare.extend(masked.into_iter().flat_map(|masked| masked.masks));
     }
 }
 
-/// Calls a constraint. False if it panicks, now or before.
-fn guard(
-    state: &mut Option<Box<dyn TokenConstraint>>,
-    call: impl FnOnce(&mut dyn TokenConstraint),
-) -> bool {
-    let Some(constraint) = state else { return false };
-    let ok = catch_unwind(AssertUnwindSafe(|| call(constraint.as_mut()))).is_ok();
-    if !ok {
-        *state = None;
+/// An output that is being worked on.
+#[derive(Debug)]
+struct Work {
+    constrained: Box<Constrained>,
+    drafted: Vec<Token>,
+    masked: Masked,
+}
+
+impl Work {
+    fn run(&mut self, vocab_size: u32) {
+        let mask_words = vocab_size.div_ceil(32) as usize;
+        let Constrained { constraint, behind, may_force } = self.constrained.as_mut();
+        let Some(fenced) = constraint else { return };
+        let Some(inner) = fenced.get_mut() else { return };
+        let Masked { masks, forced, problem, .. } = &mut self.masked;
+        let drafted = &self.drafted;
+        let mut used = 0;
+        let outcome = fence(|| {
+            behind.drain(..).for_each(|token| inner.advance(token));
+            if *may_force && drafted.is_empty() {
+                inner.forced(forced);
+            }
+            for mask in masks.iter_mut() {
+                mask.clear();
+                mask.resize(mask_words, 0);
+                match forced.first() {
+                    Some(&token) => allow(mask, token),
+                    None => inner.allow(mask),
+                }
+                used += 1;
+                match drafted.get(used - 1) {
+                    Some(&token) if allows(mask, token) => inner.advance(token),
+                    // Verification ends here: what it would give next is not the proposal.
+                    _ => break,
+                }
+            }
+            if used > 1 {
+                inner.rollback(used - 1);
+            }
+        });
+        masks.truncate(used);
+        if let Err(reason) = outcome {
+            *problem = Some(format!("panicked: {reason}"));
+            *constraint = None;
+        } else if let Some(&unknown) = forced.iter().find(|&&token| token >= vocab_size) {
+            *problem = Some(format!("forces token {unknown}, which the model doesn't have"));
+        } else if masks.first().is_none_or(|mask| mask.iter().all(|&word| word == 0)) {
+            *problem = Some("allows no token".to_owned());
+        }
     }
-    ok
+}
+
+fn allow(mask: &mut [u32], token: Token) {
+    if let Some(word) = mask.get_mut(token as usize / 32) {
+        *word |= 1 << (token % 32);
+    }
+}
+
+fn allows(mask: &[u32], token: Token) -> bool {
+    mask.get(token as usize / 32).is_some_and(|word| word & (1 << (token % 32)) != 0)
+}
+
+/// Works on all of it, together with other threads, until all is done.
+fn share(work: Vec<Work>, vocab_size: u32, workers: &Workers) -> Vec<Work> {
+    let all = work.len();
+    let shared = Arc::new(SharedWork {
+        state: Mutex::new((work, Vec::with_capacity(all))),
+        ended: Condvar::new(),
+    });
+    for _ in 0..workers.most().min(all - 1) {
+        let shared = Arc::clone(&shared);
+        workers.post(Box::new(move || shared.help(vocab_size)));
+    }
+    shared.help(vocab_size);
+    let mut state = shared.state.lock();
+    while state.1.len() < all {
+        shared.ended.wait(&mut state);
+    }
+    std::mem::take(&mut state.1)
+}
+
+/// What is to be done, and what is done.
+struct SharedWork {
+    state: Mutex<(Vec<Work>, Vec<Work>)>,
+    ended: Condvar,
+}
+
+impl SharedWork {
+    fn help(&self, vocab_size: u32) {
+        loop {
+            let Some(mut work) = self.state.lock().0.pop() else { return };
+            work.run(vocab_size);
+            self.state.lock().1.push(work);
+            self.ended.notify_one();
+        }
+    }
 }

@@ -8,12 +8,13 @@ use std::time::Instant;
 use radix_cache::{Retention, Token};
 
 use super::clock::Clock;
-use super::command::{Queue, Submission};
-use super::text::TextStream;
+use super::command::{Constraint, QueuePlace, Submission};
+use super::sample_text::{SampleText, Shown};
 use crate::backend::SlotSampling;
 use crate::error::SubmitError;
-use crate::request::{Prompt, Reader, Request, SamplingParams, Usage, stream};
-use crate::schedule::{Arrival, Refusal, RequestId, SchedulerConfig, SequenceId};
+use crate::fence::{Fenced, fence};
+use crate::request::{Prompt, Reader, Request, SamplingParams, TokenConstraint, Usage, stream};
+use crate::schedule::{Arrival, PromptWant, Refusal, RequestId, SchedulerConfig, SequenceId};
 use crate::text::{ChatMessage, ChatOptions, ChatTemplate, StopStrings, Tokenizer};
 
 /// What requests are checked against.
@@ -21,6 +22,8 @@ use crate::text::{ChatMessage, ChatOptions, ChatTemplate, StopStrings, Tokenizer
 pub(super) struct Intake {
     pub(super) config: SchedulerConfig,
     pub(super) vocab_size: u32,
+    /// Vectors can be had.
+    pub(super) embeds: bool,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) chat_template: Option<ChatTemplate>,
     /// End an answer unless the request ignores them.
@@ -31,21 +34,35 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// A request's samples, with places in the queue, and where their reader reads.
+    /// Finds what is wrong with a request and quickly found.
+    pub(super) fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        if request.pooling.is_some() && !self.embeds {
+            return Err(SubmitError::NoEmbeddings);
+        }
+        Ok(request.sampling.validate(self.vocab_size)?)
+    }
+
+    /// The samples of a request that was [checked](Self::check), each with its place in the queue,
+    /// and where their reader reads.
     pub(super) fn admit(
         &self,
         id: RequestId,
         request: Request,
-        queue: &Queue,
+        places: Vec<QueuePlace>,
     ) -> Result<(Vec<Submission>, Reader), SubmitError> {
-        let sampling = &request.sampling;
-        sampling.validate(self.vocab_size)?;
-        let prompt = self.tokens(&request.prompt, true)?;
+        let prompt = self.tokens(&request, true)?;
+        // What continues a text has its spaces; the answer in a conversation is a text of its own.
+        let continued = match request.prompt {
+            Prompt::Messages(_) => Vec::new(),
+            Prompt::Text(_) | Prompt::Tokens(_) => prompt.clone(),
+        };
         // A prompt that leaves no room is refused for that, not for a limit of zero.
         let left = self.config.context_length.saturating_sub(prompt.len()).max(1);
-        let max_tokens = sampling.max_tokens.map_or(left, |max| left.min(max as usize));
-        self.config.check(prompt.len(), max_tokens)?;
-        self.samples(id, request, prompt, max_tokens as u32, queue)
+        let max_tokens = max_tokens(&request, left);
+        self.config.check(prompt.len(), max_tokens, want(&request))?;
+        let (mut samples, reader) = self.samples(id, request, prompt, max_tokens, places)?;
+        samples.iter_mut().for_each(|sample| sample.text.continue_after(&continued));
+        Ok((samples, reader))
     }
 
     /// As [`admit`](Self::admit), for branches of a sample whose tokens only the scheduler knows:
@@ -54,18 +71,16 @@ impl Intake {
         &self,
         id: RequestId,
         request: Request,
-        queue: &Queue,
+        places: Vec<QueuePlace>,
     ) -> Result<(Vec<Submission>, Reader), SubmitError> {
-        request.sampling.validate(self.vocab_size)?;
-        let suffix = self.tokens(&request.prompt, false)?;
+        let suffix = self.tokens(&request, false)?;
         let context_length = self.config.context_length;
         if suffix.len() >= context_length {
             let prompt_len = suffix.len();
             return Err(Refusal::PromptTooLong { prompt_len, context_length }.into());
         }
-        let left = context_length - suffix.len();
-        let max_tokens = request.sampling.max_tokens.map_or(left, |max| left.min(max as usize));
-        self.samples(id, request, suffix, max_tokens as u32, queue)
+        let max_tokens = max_tokens(&request, context_length - suffix.len());
+        self.samples(id, request, suffix, max_tokens, places)
     }
 
     fn samples(
@@ -73,16 +88,19 @@ impl Intake {
         id: RequestId,
         request: Request,
         prompt: Vec<Token>,
-        max_tokens: u32,
-        queue: &Queue,
+        max_tokens: usize,
+        places: Vec<QueuePlace>,
     ) -> Result<(Vec<Submission>, Reader), SubmitError> {
-        let retention = self.retention(&request);
-        let Request { sampling, namespace, constraint, .. } = request;
+        let (retention, want) = (self.retention(&request), want(&request));
+        let Request { sampling, namespace, constraint, priority, speculation, .. } = request;
+        let constraints = duplicates(constraint, sampling.n as usize)?;
         let stop_strings = self.stop_strings(&sampling)?;
         let stop_tokens = self.stop_tokens(&sampling);
         let slot_sampling = slot_sampling(&sampling, prompt.len(), &stop_tokens);
-        let full = || SubmitError::QueueFull { limit: queue.limit() };
-        let places = queue.enter(sampling.n as usize).ok_or_else(full)?;
+        let stop = sampling.stop.iter().map(|text| Arc::from(text.as_str())).collect();
+        let skip_special = sampling.skip_special_tokens;
+        // The samples have the same prompt, so one speaks for all.
+        let want = |index| if index == 0 { want } else { PromptWant::Nothing };
 
         let arrival_time = Instant::now();
         let usage = Usage {
@@ -90,20 +108,26 @@ impl Intake {
             cached_tokens: 0,
             completion_tokens: 0,
             arrival: arrival_time,
+            admitted: None,
             first_token: None,
             finish: arrival_time,
         };
         let (feeds, reader) = stream(sampling.n);
-        let samples = feeds.into_iter().zip(places).zip(0..).map(|((feed, place), index)| {
-            let stream = TextStream {
-                sample: index,
+        let parts = feeds.into_iter().zip(places).zip(constraints).zip(0..);
+        let samples = parts.map(|(((feed, place), constraint), index)| {
+            let tokenizer = self.tokenizer.as_ref();
+            let text = SampleText {
+                number: index,
                 feed,
                 queue_place: Some(place),
-                detokenizer: self.tokenizer.as_ref().map(|tokenizer| tokenizer.detokenizer(true)),
+                detokenizer: tokenizer.map(|tokenizer| tokenizer.detokenizer(skip_special)),
                 stop_strings: stop_strings.as_ref().map(StopStrings::matcher),
+                stop: Arc::clone(&stop),
                 stop_tokens: Arc::clone(&stop_tokens),
                 min_tokens: sampling.min_tokens,
                 usage,
+                last_token: None,
+                shown: Shown::default(),
             };
             let mut slot_sampling = slot_sampling.clone();
             slot_sampling.sample_index = index;
@@ -111,14 +135,16 @@ impl Intake {
                 id: SequenceId { request: id, index },
                 prompt: prompt.clone(),
                 sampling: Arc::new(slot_sampling),
-                max_tokens,
+                max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
                 stop_tokens: Arc::clone(&stop_tokens),
                 namespace,
                 retention,
                 constrained: constraint.is_some(),
+                speculation,
+                priority,
+                want: want(index),
             };
-            let constraint = constraint.as_ref().map(|constraint| constraint.duplicate());
-            Submission { arrival, constraint, stream }
+            Submission { arrival, constraint, text }
         });
         Ok((samples.collect(), reader))
     }
@@ -131,30 +157,35 @@ impl Intake {
         }
     }
 
-    fn tokens(&self, prompt: &Prompt, begins_text: bool) -> Result<Vec<Token>, SubmitError> {
-        match prompt {
-            Prompt::Tokens(tokens) => {
-                let vocab_size = self.vocab_size;
-                match tokens.iter().position(|&token| token >= vocab_size) {
-                    None => Ok(tokens.clone()),
-                    Some(index) => {
-                        let token = tokens[index];
-                        Err(SubmitError::UnknownToken { index, token, vocab_size })
-                    }
-                }
-            }
-            Prompt::Text(text) => Ok(self.tokenizer("a text prompt")?.encode(text, begins_text)?),
-            Prompt::Messages(messages) => self.render(messages),
+    fn tokens(&self, request: &Request, begins_text: bool) -> Result<Vec<Token>, SubmitError> {
+        let tokens = match &request.prompt {
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Text(text) => self.tokenizer("a text prompt")?.encode(text, begins_text)?,
+            Prompt::Messages(messages) => self.render(messages, &request.chat)?,
+        };
+        // A tokenizer may know tokens that its model has no embedding for.
+        let vocab_size = self.vocab_size;
+        match tokens.iter().enumerate().find(|&(_, &token)| token >= vocab_size) {
+            None => Ok(tokens),
+            Some((index, &token)) => Err(SubmitError::UnknownToken { index, token, vocab_size }),
         }
     }
 
-    fn render(&self, messages: &[ChatMessage]) -> Result<Vec<Token>, SubmitError> {
+    fn render(
+        &self,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+    ) -> Result<Vec<Token>, SubmitError> {
+        if messages.is_empty() {
+            return Err(SubmitError::NoMessages);
+        }
         let what = "a prompt of messages";
         let template = self.chat_template.as_ref();
         let template = template.ok_or(SubmitError::NoText { what, needed: "chat template" })?;
-        let text = template.render(messages, &ChatOptions::default())?;
+        let tokenizer = self.tokenizer(what)?;
+        let parts = template.render_parts(messages, options, tokenizer)?;
         // The template writes special tokens out itself.
-        Ok(self.tokenizer(what)?.encode(&text, false)?)
+        Ok(tokenizer.encode_parts(&parts)?)
     }
 
     fn tokenizer(&self, what: &'static str) -> Result<&Tokenizer, SubmitError> {
@@ -166,7 +197,7 @@ impl Intake {
             return Ok(None);
         }
         self.tokenizer("a stop string")?;
-        Ok(Some(StopStrings::new(&sampling.stop, false)?))
+        Ok(Some(StopStrings::new(&sampling.stop, sampling.include_stop)?))
     }
 
     fn stop_tokens(&self, sampling: &SamplingParams) -> Arc<[Token]> {
@@ -175,16 +206,60 @@ impl Intake {
     }
 }
 
+/// Most tokens to generate, where the context leaves room for so many.
+fn max_tokens(request: &Request, room: usize) -> usize {
+    match (request.pooling, request.sampling.max_tokens) {
+        (Some(_), _) => 0,
+        (None, None) => room,
+        (None, Some(max)) => room.min(usize::try_from(max).unwrap_or(room)),
+    }
+}
+
+fn want(request: &Request) -> PromptWant {
+    match (request.pooling, request.sampling.prompt_logprobs) {
+        (Some(pooling), _) => PromptWant::Vector(pooling),
+        (None, Some(top)) => PromptWant::Scores { from: 1, top },
+        (None, None) => PromptWant::Nothing,
+    }
+}
+
+/// A constraint for each sample.
+fn duplicates(
+    constraint: Option<Box<dyn TokenConstraint>>,
+    samples: usize,
+) -> Result<Vec<Option<Constraint>>, SubmitError> {
+    let Some(constraint) = constraint else {
+        return Ok((0..samples).map(|_| None).collect());
+    };
+    let mut original = Fenced::new(constraint);
+    let mut all = Vec::with_capacity(samples);
+    while let Some(constraint) = original.get_mut()
+        && all.len() + 1 < samples
+    {
+        let copy = fence(|| constraint.duplicate())
+            .map_err(|reason| SubmitError::Constraint { problem: format!("panicked: {reason}") })?;
+        all.push(Some(Fenced::new(copy)));
+    }
+    all.push(Some(original));
+    Ok(all)
+}
+
+/// What counts positions counts them from the end of a prompt of `prompt_len` tokens.
 fn slot_sampling(
     sampling: &SamplingParams,
     prompt_len: usize,
     stop_tokens: &Arc<[Token]>,
 ) -> SlotSampling {
     let has_minimum = sampling.min_tokens > 0;
+    // A minimum beyond the context holds until the context ends.
+    let prompt_len = u32::try_from(prompt_len).unwrap_or(u32::MAX);
+    let minimum_end = prompt_len.saturating_add(sampling.min_tokens);
+    // No probability at all still leaves the likeliest token.
+    let is_greedy = sampling.top_p == 0.0;
     SlotSampling {
-        temperature: sampling.temperature,
+        temperature: if is_greedy { 0.0 } else { sampling.temperature },
         top_k: sampling.top_k,
-        top_p: sampling.top_p,
+        top_p: if is_greedy { 1.0 } else { sampling.top_p },
         min_p: sampling.min_p,
         repetition_penalty: sampling.repetition_penalty,
         frequency_penalty: sampling.frequency_penalty,
@@ -193,7 +268,7 @@ fn slot_sampling(
         seed: sampling.seed.unwrap_or_else(random_seed),
         logprobs: sampling.logprobs,
         suppress: if has_minimum { Arc::clone(stop_tokens) } else { Arc::from([]) },
-        suppress_before: if has_minimum { prompt_len as u32 + sampling.min_tokens } else { 0 },
+        suppress_before: if has_minimum { minimum_end } else { 0 },
         ..SlotSampling::greedy()
     }
 }

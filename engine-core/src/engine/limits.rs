@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use super::kv_sizes::{KvPages, KvSizes};
 use super::options::{EngineOptions, KvMemory};
-use crate::backend::{Capabilities, CompileOptions, GroupId, Limits};
+use crate::backend::{Backend, Capabilities, CompileOptions, KvFormat, Limits};
 use crate::error::EngineError;
+use crate::kv::GroupKind;
 use crate::model::Program;
-use crate::schedule::{HostTierConfig, SchedulerConfig};
-use crate::weights::{Format, Weights};
+use crate::schedule::{HostTierConfig, SchedulerConfig, WindowedConfig};
 
 const DEFAULT_PAGE_SIZE: usize = 16;
 const DEFAULT_CHUNK: usize = 512;
@@ -22,9 +23,11 @@ const CONTEXTS_KEPT: usize = 4;
 pub struct EngineLimits {
     /// Tokens in a page.
     pub page_size: usize,
-    /// Pages of KV.
+    /// Pages of KV in each page group whose layers attend to everything.
     pub pages: u32,
-    /// Bytes that they take.
+    /// Pages of KV in each page group whose layers attend to a window; 0 without any.
+    pub windowed_pages: u32,
+    /// Bytes that all of them take.
     pub kv_bytes: u64,
     /// Pages of KV on the host; 0 without a host tier.
     pub host_pages: u32,
@@ -38,6 +41,10 @@ pub struct EngineLimits {
     pub chunked_prefill_size: usize,
     /// What will make the engine slow or refuse requests. Logged as warnings at the start.
     pub warnings: Vec<LimitWarning>,
+    /// By group of the program.
+    kinds: Vec<GroupKind>,
+    /// The widest window.
+    window: Option<usize>,
 }
 
 /// A limit that is probably not what was meant.
@@ -106,33 +113,42 @@ impl EngineLimits {
         program: &Program,
         model_context: usize,
         weight_bytes: u64,
-        capabilities: &Capabilities,
+        backend: &dyn Backend,
     ) -> Result<Self, EngineError> {
+        let capabilities = &backend.capabilities();
         let page_size = page_size(options, capabilities)?;
         let kv_format = kv_format(capabilities)?;
-        let position_bytes: u64 = (0..program.groups().len())
-            .map(|group| kv_bytes(kv_format, program.kv_elements(GroupId(group as u8))))
-            .sum();
-        let page_bytes = position_bytes.max(1) * page_size as u64;
+        positive("max_queued_requests", Some(options.max_queued_requests))?;
         let wanted_context = positive("context_length", options.context_length)?;
         let full_context = wanted_context.unwrap_or(model_context);
         let most_running = options.max_running_requests.unwrap_or(MOST_RUNNING);
 
+        let chunk = positive("chunked_prefill_size", options.chunked_prefill_size)?;
+        let chunk = chunk.unwrap_or(DEFAULT_CHUNK).min(full_context);
+        let drafted = options.speculation.map_or(0, |speculation| speculation.max_draft.into());
+        let tokens = (full_context, chunk, drafted);
+        let sizes = KvSizes::new(program, backend, (page_size, kv_format), tokens);
+
         let available = capabilities.memory_bytes.saturating_sub(weight_bytes);
+        let most = u64::from(u32::MAX - 1);
         let pages = match options.kv_memory {
-            KvMemory::Bytes(bytes) => bytes / page_bytes,
-            KvMemory::Tokens(tokens) => tokens.div_ceil(page_size) as u64,
+            KvMemory::Bytes(bytes) => sizes.within(bytes, most),
+            KvMemory::Tokens(tokens) => sizes.beside((tokens.div_ceil(page_size) as u64).min(most)),
             KvMemory::Fraction(fraction) => {
-                let affordable = part("kv_memory", fraction, available)? / page_bytes;
                 let contexts = CONTEXTS_KEPT as u64 * u64::from(most_running);
                 let useful = contexts.saturating_mul(full_context.div_ceil(page_size) as u64);
-                affordable.min(useful)
+                sizes.within(part("kv_memory", fraction, available)?, useful.min(most))
             }
         };
-        if pages == 0 {
+        let has_window = sizes.window.is_some();
+        if pages.full == 0 || (has_window && pages.windowed == 0) {
+            let page_bytes = sizes.page_bytes();
             return Err(EngineError::NoRoomForKv { available, page_size, page_bytes });
         }
-        let pages = u32::try_from(pages).unwrap_or(u32::MAX - 1);
+        let kv_bytes = sizes.bytes(pages);
+        let KvPages { full, windowed } = pages;
+        let pages = u32::try_from(full).unwrap_or(u32::MAX - 1);
+        let windowed_pages = u32::try_from(windowed).unwrap_or(u32::MAX - 1);
         let pool_tokens = (pages as usize).saturating_mul(page_size);
 
         let mut warnings = Vec::new();
@@ -162,18 +178,20 @@ impl EngineLimits {
         if pages < max_running_requests {
             warnings.push(LimitWarning::PoolBelowRunning { pool_tokens, max_running_requests });
         }
-        let chunk = positive("chunked_prefill_size", options.chunked_prefill_size)?;
-        let host_pages = host_pages(options, program, page_size, page_bytes, capabilities)?;
+        let host_pages = host_pages(options, &sizes, page_size, capabilities)?;
         Ok(Self {
             page_size,
             pages,
-            kv_bytes: u64::from(pages) * page_bytes,
+            windowed_pages,
+            kv_bytes,
             host_pages,
-            host_kv_bytes: u64::from(host_pages) * page_bytes,
+            host_kv_bytes: u64::from(host_pages) * sizes.full_bytes,
             context_length,
             max_running_requests,
-            chunked_prefill_size: chunk.unwrap_or(DEFAULT_CHUNK).min(context_length),
+            chunked_prefill_size: chunk.min(context_length),
             warnings,
+            kinds: sizes.kinds,
+            window: sizes.window,
         })
     }
 
@@ -184,6 +202,9 @@ impl EngineLimits {
             self.max_running_requests,
             self.context_length,
         );
+        config.groups.clone_from(&self.kinds);
+        let pages = self.windowed_pages;
+        config.windowed = self.window.map(|window| WindowedConfig { window, pages });
         config.chunked_prefill_size = self.chunked_prefill_size;
         // The engine counts who waits before the scheduler hears of them.
         config.max_waiting = usize::MAX;
@@ -197,8 +218,8 @@ impl EngineLimits {
             tier.min_load_tokens = options.host_min_load_tokens;
             config.host_tier = Some(tier);
         }
+        config.speculation = options.speculation;
         config.retract_every = options.retract_every;
-        config.seeded_bug = options.seeded_bug;
         config
     }
 
@@ -206,33 +227,34 @@ impl EngineLimits {
         &self,
         options: &EngineOptions,
         capabilities: &Capabilities,
-        groups: usize,
         config: &SchedulerConfig,
     ) -> Result<CompileOptions, EngineError> {
         let limits = Limits {
             rows: self.max_running_requests,
             tokens: as_u32("chunked_prefill_size", config.step_tokens())?,
-            outputs: self.max_running_requests,
+            outputs: as_u32("max_running_requests", config.step_outputs())?,
             slots: self.max_running_requests,
-            pages: vec![self.pages; groups],
+            pages: self.kinds.iter().map(|&kind| self.pages_of(kind)).collect(),
         };
         let context_length = as_u32("context_length", self.context_length)?;
         let page_size = as_u32("page_size", self.page_size)?;
         let mut compile = CompileOptions::new(limits, page_size, context_length);
         compile.kv_format = kv_format(capabilities)?;
         compile.deterministic = options.deterministic;
+        compile.hidden = options.embeddings || !capabilities.prepares_hidden;
+        compile.longest_draft = options.speculation.map_or(0, |s| s.max_draft.into());
         if self.host_pages > 0 {
-            compile.host_pages = vec![self.host_pages; groups];
+            compile.host_pages = vec![self.host_pages; self.kinds.len()];
         }
         Ok(compile)
     }
-}
 
-/// Bytes of all tensors that the program names. One that is missing or malformed counts nothing:
-/// compiling reports it, with what it was needed for.
-pub(super) fn weight_bytes(program: &Program, weights: &dyn Weights) -> u64 {
-    let bytes = |name: &str| weights.tensor(name).map_or(0, |tensor| tensor.data().len() as u64);
-    program.weights().iter().map(|weight| bytes(&weight.name)).sum()
+    fn pages_of(&self, kind: GroupKind) -> u32 {
+        match kind {
+            GroupKind::Full => self.pages,
+            GroupKind::Windowed => self.windowed_pages,
+        }
+    }
 }
 
 fn page_size(options: &EngineOptions, capabilities: &Capabilities) -> Result<usize, EngineError> {
@@ -257,11 +279,11 @@ fn page_size(options: &EngineOptions, capabilities: &Capabilities) -> Result<usi
 /// Pages of the host tier, 0 for none.
 fn host_pages(
     options: &EngineOptions,
-    program: &Program,
+    sizes: &KvSizes,
     page_size: usize,
-    page_bytes: u64,
     capabilities: &Capabilities,
 ) -> Result<u32, EngineError> {
+    let page_bytes = sizes.full_bytes.max(1);
     let available = capabilities.host_memory_bytes;
     let pages = match options.host_kv_memory {
         KvMemory::NONE | KvMemory::Tokens(0) => return Ok(0),
@@ -276,9 +298,12 @@ fn host_pages(
     if !options.cache {
         return refuse("it keeps what the cache keeps, and that is switched off".to_owned());
     }
-    let groups = program.groups().len();
-    if groups != 1 {
-        return refuse(format!("the program has {groups} page groups; one can be kept there"));
+    if sizes.window.is_some() {
+        return refuse(
+            "the program has windowed page groups, and a prefix comes back from the host without \
+             the pages of its window"
+                .to_owned(),
+        );
     }
     if pages == 0 || pages.saturating_mul(page_bytes) > available {
         let needed = pages.max(1).saturating_mul(page_bytes);
@@ -295,15 +320,11 @@ fn part(option: &'static str, fraction: f64, of: u64) -> Result<u64, EngineError
     Err(EngineError::Option { option, reason })
 }
 
-fn kv_format(capabilities: &Capabilities) -> Result<Format, EngineError> {
+fn kv_format(capabilities: &Capabilities) -> Result<KvFormat, EngineError> {
     capabilities.kv_formats.first().copied().ok_or_else(|| EngineError::Option {
         option: "kv_format",
         reason: "the backend takes none".to_owned(),
     })
-}
-
-fn kv_bytes(format: Format, elements: u64) -> u64 {
-    elements.div_ceil(format.block_elements() as u64) * format.block_bytes() as u64
 }
 
 fn positive(option: &'static str, value: Option<usize>) -> Result<Option<usize>, EngineError> {

@@ -1,8 +1,7 @@
 //! The overlapped loop, and its plain twin: the oracle that it is tested against.
 
-use super::core::Core;
+use super::driver::Driver;
 use crate::error::EngineDead;
-use crate::schedule::Plan;
 
 /// Plans and launches a step while the previous one runs.
 ///
@@ -10,20 +9,15 @@ use crate::schedule::Plan;
 /// host     plan 1 | plan 2      | commit 1, plan 3 | commit 2, plan 4 | ..
 /// device          | step 1 .....| step 2 ..........| step 3 ..........| ..
 /// ```
-pub(super) fn overlapped(core: &mut Core) -> Result<(), EngineDead> {
-    while core.receive()? {
-        let plan = core.plan()?;
-        if plan == Plan::Launch {
-            core.launch()?;
-        }
-        core.start_copies(plan)?;
+pub(super) fn overlapped(driver: &mut Driver) -> Result<(), EngineDead> {
+    while driver.receive()? {
+        let has_launched = driver.start()?;
         // What was just launched stays in flight while the next step is planned; the step before
         // it is waited for, as is everything where there was nothing to launch.
-        let keep = usize::from(plan == Plan::Launch);
-        if core.in_flight() > keep {
-            core.retire()?;
+        if driver.in_flight() > usize::from(has_launched) {
+            driver.retire()?;
         }
-        core.sample_deferred()?;
+        driver.sample_deferred()?;
     }
     Ok(())
 }
@@ -34,15 +28,11 @@ pub(super) fn overlapped(core: &mut Core) -> Result<(), EngineDead> {
 /// host     plan 1 |          | commit 1, plan 2 |          | commit 2, plan 3 | ..
 /// device          | step 1 ..|                  | step 2 ..|                  | ..
 /// ```
-pub(super) fn plain(core: &mut Core) -> Result<(), EngineDead> {
-    while core.receive()? {
-        let plan = core.plan()?;
-        if plan == Plan::Launch {
-            core.launch()?;
-            core.sample_deferred()?;
-        }
-        core.start_copies(plan)?;
-        core.retire()?;
+pub(super) fn plain(driver: &mut Driver) -> Result<(), EngineDead> {
+    while driver.receive()? {
+        driver.start()?;
+        driver.sample_deferred()?;
+        driver.retire()?;
     }
     Ok(())
 }

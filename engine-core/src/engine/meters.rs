@@ -17,16 +17,38 @@ pub struct EngineSnapshot {
     pub scheduler: SchedulerStats,
     /// Samples that were submitted and have not run yet.
     pub queued: usize,
-    /// Pages of KV, by owner.
+    /// Pages of KV in full page groups, by owner.
     pub pages: PageCounts,
+    /// Pages of KV in windowed page groups, by owner; all zero without any.
+    pub windowed_pages: PageCounts,
     /// What the prefix cache has done, look-ups of retracted samples and forks included.
     pub cache: Statistics,
     /// Steps that the device has finished.
     pub steps: u64,
     /// Time that the device has spent on them, as the host sees it.
     pub step_time: Duration,
+    /// Time that it spent on the last one.
+    pub last_step_time: Duration,
+    /// Samples that have ended, by reason.
+    pub endings: Endings,
     /// Shapes that the backend had to compile while requests waited. Should stay 0.
     pub compiles_in_traffic: u64,
+}
+
+/// Samples that have ended, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Endings {
+    /// At an end token or a stop string.
+    pub stop: u64,
+    /// At their token limit, or the context's.
+    pub length: u64,
+    /// Given up by their reader, or by a shutdown.
+    pub abort: u64,
+    /// With an error: of the device, or of code that came with the request.
+    pub failed: u64,
+    /// Refused on the engine's thread: branches whose parent had ended, say.
+    pub refused: u64,
 }
 
 impl EngineSnapshot {
@@ -53,11 +75,15 @@ pub(super) struct Meters {
     pages_loading: Gauge,
     pages_owned: Gauge,
     host_pages: Gauge,
+    windowed_pages: Gauge,
     compiles: Counter,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     prefill_tokens: Counter,
     generated_tokens: Counter,
+    verification_rows: Counter,
+    proposed_tokens: Counter,
+    accepted_tokens: Counter,
     cache_requests: Counter,
     cache_requests_hit: Counter,
     duplicate_pages: Counter,
@@ -88,11 +114,15 @@ impl Meters {
             pages_loading: pages("loading"),
             pages_owned: pages("owned"),
             host_pages: gauge!("understory_host_pages"),
+            windowed_pages: gauge!("understory_windowed_pages_in_use"),
             compiles: counter!("understory_compiles_in_traffic_total"),
             prompt_tokens: counter!("understory_prompt_tokens_total"),
             cached_tokens: counter!("understory_cached_tokens_total"),
             prefill_tokens: counter!("understory_prefill_tokens_total"),
             generated_tokens: counter!("understory_generated_tokens_total"),
+            verification_rows: counter!("understory_verification_rows_total"),
+            proposed_tokens: counter!("understory_proposed_tokens_total"),
+            accepted_tokens: counter!("understory_accepted_tokens_total"),
             cache_requests: counter!("understory_cache_requests_total"),
             cache_requests_hit: counter!("understory_cache_requests_hit_total"),
             duplicate_pages: counter!("understory_cache_duplicate_pages_total"),
@@ -118,12 +148,13 @@ impl Meters {
         self.step_seconds.record(step_time);
         self.snapshot.steps += 1;
         self.snapshot.step_time += step_time;
+        self.snapshot.last_step_time = step_time;
     }
 
     pub(super) fn observe(
         &mut self,
         scheduler: SchedulerStats,
-        pages: PageCounts,
+        (pages, windowed_pages): (PageCounts, PageCounts),
         cache: Statistics,
         queued: usize,
         compiles_in_traffic: u64,
@@ -131,6 +162,7 @@ impl Meters {
         self.snapshot = EngineSnapshot {
             scheduler,
             pages,
+            windowed_pages,
             cache,
             queued,
             compiles_in_traffic,
@@ -146,11 +178,15 @@ impl Meters {
         self.pages_loading.set(pages.loading as f64);
         self.pages_owned.set(pages.owned_by_sequences as f64);
         self.host_pages.set(pages.on_host as f64);
+        self.windowed_pages.set(windowed_pages.in_use() as f64);
         self.compiles.absolute(compiles_in_traffic);
         self.prompt_tokens.absolute(scheduler.prompt_tokens);
         self.cached_tokens.absolute(scheduler.cached_tokens);
         self.prefill_tokens.absolute(scheduler.prefill_tokens);
         self.generated_tokens.absolute(scheduler.generated_tokens);
+        self.verification_rows.absolute(scheduler.verification_rows);
+        self.proposed_tokens.absolute(scheduler.proposed_tokens);
+        self.accepted_tokens.absolute(scheduler.accepted_tokens);
         self.cache_requests.absolute(cache.requests);
         self.cache_requests_hit.absolute(cache.requests_hit);
         self.duplicate_pages.absolute(cache.pages_duplicate);

@@ -8,8 +8,12 @@
 //!
 //! One thread owns the scheduler and the executor and alternates between planning and waiting
 //! (`loops.rs`). Another turns tokens into text, looks for stop strings and fills the readers'
-//! buffers. Callers tokenize and validate on their own threads. Threads that have nothing to do
+//! buffers. Callers tokenize and validate on their own threads, or leave that to a small pool;
+//! another pool computes the masks of many constrained samples. Threads that have nothing to do
 //! sleep.
+//!
+//! Code of callers (constraints, wakers, progress) is fenced wherever it is called or dropped, and
+//! a thread of an engine never waits for an engine.
 //!
 //! # What ends what
 //!
@@ -18,6 +22,7 @@
 //! | a row fails | its sample: [`GenerationError::Failed`](crate::error::GenerationError) |
 //! | KV is lost | the samples of that step; all others are computed again |
 //! | the device dies or hangs, a panic, a broken invariant | everybody: [`EngineDead`](crate::error::EngineDead) on every stream, and for every request from then on |
+//! | a constraint panics or allows nothing, a reader's waker panics | its own request |
 //! | a reader goes away | its request is aborted |
 //! | a reader never reads | nobody |
 
@@ -25,22 +30,33 @@ mod builder;
 mod clock;
 mod command;
 mod constraints;
-mod core;
+mod driver;
+mod embeddings;
+mod facts;
+mod flight;
 mod generation;
 mod handle;
 mod intake;
+mod kv_sizes;
 mod limits;
 mod loops;
 mod mailbox;
 mod meters;
+mod oneshot;
 mod options;
+mod recorder;
+mod sample_text;
 mod shared;
+mod submitting;
 mod text;
 mod threads;
+mod workers;
 
 pub use builder::EngineBuilder;
-pub use generation::{Events, Generation};
+pub use facts::ModelFacts;
+pub use generation::{AbortHandle, Events, Generation};
 pub use handle::{Engine, Shutdown};
 pub use limits::{EngineLimits, LimitWarning};
-pub use meters::EngineSnapshot;
+pub use meters::{Endings, EngineSnapshot};
 pub use options::{EngineOptions, KvMemory};
+pub use submitting::Submitting;

@@ -1,10 +1,11 @@
 //! How an engine is set up.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use radix_cache::{Policy, WritePolicy};
 
-use crate::schedule::{QueuePolicy, SeededBug};
+use crate::schedule::{QueuePolicy, Speculation};
 
 /// How an engine is set up. What is `None` is derived from model and machine when the engine is
 /// built; [`Engine::limits`](super::Engine::limits) tells what came of it.
@@ -12,9 +13,8 @@ use crate::schedule::{QueuePolicy, SeededBug};
 /// ```
 /// use engine_core::engine::{EngineOptions, KvMemory};
 ///
-/// let mut options = EngineOptions::default();
-/// options.page_size = Some(32);
-/// options.kv_memory = KvMemory::Bytes(1 << 30);
+/// let options = EngineOptions::default().page_size(32).kv_memory(KvMemory::Bytes(1 << 30));
+/// assert_eq!(options.page_size, Some(32));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -63,12 +63,19 @@ pub struct EngineOptions {
     /// Ask the backend for results that don't depend on the batch, where it doesn't promise that
     /// anyway. Default no.
     pub deterministic: bool,
+    /// Prepare for [`Engine::embed`](crate::engine::Engine::embed), which makes the start longer, on
+    /// backends where vectors take preparation: XLA. Others embed in any case. Default no.
+    pub embeddings: bool,
+    /// Propose tokens and verify several in a step, where text repeats itself. Changes no token.
+    /// Default no.
+    pub speculation: Option<Speculation>,
+    /// Record all that the scheduler is told, and what it decides, to a new file here, for
+    /// [`replay`](crate::schedule::replay): to look into what happened, or to repeat it. Prompts
+    /// and answers are in it, as tokens. Default no.
+    pub record_inputs: Option<PathBuf>,
     /// For tests: put a request back every so many steps.
     #[doc(hidden)]
     pub retract_every: Option<u64>,
-    /// For tests: plant a bug.
-    #[doc(hidden)]
-    pub seeded_bug: Option<SeededBug>,
 }
 
 /// How much memory KV takes.
@@ -94,6 +101,28 @@ impl EngineOptions {
     pub const TYPICAL_TOKENS: usize = 512;
 }
 
+backend_api::setters!(EngineOptions {
+    page_size: impl Into<Option<usize>>,
+    max_running_requests: impl Into<Option<u32>>,
+    chunked_prefill_size: impl Into<Option<usize>>,
+    kv_memory: KvMemory,
+    context_length: impl Into<Option<usize>>,
+    cache: bool,
+    cache_events: usize,
+    overlap: bool,
+    queue_policy: QueuePolicy,
+    eviction_policy: Policy,
+    host_kv_memory: KvMemory,
+    host_write_policy: WritePolicy,
+    host_min_load_tokens: usize,
+    max_queued_requests: usize,
+    step_deadline: impl Into<Option<Duration>>,
+    deterministic: bool,
+    embeddings: bool,
+    speculation: impl Into<Option<Speculation>>,
+    record_inputs: impl Into<Option<PathBuf>>,
+});
+
 impl Default for EngineOptions {
     fn default() -> Self {
         Self {
@@ -113,8 +142,10 @@ impl Default for EngineOptions {
             max_queued_requests: 4096,
             step_deadline: Some(Duration::from_secs(120)),
             deterministic: false,
+            embeddings: false,
+            speculation: None,
+            record_inputs: None,
             retract_every: None,
-            seeded_bug: None,
         }
     }
 }

@@ -2,15 +2,16 @@
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use metrics::{Counter, counter};
 use parking_lot::{Condvar, Mutex};
 use radix_cache::Event;
 
 use super::clock::Clock;
 use super::command::{Command, Queue, TextMessage};
 use super::mailbox::Mailbox;
-use super::meters::EngineSnapshot;
+use super::meters::{Endings, EngineSnapshot};
 use crate::error::EngineDead;
 
 /// The text thread may be so many steps behind before the memory for messages to it grows.
@@ -23,29 +24,31 @@ pub(super) struct Shared {
     /// To the text thread.
     pub(super) texts: Mailbox<TextMessage>,
     pub(super) queue: Queue,
-    pub(super) vocab_size: u32,
     /// Set once, if the engine dies.
     pub(super) dead: OnceLock<EngineDead>,
     /// New requests are refused.
     pub(super) is_closing: AtomicBool,
     pub(super) snapshot: Mutex<EngineSnapshot>,
+    pub(super) endings: EndingCounts,
     /// Changes of the cache that nobody has taken yet; bounded, the oldest give way.
     pub(super) cache_events: Mutex<VecDeque<Event>>,
+    pub(super) cache_changed: Condvar,
     pub(super) clock: Clock,
     ended: Ended,
 }
 
 impl Shared {
-    pub(super) fn new(queue: Queue, vocab_size: u32, max_running: u32) -> Self {
+    pub(super) fn new(queue: Queue, max_running: u32) -> Self {
         Self {
             commands: Mailbox::with_capacity(0),
             texts: Mailbox::with_capacity(max_running as usize * STEPS_BEHIND),
             queue,
-            vocab_size,
             dead: OnceLock::new(),
             is_closing: AtomicBool::new(false),
             snapshot: Mutex::default(),
+            endings: EndingCounts::new(),
             cache_events: Mutex::default(),
+            cache_changed: Condvar::new(),
             clock: Clock::new(),
             ended: Ended::default(),
         }
@@ -61,6 +64,13 @@ impl Shared {
     pub(super) fn set_ended(&self) {
         *self.ended.has_ended.lock() = true;
         self.ended.changed.notify_all();
+        // Under the lock, so that nobody misses it who has just looked.
+        drop(self.cache_events.lock());
+        self.cache_changed.notify_all();
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        *self.ended.has_ended.lock()
     }
 
     pub(super) fn wait_until_ended(&self) {
@@ -75,4 +85,45 @@ impl Shared {
 struct Ended {
     has_ended: Mutex<bool>,
     changed: Condvar,
+}
+
+/// How a sample ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ending {
+    Stop,
+    Length,
+    Abort,
+    Failed,
+    Refused,
+}
+
+/// Samples that have ended, by reason.
+#[derive(Debug)]
+pub(super) struct EndingCounts {
+    counts: [AtomicU64; 5],
+    meters: [Counter; 5],
+}
+
+impl EndingCounts {
+    fn new() -> Self {
+        let names = ["stop", "length", "abort", "failed", "refused"];
+        let meters = names.map(|name| counter!("understory_samples_ended_total", "reason" => name));
+        Self { counts: Default::default(), meters }
+    }
+
+    pub(super) fn count(&self, ending: Ending) {
+        self.counts[ending as usize].fetch_add(1, Ordering::Relaxed);
+        self.meters[ending as usize].increment(1);
+    }
+
+    pub(super) fn get(&self) -> Endings {
+        let count = |ending| self.counts[ending as usize].load(Ordering::Relaxed);
+        Endings {
+            stop: count(Ending::Stop),
+            length: count(Ending::Length),
+            abort: count(Ending::Abort),
+            failed: count(Ending::Failed),
+            refused: count(Ending::Refused),
+        }
+    }
 }

@@ -1,161 +1,142 @@
-//! The text thread: tokens into text, stop strings, and the readers' buffers. It keeps that work,
-//! and the wake-ups of readers, off the scheduler thread.
+//! The text thread: keeps turning tokens into text, and the wake-ups of readers, off the scheduler
+//! thread.
 
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use hashbrown::HashMap;
-use radix_cache::Token;
 
-use super::command::{Command, QueuePlace, TextMessage};
-use super::mailbox::Mailbox;
+use super::command::{Command, TextMessage};
+use super::sample_text::{SampleText, Taken};
+use super::shared::{Ending, Shared};
 use crate::error::{EngineDead, GenerationError};
-use crate::request::{Feed, FinishReason, Finished, GenerationEvent, TokenLogprobs, Usage};
+use crate::request::{FinishReason, GenerationEvent, StopMatch};
 use crate::schedule::{self, SequenceId};
-use crate::text::{IncrementalDetokenizer, StopMatcher};
 
-/// One sample's way from tokens to its reader.
-#[derive(Debug)]
-pub(super) struct TextStream {
-    pub(super) sample: u32,
-    pub(super) feed: Feed,
-    /// Given back when the sample first runs, or ends without.
-    pub(super) queue_place: Option<QueuePlace>,
-    /// `None` in an engine without tokenizer: tokens only.
-    pub(super) detokenizer: Option<IncrementalDetokenizer>,
-    pub(super) stop_strings: Option<StopMatcher>,
-    /// End the sample without being part of its text.
-    pub(super) stop_tokens: Arc<[Token]>,
-    /// Stop strings count from here on.
-    pub(super) min_tokens: u32,
-    pub(super) usage: Usage,
-}
+type Samples = HashMap<SequenceId, Box<SampleText>>;
 
 /// Runs until it is told to close, or the engine has died.
-pub(super) fn run(
-    inbox: &Mailbox<TextMessage>,
-    commands: &Mailbox<Command>,
-    dead: &OnceLock<EngineDead>,
-) {
-    let mut streams = HashMap::new();
-    let mut messages = inbox.buffer();
+pub(super) fn run(shared: &Shared) {
+    let mut samples = HashMap::new();
+    let mut messages = shared.texts.buffer();
     let mut is_open = true;
     while is_open {
-        inbox.wait(&mut messages);
+        shared.texts.wait(&mut messages);
         // Woken without a message: closed.
         is_open = !messages.is_empty();
         for message in messages.drain(..) {
             match message {
                 TextMessage::Close => is_open = false,
-                message => handle(message, &mut streams, commands),
+                message => handle(message, &mut samples, shared),
             }
         }
     }
     // None are left unless the engine died.
-    let dead = dead.get().cloned().unwrap_or_else(|| EngineDead::new("it ended with work left"));
-    streams.drain().for_each(|(_, stream)| stream.feed.die(dead.clone()));
+    let dead = shared.dead.get().cloned();
+    let dead = dead.unwrap_or_else(|| EngineDead::new("it ended with work left"));
+    samples.drain().for_each(|(_, sample)| sample.feed.die(dead.clone()));
 }
 
-type Streams = HashMap<SequenceId, Box<TextStream>>;
-
 /// Messages about samples that have ended here already, at a stop string, are dropped.
-fn handle(message: TextMessage, streams: &mut Streams, commands: &Mailbox<Command>) {
+fn handle(message: TextMessage, samples: &mut Samples, shared: &Shared) {
     match message {
-        TextMessage::Open(id, stream) => {
-            streams.insert(id, stream);
+        TextMessage::Open(id, sample) => {
+            samples.insert(id, sample);
         }
         TextMessage::Forked { id, prompt_tokens, last_token } => {
-            if let Some(stream) = streams.get_mut(&id) {
-                stream.continue_from(prompt_tokens, last_token);
+            if let Some(sample) = samples.get_mut(&id) {
+                sample.continue_from(prompt_tokens, last_token);
             }
         }
-        TextMessage::Admitted { id, cached_tokens } => {
-            if let Some(stream) = streams.get_mut(&id) {
-                stream.queue_place = None;
-                stream.usage.cached_tokens = cached_tokens;
-            }
+        TextMessage::Admitted { id, cached_tokens, at } => {
+            let Some(sample) = samples.get_mut(&id) else { return };
+            let taken = sample.admit(cached_tokens, at);
+            act(id, taken, at, samples, shared);
+        }
+        TextMessage::Prompt { id, position, logprobs } => tell(id, samples, shared, |sample| {
+            GenerationEvent::Prompt { sample, position, logprobs }
+        }),
+        TextMessage::Embedding { id, vector } => {
+            tell(id, samples, shared, |sample| GenerationEvent::Embedding { sample, vector });
         }
         TextMessage::Token { id, token, logprobs, at } => {
-            let Some(stream) = streams.get_mut(&id) else { return };
-            let has_stopped = stream.take(token, logprobs, at);
-            if has_stopped && let Some(stream) = streams.remove(&id) {
-                // If the scheduler thread is gone there is nothing to stop any more.
-                let _ = commands.post(Command::Stop(id));
-                stream.finish(FinishReason::Stop, at);
-            }
+            let Some(sample) = samples.get_mut(&id) else { return };
+            let taken = sample.take(token, logprobs, at);
+            act(id, taken, at, samples, shared);
         }
         TextMessage::Finished { id, reason, at } => {
-            let Some(stream) = streams.remove(&id) else { return };
-            match reason {
-                schedule::FinishReason::Stop => stream.finish(FinishReason::Stop, at),
-                schedule::FinishReason::Length => stream.finish(FinishReason::Length, at),
-                schedule::FinishReason::Abort => stream.finish(FinishReason::Abort, at),
-                schedule::FinishReason::Error(reason) => {
-                    let sample = stream.sample;
-                    stream.feed.end(Err(GenerationError::Failed { sample, reason }));
-                }
+            if let Some(sample) = samples.remove(&id) {
+                finish(sample, reason, at, shared);
             }
         }
+        TextMessage::Broken { id, problem } => {
+            let Some(sample) = samples.remove(&id) else { return };
+            shared.endings.count(Ending::Failed);
+            let number = sample.number;
+            sample.fail(GenerationError::Constraint { sample: number, problem });
+        }
         TextMessage::Refused { id, refusal } => {
-            let Some(stream) = streams.remove(&id) else { return };
-            let sample = stream.sample;
-            stream.feed.end(Err(GenerationError::Refused { sample, refusal }));
+            let Some(sample) = samples.remove(&id) else { return };
+            shared.endings.count(Ending::Refused);
+            let number = sample.number;
+            sample.fail(GenerationError::Refused { sample: number, refusal });
         }
         TextMessage::Close => {}
     }
 }
 
-impl TextStream {
-    fn continue_from(&mut self, prompt_tokens: u32, last_token: Option<Token>) {
-        self.usage.prompt_tokens = prompt_tokens;
-        if let (Some(detokenizer), Some(token)) = (&mut self.detokenizer, last_token) {
-            // Its text belongs to the prompt; what follows it is no beginning of a text.
-            detokenizer.push(token);
-        }
-    }
+fn tell(
+    id: SequenceId,
+    samples: &mut Samples,
+    shared: &Shared,
+    event: impl FnOnce(u32) -> GenerationEvent,
+) {
+    let Some(sample) = samples.get(&id) else { return };
+    let taken = sample.tell(event(sample.number));
+    act(id, taken, Instant::now(), samples, shared);
+}
 
-    /// Takes a token. True if its text completes a stop string.
-    fn take(&mut self, token: Token, logprobs: Option<Box<TokenLogprobs>>, at: Instant) -> bool {
-        let sample = self.sample;
-        self.usage.first_token.get_or_insert(at);
-        self.usage.completion_tokens += 1;
-        self.feed.push(GenerationEvent::Token { sample, token, logprobs, at });
-        let Some(detokenizer) = &mut self.detokenizer else { return false };
-        if self.stop_tokens.contains(&token) {
-            return false;
+/// Ends the sample early, where the text or the reader asks for that.
+fn act(id: SequenceId, taken: Taken, at: Instant, samples: &mut Samples, shared: &Shared) {
+    let reason = match taken {
+        Taken::Goes => return,
+        Taken::Stopped(_) => schedule::FinishReason::Stop,
+        Taken::Broken => schedule::FinishReason::Abort,
+    };
+    let Some(sample) = samples.remove(&id) else { return };
+    // If the scheduler thread is gone there is nothing to stop any more.
+    let _ = shared.commands.post(Command::End { id, reason });
+    match taken {
+        Taken::Stopped(matched) => {
+            shared.endings.count(Ending::Stop);
+            sample.finish(FinishReason::Stop, Some(matched), at);
         }
-        let text = detokenizer.push(token);
-        let text = match &mut self.stop_strings {
-            Some(matcher) if self.usage.completion_tokens >= self.min_tokens => {
-                let scan = matcher.push(text);
-                push_text(&self.feed, sample, scan.text);
-                return scan.stopped.is_some();
-            }
-            _ => text,
-        };
-        push_text(&self.feed, sample, text);
-        false
-    }
-
-    fn finish(mut self: Box<Self>, reason: FinishReason, at: Instant) {
-        let sample = self.sample;
-        let tail = self.detokenizer.as_mut().map_or("", IncrementalDetokenizer::finish);
-        match self.stop_strings.take() {
-            None => push_text(&self.feed, sample, tail),
-            Some(mut matcher) => {
-                push_text(&self.feed, sample, matcher.push(tail).text);
-                push_text(&self.feed, sample, &matcher.finish());
-            }
+        // The reader was told.
+        _ => {
+            shared.endings.count(Ending::Failed);
+            sample.finish(FinishReason::Abort, None, at);
         }
-        let usage = Usage { finish: at, ..self.usage };
-        // Before the reader hears of the end, so that it may submit at once.
-        drop(self.queue_place.take());
-        self.feed.end(Ok(GenerationEvent::Finished(Finished { sample, reason, usage })));
     }
 }
 
-fn push_text(feed: &Feed, sample: u32, text: &str) {
-    if !text.is_empty() {
-        feed.push(GenerationEvent::Text { sample, text: text.to_owned() });
+fn finish(sample: Box<SampleText>, reason: schedule::FinishReason, at: Instant, shared: &Shared) {
+    match reason {
+        schedule::FinishReason::Stop => {
+            shared.endings.count(Ending::Stop);
+            let matched = sample.last_token.map(StopMatch::Token);
+            sample.finish(FinishReason::Stop, matched, at);
+        }
+        schedule::FinishReason::Length => {
+            shared.endings.count(Ending::Length);
+            sample.finish(FinishReason::Length, None, at);
+        }
+        schedule::FinishReason::Abort => {
+            shared.endings.count(Ending::Abort);
+            sample.finish(FinishReason::Abort, None, at);
+        }
+        schedule::FinishReason::Error(reason) => {
+            shared.endings.count(Ending::Failed);
+            let number = sample.number;
+            sample.fail(GenerationError::Failed { sample: number, reason });
+        }
     }
 }

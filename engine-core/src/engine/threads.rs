@@ -1,40 +1,53 @@
-//! The engine's two threads: how they start and how they end.
+//! The engine's threads: how they start and how they end.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::command::{Command, TextMessage};
-use super::core::Core;
+use super::driver::Driver;
 use super::loops;
 use super::shared::Shared;
 use super::text;
+use super::workers::Workers;
 use crate::error::{EngineDead, EngineError};
+use crate::fence::fence;
 use crate::schedule::FinishReason;
+
+thread_local! {
+    static IS_ENGINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this is a thread of some engine. Code of callers runs on those too (constraints, wakers),
+/// and must not wait there for an engine to end.
+pub(super) fn is_engine_thread() -> bool {
+    IS_ENGINE.get()
+}
 
 /// The running threads.
 #[derive(Debug)]
 pub(super) struct Threads {
     scheduler: JoinHandle<()>,
     text: JoinHandle<()>,
+    workers: [Workers; 2],
 }
 
 impl Threads {
     pub(super) fn start(
-        core: Core,
+        driver: Driver,
         shared: &Arc<Shared>,
+        workers: [Workers; 2],
         overlap: bool,
     ) -> Result<Self, EngineError> {
         let of_text = Arc::clone(shared);
         let text = spawn("understory-text", move || text_thread(&of_text))?;
         let of_scheduler = Arc::clone(shared);
         let scheduler = spawn("understory-sched", move || {
-            scheduler_thread(core, &of_scheduler, overlap);
+            scheduler_thread(driver, &of_scheduler, overlap);
         });
         match scheduler {
-            Ok(scheduler) => Ok(Self { scheduler, text }),
+            Ok(scheduler) => Ok(Self { scheduler, text, workers }),
             Err(error) => {
                 shared.texts.close();
                 Err(error)
@@ -42,38 +55,46 @@ impl Threads {
         }
     }
 
-    /// Waits until both have ended. If the engine died, the device may never let its executor go:
-    /// that is not waited for.
+    /// Waits until all have ended. If the engine died, the device may never let its executor go:
+    /// that is not waited for. Not to be called on a thread of an engine.
     pub(super) fn join(self, shared: &Shared) {
         shared.wait_until_ended();
-        let here = thread::current().id();
-        // A reader's waker may drop the last handle on the text thread.
-        if self.text.thread().id() != here {
-            // A panic there was caught and told before.
-            let _ = self.text.join();
-        }
-        if shared.dead.get().is_none() && self.scheduler.thread().id() != here {
+        self.workers.iter().for_each(Workers::close);
+        // A panic there was caught and told before.
+        let _ = self.text.join();
+        if shared.dead.get().is_none() {
             let _ = self.scheduler.join();
         }
+        self.workers.iter().for_each(Workers::join);
+    }
+
+    /// Lets all threads end by themselves.
+    pub(super) fn detach(self) {
+        self.workers.iter().for_each(Workers::close);
     }
 }
 
-fn spawn(
+/// Starts a thread of an engine.
+pub(super) fn spawn(
     name: &'static str,
     run: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, EngineError> {
+    let run = move || {
+        IS_ENGINE.set(true);
+        run();
+    };
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(run)
         .map_err(|source| EngineError::Thread { name, source })
 }
 
-fn scheduler_thread(mut core: Core, shared: &Shared, overlap: bool) {
-    let run = || if overlap { loops::overlapped(&mut core) } else { loops::plain(&mut core) };
-    let death = match catch_unwind(AssertUnwindSafe(run)) {
+fn scheduler_thread(mut driver: Driver, shared: &Shared, overlap: bool) {
+    let run = || if overlap { loops::overlapped(&mut driver) } else { loops::plain(&mut driver) };
+    let death = match fence(run) {
         Ok(Ok(())) => None,
         Ok(Err(dead)) => Some(dead),
-        Err(panic) => Some(EngineDead::new(message(panic.as_ref()))),
+        Err(panic) => Some(EngineDead::new(format!("panic: {panic}"))),
     };
     if let Some(dead) = death {
         tracing::error!(reason = dead.reason(), "the engine has died");
@@ -87,7 +108,7 @@ fn scheduler_thread(mut core: Core, shared: &Shared, overlap: bool) {
     // If the text thread is gone, so are its streams.
     let _ = shared.texts.post(TextMessage::Close);
     shared.set_ended();
-    // `core` goes last: a lost device may keep its executor for ever.
+    // `driver` goes last: a lost device may keep its executor for ever.
 }
 
 fn give_up(command: Command, shared: &Shared) {
@@ -96,7 +117,7 @@ fn give_up(command: Command, shared: &Shared) {
     };
     for sample in samples {
         let id = sample.arrival.id;
-        let mut messages = vec![TextMessage::Open(id, Box::new(sample.stream))];
+        let mut messages = vec![TextMessage::Open(id, Box::new(sample.text))];
         if shared.dead.get().is_none() {
             let at = Instant::now();
             messages.push(TextMessage::Finished { id, reason: FinishReason::Abort, at });
@@ -106,20 +127,13 @@ fn give_up(command: Command, shared: &Shared) {
 }
 
 fn text_thread(shared: &Shared) {
-    let run = || text::run(&shared.texts, &shared.commands, &shared.dead);
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+    if let Err(panic) = fence(|| text::run(shared)) {
         // Its streams were dropped on the way, which told their readers.
-        let dead = EngineDead::new(message(panic.as_ref()));
+        let dead = EngineDead::new(format!("panic: {panic}"));
         tracing::error!(reason = dead.reason(), "the engine has died");
         shared.die(dead);
         drop(shared.texts.close());
         // Wakes the scheduler thread.
         let _ = shared.commands.post(Command::AbortAll);
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("panic: {}", text.unwrap_or_else(|| "without a message".to_owned()))
 }

@@ -46,11 +46,14 @@ impl PageAllocator {
         self.is_free.get(page.0 as usize).copied().unwrap_or(false)
     }
 
-    /// Takes a page, or `None` when there is none.
-    pub fn take(&mut self) -> Option<PageId> {
-        let page = self.free.pop()?;
-        self.is_free[page.0 as usize] = false;
-        Some(page)
+    /// Appends `count` pages to `table`, or `None` and nothing where there are fewer.
+    pub fn take_to(&mut self, count: usize, table: &mut Vec<PageId>) -> Option<()> {
+        let kept = self.free.len().checked_sub(count)?;
+        for page in self.free.drain(kept..).rev() {
+            self.is_free[page.0 as usize] = false;
+            table.push(page);
+        }
+        Some(())
     }
 
     /// Gives a page back.
@@ -78,7 +81,9 @@ mod tests {
     #[test]
     fn a_page_freed_twice_is_refused_and_nothing_changes() {
         let mut pages = PageAllocator::new(2);
-        let page = pages.take().unwrap();
+        let mut taken = Vec::new();
+        pages.take_to(1, &mut taken).unwrap();
+        let page = taken[0];
         assert_eq!(pages.give(page), Ok(()));
         assert_eq!(pages.give(page), Err(AllocatorError::FreedTwice(page)));
         assert_eq!(pages.give(PageId(2)), Err(AllocatorError::Unknown(PageId(2))));
@@ -88,7 +93,9 @@ mod tests {
     #[test]
     fn an_empty_allocator_gives_nothing() {
         let mut pages = PageAllocator::new(1);
-        assert!(pages.take().is_some());
-        assert_eq!(pages.take(), None);
+        let mut taken = Vec::new();
+        assert!(pages.take_to(1, &mut taken).is_some());
+        assert_eq!(pages.take_to(1, &mut taken), None);
+        assert_eq!(taken, [PageId(0)]);
     }
 }

@@ -9,7 +9,7 @@ use radix_cache::{
     WritePolicy,
 };
 
-use super::pool::{KvPool, PoolError};
+use super::pool::{GroupKind, KvPool, PoolError};
 
 impl KvPool {
     /// A pool of `capacity` free pages, and `host_pages` on the host, from where `policy` says what
@@ -71,11 +71,11 @@ impl KvPool {
         count: usize,
     ) -> Result<Option<Transfer>, PoolError> {
         let mut pages = Vec::with_capacity(count);
-        self.take(count, &mut pages)?;
+        self.take(GroupKind::Full, count, &mut pages)?;
         // Evicting may have shortened what is there to be loaded, or what precedes it.
         let transfer = self.cache.load(namespace, tokens, &pages)?;
         let taken = transfer.as_ref().map_or(0, |transfer| transfer.device.len());
-        self.give(&pages[taken..])?;
+        self.give(GroupKind::Full, &pages[taken..])?;
         self.loading += taken;
         Ok(transfer)
     }
@@ -115,7 +115,7 @@ impl KvPool {
             Direction::ToDevice => &transfer.device,
             _ => &[],
         };
-        self.give(filled)
+        self.give(GroupKind::Full, filled)
     }
 
     fn end_load(&mut self, transfer: &Transfer) {

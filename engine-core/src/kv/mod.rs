@@ -1,6 +1,8 @@
 //! Page numbers: which are free, which the prefix tree owns, which a sequence owns.
 //!
-//! Every page has exactly one owner at every moment:
+//! A program's page groups are of two [kinds](GroupKind). The groups of one kind share page
+//! numbers and tables, so the pool counts in kinds and never in groups. In each kind every page
+//! has exactly one owner at every moment:
 //!
 //! ```text
 //! free + cached_evictable + cached_locked + loading + owned_by_sequences == capacity
@@ -11,6 +13,7 @@
 mod allocator;
 mod host;
 mod pool;
+mod windowed;
 
 pub use allocator::{AllocatorError, PageAllocator};
-pub use pool::{KvPool, PageCounts, PoolError};
+pub use pool::{GroupKind, KvPool, PageCounts, PoolError};

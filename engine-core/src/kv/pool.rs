@@ -7,13 +7,23 @@ use radix_cache::{
 
 use super::allocator::{AllocatorError, PageAllocator};
 
-/// KV pages of one page group: free ones, and those that the prefix tree holds.
+/// What the layers of a page group attend to, and so how long its pages are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum GroupKind {
+    /// Every position before a token: a page stays until its sequence ends.
+    Full,
+    /// The last positions: a page is let go when the window has left it.
+    Windowed,
+}
+
+/// KV pages: free ones, and those that the prefix tree holds.
 ///
 /// Whoever needs pages takes them from here; when none is free, the tree evicts.
 #[derive(Debug)]
 pub struct KvPool {
     pub(super) cache: RadixCache,
     pub(super) pages: PageAllocator,
+    pub(super) windowed: Option<Windowed>,
     page_size: usize,
     /// Pages that are being loaded from the host.
     pub(super) loading: usize,
@@ -21,6 +31,14 @@ pub struct KvPool {
     /// Kept, so that moving pages about allocates nothing.
     pub(super) scratch: Vec<PageId>,
     evicted: u64,
+}
+
+/// The free pages of windowed groups.
+#[derive(Debug)]
+pub(super) struct Windowed {
+    pub(super) pages: PageAllocator,
+    /// Pages that the window in front of a position covers at most.
+    pub(super) reach: usize,
 }
 
 /// Pages by owner.
@@ -42,6 +60,13 @@ pub struct PageCounts {
     pub on_host: usize,
     /// All pages of the host; 0 without a host tier.
     pub host_capacity: usize,
+}
+
+impl PageCounts {
+    /// Pages that a running sequence or a copy needs where they are.
+    pub fn in_use(&self) -> usize {
+        self.capacity - self.free - self.cached_evictable
+    }
 }
 
 /// The accounting of pages is broken, or a call makes no sense.
@@ -73,10 +98,34 @@ impl KvPool {
     /// A page size that the tree refuses.
     pub fn new(capacity: u32, config: CacheConfig) -> Result<Self, PoolError> {
         let cache = RadixCache::new(config)?;
-        let page_size = cache.page_size();
-        let pages = PageAllocator::new(capacity);
-        let (scratch, evicted, loading, host_capacity) = (Vec::new(), 0, 0, 0);
-        Ok(Self { cache, pages, page_size, loading, host_capacity, scratch, evicted })
+        Ok(Self {
+            page_size: cache.page_size(),
+            cache,
+            pages: PageAllocator::new(capacity),
+            windowed: None,
+            loading: 0,
+            host_capacity: 0,
+            scratch: Vec::new(),
+            evicted: 0,
+        })
+    }
+
+    /// As [`new`](Self::new), with `windowed` pages for groups whose tokens attend to the last
+    /// `window` positions, their own included.
+    ///
+    /// # Errors
+    ///
+    /// A page size or window that the tree refuses.
+    pub fn with_window(
+        capacity: u32,
+        windowed: u32,
+        window: usize,
+        config: CacheConfig,
+    ) -> Result<Self, PoolError> {
+        let mut pool = Self::new(capacity, config.windowed_group(window))?;
+        let reach = window.saturating_sub(1).div_ceil(pool.page_size);
+        pool.windowed = Some(Windowed { pages: PageAllocator::new(windowed), reach });
+        Ok(pool)
     }
 
     /// Tokens in a page.
@@ -95,31 +144,52 @@ impl KvPool {
     }
 
     /// Pages that can be had now: free ones and evictable ones. Locks change it: read it again
-    /// after each.
-    pub fn available(&self) -> usize {
-        self.pages.free() + self.cache.counts().evictable
+    /// after each. Without windowed groups, there is no end of their pages.
+    pub fn available(&self, kind: GroupKind) -> usize {
+        let cached = self.cache.counts();
+        match (kind, &self.windowed) {
+            (GroupKind::Full, _) => self.pages.free() + cached.evictable,
+            (GroupKind::Windowed, Some(windowed)) => {
+                windowed.pages.free() + cached.windowed.evictable
+            }
+            (GroupKind::Windowed, None) => usize::MAX,
+        }
     }
 
-    /// Pages that nobody owns: those that can be had without evicting.
+    /// Full pages that nobody owns: those that can be had without evicting.
     pub fn free(&self) -> usize {
         self.pages.free()
     }
 
-    /// Pages by owner.
+    /// Pages of full groups by owner.
     pub fn counts(&self) -> PageCounts {
         let cached = self.cache.counts();
-        let (free, loading) = (self.pages.free(), self.loading);
-        let capacity = self.pages.capacity();
-        let others = free + cached.evictable + cached.locked + loading;
+        let (free, capacity) = (self.pages.free(), self.pages.capacity());
+        let others = free + cached.evictable + cached.locked + self.loading;
         PageCounts {
             free,
             cached_evictable: cached.evictable,
             cached_locked: cached.locked,
-            loading,
+            loading: self.loading,
             owned_by_sequences: capacity.saturating_sub(others),
             capacity,
             on_host: cached.host,
             host_capacity: self.host_capacity,
+        }
+    }
+
+    /// Pages of windowed groups by owner; all zero where there is none.
+    pub fn windowed_counts(&self) -> PageCounts {
+        let Some(windowed) = &self.windowed else { return PageCounts::default() };
+        let cached = self.cache.counts().windowed;
+        let (free, capacity) = (windowed.pages.free(), windowed.pages.capacity());
+        PageCounts {
+            free,
+            cached_evictable: cached.evictable,
+            cached_locked: cached.locked,
+            owned_by_sequences: capacity.saturating_sub(free + cached.total),
+            capacity,
+            ..PageCounts::default()
         }
     }
 
@@ -134,8 +204,13 @@ impl KvPool {
     }
 
     /// Whether a page is free.
-    pub fn is_free(&self, page: PageId) -> bool {
-        self.pages.is_free(page)
+    pub fn is_free(&self, kind: GroupKind, page: PageId) -> bool {
+        match (kind, &self.windowed) {
+            (GroupKind::Full, _) => self.pages.is_free(page),
+            (GroupKind::Windowed, windowed) => {
+                windowed.as_ref().is_some_and(|windowed| windowed.pages.is_free(page))
+            }
+        }
     }
 
     /// How many of the tokens are in the tree, and how many more are on the host. Reads only.
@@ -200,7 +275,7 @@ impl KvPool {
         }
         self.scratch.clear();
         self.cache.release_and_drop(lock, &mut self.scratch)?;
-        Self::give_all(&mut self.pages, &self.scratch)
+        self.reclaim()
     }
 
     /// Appends `count` pages to `table`, evicting where none is free.
@@ -208,22 +283,38 @@ impl KvPool {
     /// # Errors
     ///
     /// [`PoolError::Exhausted`]; nothing changes then.
-    pub fn take(&mut self, count: usize, table: &mut Vec<PageId>) -> Result<(), PoolError> {
-        let available = self.available();
+    pub fn take(
+        &mut self,
+        kind: GroupKind,
+        count: usize,
+        table: &mut Vec<PageId>,
+    ) -> Result<(), PoolError> {
+        let available = self.available(kind);
+        let exhausted = PoolError::Exhausted { needed: count, available };
         if count > available {
-            return Err(PoolError::Exhausted { needed: count, available });
+            return Err(exhausted);
         }
-        let missing = count.saturating_sub(self.pages.free());
-        if missing > 0 {
-            self.scratch.clear();
-            self.evicted += self.cache.evict(missing, &mut self.scratch) as u64;
-            Self::give_all(&mut self.pages, &self.scratch)?;
+        match (kind, &mut self.windowed) {
+            (GroupKind::Full, _) => {
+                let missing = count.saturating_sub(self.pages.free());
+                if missing > 0 {
+                    self.scratch.clear();
+                    self.evicted += self.cache.evict(missing, &mut self.scratch) as u64;
+                    self.reclaim()?;
+                }
+                self.pages.take_to(count, table).ok_or(exhausted)
+            }
+            (GroupKind::Windowed, Some(windowed)) => {
+                let missing = count.saturating_sub(windowed.pages.free());
+                if missing > 0 {
+                    self.scratch.clear();
+                    self.evicted += self.cache.evict_windowed(missing, &mut self.scratch) as u64;
+                    Self::give_all(&mut windowed.pages, &self.scratch)?;
+                }
+                windowed.pages.take_to(count, table).ok_or(exhausted)
+            }
+            (GroupKind::Windowed, None) => Ok(()),
         }
-        for _ in 0..count {
-            let page = self.pages.take();
-            table.push(page.ok_or(PoolError::Exhausted { needed: count, available })?);
-        }
-        Ok(())
     }
 
     /// Gives back pages that a sequence owned.
@@ -231,8 +322,12 @@ impl KvPool {
     /// # Errors
     ///
     /// A page that is free already.
-    pub fn give(&mut self, pages: &[PageId]) -> Result<(), PoolError> {
-        Self::give_all(&mut self.pages, pages)
+    pub fn give(&mut self, kind: GroupKind, pages: &[PageId]) -> Result<(), PoolError> {
+        match (kind, &mut self.windowed) {
+            (GroupKind::Full, _) => Self::give_all(&mut self.pages, pages),
+            (GroupKind::Windowed, Some(windowed)) => Self::give_all(&mut windowed.pages, pages),
+            (GroupKind::Windowed, None) => Ok(()),
+        }
     }
 
     /// Moves whole computed pages from a sequence into the tree, at the end of its lock, which
@@ -270,7 +365,7 @@ impl KvPool {
     pub fn clear(&mut self) -> Result<(), PoolError> {
         self.scratch.clear();
         self.cache.clear(&mut self.scratch);
-        Self::give_all(&mut self.pages, &self.scratch)
+        self.reclaim()
     }
 
     /// The device lost its KV: all cached pages become free, every lock is void, and the host is
@@ -283,13 +378,14 @@ impl KvPool {
     pub fn reset(&mut self) -> Result<(), PoolError> {
         self.scratch.clear();
         self.cache.reset(&mut self.scratch);
-        Self::give_all(&mut self.pages, &self.scratch)
+        self.reclaim()
     }
 
-    /// Plants a bug in the prefix tree, for the tests that have to notice it.
-    #[cfg(feature = "seeded-bugs")]
-    pub fn plant(&mut self, bug: radix_cache::SeededBug) {
-        self.cache.plant(bug);
+    /// Frees what the tree has just let go: the full pages in `scratch`, and the windowed pages
+    /// that left with them.
+    fn reclaim(&mut self) -> Result<(), PoolError> {
+        Self::give_all(&mut self.pages, &self.scratch)?;
+        self.reclaim_windowed()
     }
 
     pub(super) fn give_all(

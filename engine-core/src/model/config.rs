@@ -9,7 +9,7 @@ mod error;
 mod generation;
 mod gguf;
 mod huggingface;
-mod json;
+pub(crate) mod json;
 mod rope;
 
 use std::{fmt, path::Path};
@@ -225,7 +225,7 @@ fn out_of_range(field: &'static str, value: impl ToString, allowed: String) -> C
 
 /// Reads `path`, a text file of the model.
 pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path)
+    crate::files::read_text(path)
         .map_err(|source| ConfigError::Io { path: path.to_owned(), source })
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use super::arch::{OUTPUT_WEIGHT, build};
 use super::config::{ConfigError, GenerationDefaults, ModelConfig, read_text};
-use super::program::{Program, ProgramError};
-use crate::weights::{GgufFile, GgufWeights, SafetensorsWeights, Weights, WeightsError};
+use crate::weights::{GgufFile, GgufWeights, SafetensorsWeights, WeightFileError, Weights};
+use backend_api::program::{Program, ProgramError};
 
 const CONFIG_FILE: &str = "config.json";
 const GENERATION_FILE: &str = "generation_config.json";
@@ -27,6 +27,8 @@ pub struct LoadedModel {
     pub weights: Box<dyn Weights>,
     /// Where the rest is: tokenizer and chat template.
     pub files: ModelFiles,
+    /// The directory or file that was opened.
+    pub path: PathBuf,
 }
 
 impl LoadedModel {
@@ -81,7 +83,7 @@ pub enum OpenError {
     Weights {
         /// What is wrong with them.
         #[from]
-        source: WeightsError,
+        source: WeightFileError,
     },
 }
 
@@ -114,6 +116,7 @@ fn open_directory(directory: &Path) -> Result<LoadedModel, OpenError> {
             .map_err(failed(GENERATION_FILE))?,
         weights: Box::new(SafetensorsWeights::open(directory)?),
         files: ModelFiles::HuggingFace { directory: directory.to_owned() },
+        path: directory.to_owned(),
     })
 }
 
@@ -122,10 +125,11 @@ fn open_gguf(path: &Path) -> Result<LoadedModel, OpenError> {
     let file = Arc::new(GgufFile::open(path)?);
     let config = ModelConfig::from_gguf(&file).map_err(failed)?;
     Ok(LoadedModel {
-        generation: GenerationDefaults::from_gguf(&file).map_err(failed)?,
+        generation: GenerationDefaults::from_gguf(&file),
         weights: Box::new(GgufWeights::new(Arc::clone(&file), &config)?),
         config,
         files: ModelFiles::Gguf { file },
+        path: path.to_owned(),
     })
 }
 
@@ -279,7 +283,7 @@ mod tests {
         );
         let error = open(&[(CONFIG_FILE, CONFIG.as_bytes())]);
         let expected =
-            matches!(error, OpenError::Weights { source: WeightsError::NoWeightFiles { .. } });
+            matches!(error, OpenError::Weights { source: WeightFileError::NoWeightFiles { .. } });
         assert!(expected, "{error}");
         let error = open(&[(CONFIG_FILE, CONFIG.as_bytes()), (GENERATION_FILE, b"[]")]);
         assert!(
@@ -291,7 +295,7 @@ mod tests {
         let error = open_model(&elsewhere.path().join("absent")).expect_err("absent");
         assert!(matches!(error, OpenError::NotFound { .. }), "{error}");
         let error = open_model(&elsewhere.path().join("text.gguf")).expect_err("not a model");
-        let expected = matches!(error, OpenError::Weights { source: WeightsError::Gguf { .. } });
+        let expected = matches!(error, OpenError::Weights { source: WeightFileError::Gguf { .. } });
         assert!(expected, "{error}");
     }
 }

@@ -7,7 +7,9 @@ mod prompt;
 mod stream;
 
 pub use constraint::TokenConstraint;
-pub use output::{FinishReason, Finished, GenerationEvent, Output, TokenLogprobs, Usage};
+pub use output::{
+    FinishReason, Finished, GenerationEvent, Output, StopMatch, TokenLogprobs, Usage,
+};
 pub use params::{ParamsError, SamplingParams};
-pub use prompt::{Prompt, Request};
+pub use prompt::{EmbedRequest, Embedding, Prompt, Request};
 pub(crate) use stream::{Feed, Reader, stream};

@@ -1,6 +1,8 @@
 //! What a stream carries.
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use radix_cache::Token;
@@ -10,6 +12,27 @@ use radix_cache::Token;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum GenerationEvent {
+    /// The sample left the queue and runs.
+    Admitted {
+        /// The sample.
+        sample: u32,
+        /// Tokens of its prompt; of a branch, those taken over from its parent included.
+        prompt_tokens: u32,
+        /// Of those, tokens whose KV was in the prefix cache.
+        cached_tokens: u32,
+        /// How long it waited in the queue.
+        queue_time: Duration,
+    },
+    /// How likely a run of the prompt's tokens was, if asked for. The runs of a prompt follow each
+    /// other and begin with its second token: nothing precedes the first.
+    Prompt {
+        /// The sample: 0, which speaks for the others.
+        sample: u32,
+        /// Place of the run's first token in the prompt.
+        position: u32,
+        /// One for each token of the run.
+        logprobs: Vec<TokenLogprobs>,
+    },
     /// A token was generated. Tokens come with a stop token, or those of a stop string, where
     /// one ended the sample; text does not.
     Token {
@@ -29,9 +52,34 @@ pub enum GenerationEvent {
         sample: u32,
         /// The piece.
         text: String,
+        /// The tokens whose text it is, counted from the sample's first. Of the first and the last
+        /// it may be a part; the next piece then begins with the same token. A token without a
+        /// text of its own counts with the piece that follows.
+        tokens: Range<u32>,
+    },
+    /// The vector of an embedding request.
+    Embedding {
+        /// The sample: 0.
+        sample: u32,
+        /// As many values as the model is wide.
+        vector: Vec<f32>,
     },
     /// The sample has ended.
     Finished(Finished),
+}
+
+impl GenerationEvent {
+    /// The sample that it happened to.
+    pub fn sample(&self) -> u32 {
+        match *self {
+            Self::Admitted { sample, .. }
+            | Self::Prompt { sample, .. }
+            | Self::Token { sample, .. }
+            | Self::Text { sample, .. }
+            | Self::Embedding { sample, .. }
+            | Self::Finished(Finished { sample, .. }) => sample,
+        }
+    }
 }
 
 /// How likely a token was under the model itself, before temperature and filters.
@@ -44,14 +92,27 @@ pub struct TokenLogprobs {
 }
 
 /// How a sample ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
     /// The sample.
     pub sample: u32,
     /// Why.
     pub reason: FinishReason,
+    /// What it ended at, if the reason is [`FinishReason::Stop`].
+    pub matched: Option<StopMatch>,
     /// What it took.
     pub usage: Usage,
+}
+
+/// What a sample ended at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopMatch {
+    /// One of the model's end tokens, or of the request's
+    /// [`stop_token_ids`](super::SamplingParams::stop_token_ids).
+    Token(Token),
+    /// One of the request's [`stop`](super::SamplingParams::stop) strings.
+    Text(Arc<str>),
 }
 
 /// Why a sample ended.
@@ -95,6 +156,8 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// When it was submitted.
     pub arrival: Instant,
+    /// When it left the queue; `None` if it never did.
+    pub admitted: Option<Instant>,
     /// When its first token was known; `None` if it has none.
     pub first_token: Option<Instant>,
     /// When it ended.
@@ -102,6 +165,11 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// From submission to the first step that it is part of.
+    pub fn queue_time(&self) -> Option<Duration> {
+        self.admitted.map(|admitted| admitted.saturating_duration_since(self.arrival))
+    }
+
     /// From submission to the first token.
     pub fn time_to_first_token(&self) -> Option<Duration> {
         self.first_token.map(|first| first.saturating_duration_since(self.arrival))
@@ -127,8 +195,12 @@ pub struct Output {
     pub token_times: Vec<Instant>,
     /// For each token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
+    /// For each token of the prompt but the first, if asked for; of sample 0 only.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// Why it ended.
     pub reason: FinishReason,
+    /// What it ended at, if the reason is [`FinishReason::Stop`].
+    pub matched: Option<StopMatch>,
     /// What it took.
     pub usage: Usage,
 }

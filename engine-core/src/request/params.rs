@@ -4,6 +4,13 @@ use radix_cache::Token;
 
 /// How tokens are sampled and when generation ends. Names and meanings are those of the field
 /// (OpenAI, vLLM, SGLang).
+///
+/// ```
+/// use engine_core::request::SamplingParams;
+///
+/// let sampling = SamplingParams::default().temperature(0.7).top_p(0.9).max_tokens(64);
+/// assert_eq!(sampling.max_tokens, Some(64));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SamplingParams {
@@ -11,8 +18,8 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all. Default 0.
     pub top_k: u32,
-    /// Keep the smallest set of likeliest tokens whose probability reaches this. In (0, 1];
-    /// default 1.
+    /// Keep the smallest set of likeliest tokens whose probability reaches this. In [0, 1], where
+    /// 0 is greedy; default 1.
     pub top_p: f32,
     /// Keep tokens at least this fraction as likely as the likeliest. In [0, 1]; default 0.
     pub min_p: f32,
@@ -28,14 +35,20 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(Token, f32)>,
     /// Same seed, same tokens, in any batch. Drawn at submission where missing.
     pub seed: Option<u64>,
-    /// Most tokens to generate; `None` is up to the context length. Default `None`.
+    /// Most tokens to generate; `None` is up to the context length. 0 needs
+    /// [`prompt_logprobs`](Self::prompt_logprobs), and ends once those are known. Default `None`.
     pub max_tokens: Option<u32>,
-    /// Fewest tokens to generate before an end is allowed. Default 0.
+    /// Fewest tokens to generate before an end is allowed; at most `max_tokens`. Where the context
+    /// ends earlier, the sample does. Default 0.
     pub min_tokens: u32,
     /// Token ids that end generation, beside the model's own. They are not part of the text.
     pub stop_token_ids: Vec<Token>,
-    /// Texts that end generation. They are not part of the text.
+    /// Texts that end generation. They are not part of the text, unless `include_stop` is set.
     pub stop: Vec<String>,
+    /// A stop string that ended generation is part of the text. Default no.
+    pub include_stop: bool,
+    /// Special tokens have no text. Default yes.
+    pub skip_special_tokens: bool,
     /// Go on after the model's end tokens. Default no.
     pub ignore_eos: bool,
     /// How many samples to draw from the prompt. 1 to [`SamplingParams::MAX_SAMPLES`]; default 1.
@@ -43,7 +56,33 @@ pub struct SamplingParams {
     /// `Some(k)`: report each token's log probability and the `k` likeliest. At most
     /// [`SamplingParams::MAX_LOGPROBS`]. Default `None`.
     pub logprobs: Option<u8>,
+    /// `Some(k)`: report the log probability of each token of the prompt but the first, and the `k`
+    /// likeliest in its place. The prompt is computed whole then, cached or not. At most
+    /// [`SamplingParams::MAX_LOGPROBS`]. Default `None`.
+    pub prompt_logprobs: Option<u8>,
 }
+
+backend_api::setters!(SamplingParams {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    logit_bias: impl Into<Vec<(Token, f32)>>,
+    seed: impl Into<Option<u64>>,
+    max_tokens: impl Into<Option<u32>>,
+    min_tokens: u32,
+    stop_token_ids: impl Into<Vec<Token>>,
+    stop: impl Into<Vec<String>>,
+    include_stop: bool,
+    skip_special_tokens: bool,
+    ignore_eos: bool,
+    n: u32,
+    logprobs: impl Into<Option<u8>>,
+    prompt_logprobs: impl Into<Option<u8>>,
+});
 
 impl Default for SamplingParams {
     fn default() -> Self {
@@ -61,9 +100,12 @@ impl Default for SamplingParams {
             min_tokens: 0,
             stop_token_ids: Vec::new(),
             stop: Vec::new(),
+            include_stop: false,
+            skip_special_tokens: true,
             ignore_eos: false,
             n: 1,
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -137,20 +179,20 @@ impl SamplingParams {
     ///
     /// The first parameter outside its range.
     pub fn validate(&self, vocab_size: u32) -> Result<(), ParamsError> {
+        // NaN compares false with everything, so `ok` is false for it.
+        let check = |name, range, value: f64, ok: bool| {
+            if ok { Ok(()) } else { Err(ParamsError::OutOfRange { name, range, value }) }
+        };
+        // The decimal that the caller wrote: 0.1 is not 0.10000000149011612.
         let in_range = |name, range, value: f32, ok: bool| {
-            // NaN compares false with everything, so `ok` is false for it.
-            if ok {
-                Ok(())
-            } else {
-                Err(ParamsError::OutOfRange { name, range, value: value.into() })
-            }
+            check(name, range, value.to_string().parse().unwrap_or(value.into()), ok)
         };
         let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         let Self { frequency_penalty, presence_penalty, .. } = *self;
         let penalty = -2.0..=2.0;
         let ok = (0.0..=100.0).contains(&temperature);
         in_range("temperature", "from 0 to 100", temperature, ok)?;
-        in_range("top_p", "above 0 and at most 1", top_p, top_p > 0.0 && top_p <= 1.0)?;
+        in_range("top_p", "from 0 to 1", top_p, (0.0..=1.0).contains(&top_p))?;
         in_range("min_p", "from 0 to 1", min_p, (0.0..=1.0).contains(&min_p))?;
         let ok = repetition_penalty > 0.0 && repetition_penalty <= 100.0;
         in_range("repetition_penalty", "above 0 and at most 100", repetition_penalty, ok)?;
@@ -162,10 +204,15 @@ impl SamplingParams {
             in_range("logit_bias", "from -100 to 100", bias, (-100.0..=100.0).contains(&bias))?;
         }
         let samples = 1..=Self::MAX_SAMPLES;
-        in_range("n", "from 1 to 128", self.n as f32, samples.contains(&self.n))?;
-        in_range("max_tokens", "at least 1", 0.0, self.max_tokens != Some(0))?;
-        if let Some(top) = self.logprobs {
-            in_range("logprobs", "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
+        check("n", "from 1 to 128", self.n.into(), samples.contains(&self.n))?;
+        let alone = self.max_tokens != Some(0) || self.n == 1;
+        check("n", "1 where max_tokens is 0", self.n.into(), alone)?;
+        let generates = self.max_tokens != Some(0) || self.prompt_logprobs.is_some();
+        check("max_tokens", "at least 1, or 0 with prompt_logprobs", 0.0, generates)?;
+        let logprobs = [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)];
+        for (name, top) in logprobs {
+            let top = top.unwrap_or_default();
+            check(name, "from 0 to 20", top.into(), top <= Self::MAX_LOGPROBS)?;
         }
         if let Some(max) = self.max_tokens
             && self.min_tokens > max

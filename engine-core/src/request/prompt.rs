@@ -5,8 +5,10 @@ use std::time::Duration;
 use radix_cache::{Namespace, Token};
 
 use super::constraint::TokenConstraint;
+use super::output::Usage;
 use super::params::SamplingParams;
-use crate::text::ChatMessage;
+use crate::backend::{PoolKind, Pooling};
+use crate::text::{ChatMessage, ChatOptions};
 
 /// What a request continues.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,8 +59,16 @@ impl From<Vec<ChatMessage>> for Prompt {
 pub struct Request {
     /// What is continued.
     pub prompt: Prompt,
+    /// How a prompt of messages is rendered: tools, documents, variables of the template.
+    pub chat: ChatOptions,
     /// How tokens are sampled and when it ends.
     pub sampling: SamplingParams,
+    /// Requests of a higher priority leave the queue first, whatever its policy. Default 0.
+    pub priority: i32,
+    /// Tokens may be proposed for it and verified several at a time, where the engine's
+    /// [`speculation`](crate::engine::EngineOptions::speculation) is on. Changes no token. Default
+    /// yes.
+    pub speculation: bool,
     /// Requests share cached prefixes within a namespace only: a tenant, say.
     pub namespace: Namespace,
     /// Its cached prefix is evicted later than those of lower priority, where the engine's
@@ -69,6 +79,8 @@ pub struct Request {
     pub keep_cached_for: Option<Duration>,
     /// Restricts what may be said; each of the request's samples has its own copy.
     pub constraint: Option<Box<dyn TokenConstraint>>,
+    /// A vector is wanted, and no token.
+    pub(crate) pooling: Option<Pooling>,
 }
 
 impl Request {
@@ -76,11 +88,15 @@ impl Request {
     pub fn new(prompt: impl Into<Prompt>) -> Self {
         Self {
             prompt: prompt.into(),
+            chat: ChatOptions::default(),
             sampling: SamplingParams::default(),
+            priority: 0,
+            speculation: true,
             namespace: Namespace::default(),
             cache_priority: 0,
             keep_cached_for: None,
             constraint: None,
+            pooling: None,
         }
     }
 
@@ -88,6 +104,27 @@ impl Request {
     #[must_use]
     pub fn sampling(mut self, sampling: SamplingParams) -> Self {
         self.sampling = sampling;
+        self
+    }
+
+    /// Render a prompt of messages with tools, documents or variables.
+    #[must_use]
+    pub fn chat(mut self, options: ChatOptions) -> Self {
+        self.chat = options;
+        self
+    }
+
+    /// Leave the queue before requests of a lower priority.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Whether tokens may be proposed for it and verified.
+    #[must_use]
+    pub fn speculation(mut self, on: bool) -> Self {
+        self.speculation = on;
         self
     }
 
@@ -118,4 +155,83 @@ impl Request {
         self.constraint = Some(constraint);
         self
     }
+}
+
+/// A text whose meaning is wanted as a vector: computed like a prompt, through the same cache.
+///
+/// ```
+/// use engine_core::request::EmbedRequest;
+///
+/// let request = EmbedRequest::new("a rowing boat").pooling(engine_core::backend::PoolKind::Mean);
+/// assert!(request.normalize);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EmbedRequest {
+    /// The text.
+    pub prompt: Prompt,
+    /// How a prompt of messages is rendered.
+    pub chat: ChatOptions,
+    /// Which of its tokens' hidden states make the vector. The last one's alone takes the rest
+    /// from the cache; the mean of all is computed whole. Default the last.
+    pub pooling: PoolKind,
+    /// Divide the vector by its Euclidean length. Default yes.
+    pub normalize: bool,
+    /// As [`Request::priority`].
+    pub priority: i32,
+    /// As [`Request::namespace`].
+    pub namespace: Namespace,
+}
+
+impl EmbedRequest {
+    /// The last token's state, normalized.
+    pub fn new(prompt: impl Into<Prompt>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            chat: ChatOptions::default(),
+            pooling: PoolKind::Last,
+            normalize: true,
+            priority: 0,
+            namespace: Namespace::default(),
+        }
+    }
+
+    /// Which of its tokens' hidden states make the vector.
+    #[must_use]
+    pub fn pooling(mut self, pooling: PoolKind) -> Self {
+        self.pooling = pooling;
+        self
+    }
+
+    /// Whether to divide the vector by its Euclidean length.
+    #[must_use]
+    pub fn normalize(mut self, on: bool) -> Self {
+        self.normalize = on;
+        self
+    }
+
+    /// Share cached prefixes with requests of this namespace only.
+    #[must_use]
+    pub fn namespace(mut self, namespace: Namespace) -> Self {
+        self.namespace = namespace;
+        self
+    }
+}
+
+impl From<EmbedRequest> for Request {
+    fn from(embed: EmbedRequest) -> Self {
+        let EmbedRequest { prompt, chat, pooling, normalize, priority, namespace } = embed;
+        let pooling = Some(Pooling { kind: pooling, normalize });
+        Self { chat, priority, namespace, pooling, ..Self::new(prompt) }
+    }
+}
+
+/// What an [`EmbedRequest`] gives.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Embedding {
+    /// As many values as the model is wide.
+    pub vector: Vec<f32>,
+    /// What it took.
+    pub usage: Usage,
 }

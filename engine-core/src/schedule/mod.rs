@@ -1,10 +1,28 @@
 //! What runs next: a pure state machine.
 //!
 //! The [`Scheduler`] has no clock, no thread, no channel, no device and no randomness. It is told
-//! what happens ([`arrive`](Scheduler::arrive), [`abort`](Scheduler::abort),
-//! [`fork`](Scheduler::fork), [`commit`](Scheduler::commit)) and says what to launch
-//! ([`plan`](Scheduler::plan)) and to copy between the tiers ([`copies`](Scheduler::copies)). The same calls in the same order give the same answers, so a log
-//! of them replays every decision.
+//! what happens, as an [`Input`], and says what to launch and to copy between the tiers, as a
+//! [`Plan`]. The same inputs and plans in the same order give the same answers, so a log of them
+//! replays every decision.
+//!
+//! # Owners
+//!
+//! Each file owns a part of the state behind a few verbs and imports only those above it:
+//!
+//! ```text
+//! arrival      what a sequence is to those who submit it
+//! sequence     one sequence: tokens, and its phase (waiting, loading, running)
+//! proposer     which tokens are proposed
+//! pages        slots, page tables, the pool of each kind of group
+//! sequences    which sequences there are, and which run
+//! queue        who is next          transfers   copies between the tiers
+//! flights      launched steps       assembly    the batch that is put together
+//! state        the owners side by side: settle, protect, put back, finish
+//! rows, loading, retraction, admission, forks     rules over the state
+//! planner      plan                 committer   what follows the end of steps and copies
+//! scheduler    the state machine as its user sees it
+//! log          inputs and decisions in a file, and their replay
+//! ```
 //!
 //! # A sequence's numbers
 //!
@@ -20,29 +38,42 @@
 //! # The order of a step
 //!
 //! 1. Decode rows of all running sequences; when their next pages can't be had, retract first,
-//!    with nothing in flight.
+//!    with nothing in flight. Then rows that verify proposed tokens.
 //! 2. Chunks of running sequences whose prompt isn't computed yet, in the order of admission.
 //! 3. New sequences, while slots, the chunk budget and the page budget last.
 
-mod admit;
-mod check;
-mod commit;
+mod admission;
+mod arrival;
+mod assembly;
+mod committer;
 mod config;
-mod fork;
-mod holdings;
-mod plan;
+mod digest;
+mod error;
+mod flights;
+mod forks;
+mod input;
+mod loading;
+mod log;
+mod logged;
+mod news;
+mod pages;
+mod planner;
+mod proposer;
 mod queue;
 mod report;
 mod reserve;
-mod retract;
+mod retraction;
+mod rows;
 mod scheduler;
-mod seeded;
 mod sequence;
-mod tier;
+mod sequences;
+mod state;
+mod transfers;
 
-pub use config::{HostTierConfig, QueuePolicy, Refusal, SchedulerConfig};
-pub use fork::ForkError;
-pub use report::{Event, Plan, ScheduleError, SchedulerStats};
+pub use arrival::{Arrival, FinishReason, PromptWant, RequestId, SequenceId};
+pub use config::{HostTierConfig, QueuePolicy, SchedulerConfig, Speculation, WindowedConfig};
+pub use error::{InputError, Refusal, ScheduleError};
+pub use input::Input;
+pub use log::{InputLog, LOG_VERSION, ReplayError, Replayed, replay};
+pub use report::{Deferred, Event, Plan, SchedulerStats, Step};
 pub use scheduler::Scheduler;
-pub use seeded::SeededBug;
-pub use sequence::{Arrival, FinishReason, RequestId, SequenceId};

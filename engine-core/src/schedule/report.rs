@@ -1,23 +1,48 @@
 //! What the scheduler says: plans, events, counts, and what is wrong with it.
 
-use super::sequence::{FinishReason, SequenceId};
-use crate::kv::PoolError;
+use radix_cache::Token;
 
-/// What the engine should do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// Launch [`Scheduler::batch`](super::Scheduler::batch).
-    Launch,
+use super::arrival::{FinishReason, SequenceId};
+use crate::backend::{Batch, PageCopy, Sampled};
+
+/// What the engine does next.
+#[derive(Clone, Copy, Debug)]
+pub enum Plan<'a> {
+    /// Launch a step, which counts as launched.
+    Launch(Step<'a>),
     /// Wait for the oldest step or copies in flight, commit them, and plan again.
-    Sync,
+    Sync {
+        /// Copies to start first, which count as started. Often none.
+        copies: &'a [PageCopy],
+    },
     /// Nothing can run until something arrives.
     Idle,
 }
 
+/// A step to launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// What to launch.
+    pub batch: Batch<'a>,
+    /// The outputs that wait for a mask before they are sampled.
+    pub deferred: &'a [Deferred],
+    /// Copies between the tiers to start after the launch. Often none.
+    pub copies: &'a [PageCopy],
+}
+
+/// An output that waits for a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deferred {
+    /// Index into [`Batch::outputs`].
+    pub output: u32,
+    /// Whose it is.
+    pub id: SequenceId,
+}
+
 /// What happened to a sequence.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum Event<'a> {
     /// It runs, for the first time.
     Admitted {
         /// Who.
@@ -29,15 +54,39 @@ pub enum Event {
     Token {
         /// Who.
         id: SequenceId,
-        /// Index into [`StepResult::sampled`](crate::backend::StepResult::sampled) of the result that was committed.
-        sampled: u32,
+        /// The token.
+        token: Token,
+        /// Its log probability, where that was asked for.
+        logprob: Option<f32>,
+        /// The likeliest tokens in its place, most likely first, where they were asked for.
+        top: &'a [(Token, f32)],
+    },
+    /// How likely a run of its prompt's tokens is.
+    Scored {
+        /// Who.
+        id: SequenceId,
+        /// Position of the run's first token.
+        position: u32,
+        /// The tokens with their log probabilities. Their [`Sampled::top`] point into `top`.
+        tokens: &'a [Sampled],
+        /// The likeliest tokens in their places.
+        top: &'a [(Token, f32)],
+    },
+    /// A part of the vector of its prompt.
+    Pooled {
+        /// Who.
+        id: SequenceId,
+        /// How many positions it is the mean of.
+        positions: u32,
+        /// The vector.
+        vector: &'a [f32],
     },
     /// It ended and holds nothing any more.
     Finished {
         /// Who.
         id: SequenceId,
         /// Why.
-        reason: FinishReason,
+        reason: &'a FinishReason,
     },
 }
 
@@ -63,6 +112,12 @@ pub struct SchedulerStats {
     pub prefill_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Rows launched to verify proposed tokens.
+    pub verification_rows: u64,
+    /// Tokens that were proposed and verified.
+    pub proposed_tokens: u64,
+    /// Of those, tokens that the model generates as well.
+    pub accepted_tokens: u64,
     /// Sequences put back because pages ran out.
     pub retractions: u64,
     /// Pages evicted from the tree.
@@ -75,36 +130,4 @@ pub struct SchedulerStats {
     pub transfers: u64,
     /// Copies between the tiers that failed.
     pub failed_transfers: u64,
-}
-
-/// The scheduler can't go on: its own accounting is broken, or the backend broke its contract.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ScheduleError {
-    /// The limits or the page size make no sense.
-    #[error("invalid scheduler configuration: {0}")]
-    Config(String),
-    /// See [`PoolError`].
-    #[error(transparent)]
-    Pool(#[from] PoolError),
-    /// A commit without a launch.
-    #[error("a step or copies were committed, but none are in flight")]
-    NothingInFlight,
-    /// A result lacks a token that was asked for.
-    #[error("step {step} returned no token for output {output}")]
-    MissingOutput {
-        /// The step.
-        step: u64,
-        /// Index of the output.
-        output: u32,
-    },
-    /// Sequences wait and nothing runs, yet none can be admitted.
-    #[error("{waiting} sequences wait and none can ever run")]
-    Stuck {
-        /// How many wait.
-        waiting: usize,
-    },
-    /// A page or slot has no owner, or more than one.
-    #[error("ownership is broken: {0}")]
-    Ownership(String),
 }

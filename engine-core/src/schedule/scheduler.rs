@@ -1,88 +1,24 @@
-//! The state machine: its state, what it is told, and what can be asked of it.
+//! The state machine, as its user sees it.
 
-use std::collections::VecDeque;
+use radix_cache::Token;
 
-use hashbrown::HashMap;
-use radix_cache::{CacheConfig, Namespace};
-use slotmap::SlotMap;
-
-use super::config::{Refusal, SchedulerConfig};
-use super::report::{Event, Plan, ScheduleError, SchedulerStats};
-use super::reserve::ReserveRatio;
-use super::seeded::SeededBug;
-use super::sequence::{Arrival, FinishReason, RequestId, Sequence, SequenceId, SequenceKey};
-use super::tier::Tier;
-use crate::backend::{
-    Batch, GroupId, InputToken, OutputRequest, Row, SlotEvent, SlotId, Slots, Span,
-};
+use super::arrival::{Arrival, FinishReason, RequestId, SequenceId};
+use super::committer;
+use super::config::SchedulerConfig;
+use super::error::{InputError, Refusal, ScheduleError};
+use super::forks;
+use super::input::Input;
+use super::planner::{Decision, Planner};
+use super::report::{Event, Plan, SchedulerStats, Step};
+use super::state::State;
+use super::transfers::Transfers;
 use crate::kv::{KvPool, PageCounts};
-
-/// The one page group of today's programs.
-pub(super) const GROUP: GroupId = GroupId(0);
-
-/// Most steps that are launched and not committed.
-pub(super) const MAX_IN_FLIGHT: usize = 2;
 
 /// Decides what runs next. See the [module](super).
 #[derive(Debug)]
 pub struct Scheduler {
-    pub(super) config: SchedulerConfig,
-    pub(super) sequences: SlotMap<SequenceKey, Sequence>,
-    pub(super) by_id: HashMap<SequenceId, SequenceKey>,
-    /// In queue order; resumed ones in front.
-    pub(super) waiting: VecDeque<SequenceKey>,
-    /// In the order of admission.
-    pub(super) running: Vec<SequenceKey>,
-    pub(super) pool: KvPool,
-    pub(super) tier: Tier,
-    pub(super) slots: Slots,
-    pub(super) free_slots: Vec<SlotId>,
-    /// Launched steps, oldest first.
-    pub(super) in_flight: VecDeque<Launched>,
-    /// Retired ones, for their memory.
-    spare: Vec<Launched>,
-    pub(super) next: NextBatch,
-    /// Slot events since the last launch; they travel with the next one.
-    pub(super) slot_events: Vec<SlotEvent>,
-    pub(super) reserve: ReserveRatio,
-    pub(super) events: Vec<Event>,
-    pub(super) stats: SchedulerStats,
-    /// KV was lost: plan nothing until all steps launched before have been committed.
-    pub(super) draining: bool,
-    pub(super) last_forced_retraction: u64,
-    step: u64,
-    arrivals: u64,
-}
-
-/// A launched step, as far as its commit needs it.
-#[derive(Debug, Default)]
-pub(super) struct Launched {
-    pub(super) step: u64,
-    pub(super) rows: Vec<LaunchedRow>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LaunchedRow {
-    pub(super) key: SequenceKey,
-    pub(super) epoch: u32,
-    pub(super) slot: SlotId,
-    /// Positions that exist once the row has run.
-    pub(super) end: usize,
-    pub(super) outputs: Span,
-    pub(super) is_prefill: bool,
-}
-
-/// The batch that was planned last. Kept for its memory.
-#[derive(Debug, Default)]
-pub(super) struct NextBatch {
-    pub(super) tokens: Vec<InputToken>,
-    pub(super) rows: Vec<Row>,
-    pub(super) decode_rows: u32,
-    pub(super) outputs: Vec<OutputRequest>,
-    /// Outputs that need masks, and whose they are.
-    pub(super) constrained: Vec<(u32, SequenceId)>,
-    events: Vec<SlotEvent>,
-    pub(super) launched: Launched,
+    state: State,
+    planner: Planner,
 }
 
 impl Scheduler {
@@ -90,299 +26,182 @@ impl Scheduler {
     ///
     /// # Errors
     ///
-    /// A page size or limits that make no sense.
+    /// A page size or limits that make no sense, or windowed groups together with a host tier.
     pub fn new(config: SchedulerConfig) -> Result<Self, ScheduleError> {
-        if config.max_running == 0 || config.pages == 0 || config.context_length < 2 {
-            return Err(ScheduleError::Config(format!(
-                "{} slots, {} pages and a context of {} tokens can't serve a request",
-                config.max_running, config.pages, config.context_length
-            )));
-        }
-        let cache = CacheConfig::default()
-            .page_size(config.page_size)
-            .policy(config.eviction_policy)
-            .events(config.cache_events);
-        let pool = config.pool(cache)?;
         // A page for every slot in one step is common: they grow in step. The two lists change
         // places at each launch.
         let events = 2 * config.max_running as usize;
-        Ok(Self {
-            sequences: SlotMap::with_key(),
-            by_id: HashMap::new(),
-            waiting: VecDeque::new(),
-            running: Vec::with_capacity(config.max_running as usize),
-            pool,
-            tier: Tier::new(&config),
-            slots: Slots::new(config.max_running, 1),
-            free_slots: (0..config.max_running).rev().map(SlotId).collect(),
-            in_flight: VecDeque::with_capacity(MAX_IN_FLIGHT),
-            spare: Vec::with_capacity(MAX_IN_FLIGHT + 1),
-            next: NextBatch { events: Vec::with_capacity(events), ..NextBatch::default() },
-            slot_events: Vec::with_capacity(events),
-            reserve: ReserveRatio::new(),
-            events: Vec::new(),
-            stats: SchedulerStats::default(),
-            draining: false,
-            last_forced_retraction: 0,
-            step: 0,
-            arrivals: 0,
-            config,
-        })
+        Ok(Self { state: State::new(config)?, planner: Planner::new(events) })
+    }
+
+    /// Applies what happened.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError::Refused`] for a sequence that can't run; nothing changes then. Others mean
+    /// that the scheduler or the backend is broken: a commit without a launch, a result that lacks a
+    /// token, pages without an owner.
+    pub fn apply(&mut self, input: Input<'_>) -> Result<(), InputError> {
+        let state = &mut self.state;
+        match input {
+            Input::Arrive(arrival) => return Ok(arrive(state, arrival)?),
+            Input::Fork { parent, branch } => return forks::fork(state, parent, branch),
+            Input::End { id, reason } => end(state, id, reason)?,
+            Input::Append { id, tokens } => committer::append(state, id, &tokens)?,
+            Input::Abort { request, samples } => abort(state, request, samples)?,
+            Input::EndAll { reason } => end_all(state, &reason)?,
+            Input::Commit { result, error } => {
+                committer::commit(state, &result, error.as_deref())?;
+                self.check_in_debug()?;
+            }
+            Input::CopiesDone { error } => {
+                committer::copies_done(state, error.as_deref())?;
+                self.check_in_debug()?;
+            }
+            Input::Tick { now } => state.pages.pool_mut().advance(now),
+            Input::ClearCache => {
+                state.pages.pool_mut().clear().map_err(ScheduleError::from)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides the next step. What the plan lends counts as launched and started.
+    ///
+    /// # Errors
+    ///
+    /// Broken accounting.
+    pub fn plan(&mut self) -> Result<Plan<'_>, ScheduleError> {
+        self.planner.plan(&mut self.state)?;
+        Ok(self.last_plan())
+    }
+
+    /// What the last call of [`plan`](Self::plan) decided, lent once more.
+    pub fn last_plan(&self) -> Plan<'_> {
+        let copies = self.planner.copies();
+        match self.planner.decision() {
+            Decision::Launch => Plan::Launch(Step {
+                batch: self.planner.batch(self.state.pages.slots()),
+                deferred: self.planner.deferred(),
+                copies,
+            }),
+            Decision::Sync => Plan::Sync { copies },
+            Decision::Idle => Plan::Idle,
+        }
     }
 
     /// What it was built with.
     pub fn config(&self) -> &SchedulerConfig {
-        &self.config
-    }
-
-    /// Puts a sequence into the queue.
-    ///
-    /// # Errors
-    ///
-    /// A [`Refusal`]; nothing changes then.
-    pub fn arrive(&mut self, arrival: Arrival) -> Result<(), Refusal> {
-        self.config.check_arrival(&arrival)?;
-        if self.waiting.len() >= self.config.max_waiting {
-            return Err(Refusal::QueueFull { waiting: self.waiting.len() });
-        }
-        let request = arrival.id.request;
-        let key = self.add(arrival)?;
-        if !self.config.cache {
-            // Nothing is kept for others, so a request shares with itself alone.
-            self.sequences[key].namespace = Namespace(request.0);
-        }
-        self.waiting.push_back(key);
-        Ok(())
-    }
-
-    /// Tells the time, for prefixes that are to be kept for a while: ticks of whatever clock the
-    /// caller gave [`Arrival::retention`] in.
-    pub fn advance(&mut self, now: u64) {
-        self.pool.advance(now);
-    }
-
-    /// Takes the changes of the cache that nobody has taken yet.
-    pub fn drain_cache_events(&mut self) -> impl Iterator<Item = radix_cache::Event> + '_ {
-        self.pool.drain_events()
-    }
-
-    /// Ends a request's sequences wherever they are. Rows that are in flight will be dropped.
-    /// Does nothing where they have ended already.
-    ///
-    /// # Errors
-    ///
-    /// Broken accounting.
-    pub fn abort(&mut self, request: RequestId, samples: u32) -> Result<(), ScheduleError> {
-        (0..samples)
-            .try_for_each(|index| self.end(SequenceId { request, index }, FinishReason::Abort))
-    }
-
-    /// Ends one sequence with a reason that the scheduler can't see, such as a stop string in
-    /// its text. Does nothing where it has ended already.
-    ///
-    /// # Errors
-    ///
-    /// Broken accounting.
-    pub fn end(&mut self, id: SequenceId, reason: FinishReason) -> Result<(), ScheduleError> {
-        match self.by_id.get(&id) {
-            None => Ok(()),
-            Some(&key) => self.finish(key, reason),
-        }
-    }
-
-    /// Ends every sequence, waiting or running.
-    ///
-    /// # Errors
-    ///
-    /// Broken accounting.
-    pub fn end_all(&mut self, reason: &FinishReason) -> Result<(), ScheduleError> {
-        while let Some(&key) = self.running.last().or(self.waiting.back()) {
-            self.finish(key, reason.clone())?;
-        }
-        Ok(())
-    }
-
-    /// Decides the next step. On [`Plan::Launch`] the batch is counted as launched: launch it.
-    /// Then, whatever the plan is, start its [`copies`](Self::copies) if there are any: they
-    /// are counted as started.
-    ///
-    /// # Errors
-    ///
-    /// Broken accounting.
-    pub fn plan(&mut self) -> Result<Plan, ScheduleError> {
-        let plan = self.plan_step()?;
-        self.start_copies();
-        Ok(plan)
-    }
-
-    fn plan_step(&mut self) -> Result<Plan, ScheduleError> {
-        if self.in_flight.len() >= MAX_IN_FLIGHT || (self.draining && self.is_anything_in_flight())
-        {
-            return Ok(Plan::Sync);
-        }
-        self.draining = false;
-        // Each failed attempt puts a sequence back; alone, the first one has room for a row.
-        for _ in 0..=self.slots.len() {
-            if let Some(plan) = self.try_plan()? {
-                return Ok(plan);
-            }
-        }
-        Err(ScheduleError::Stuck { waiting: self.waiting.len() })
-    }
-
-    /// The batch of the last [`Plan::Launch`].
-    pub fn batch(&self) -> Batch<'_> {
-        let NextBatch { tokens, rows, decode_rows, outputs, events, launched, .. } = &self.next;
-        let step = self.in_flight.back().map_or(launched.step, |launched| launched.step);
-        let mut batch = Batch::new(step, tokens, rows, *decode_rows, outputs, events, &self.slots);
-        batch.defer_sampling = !self.next.constrained.is_empty();
-        batch
-    }
-
-    /// Outputs of the last batch whose sequences are constrained. If there are any, the batch
-    /// defers its sampling.
-    pub fn constrained_outputs(&self) -> &[(u32, SequenceId)] {
-        &self.next.constrained
+        &self.state.config
     }
 
     /// What happened since the events were cleared, in order.
-    pub fn events(&self) -> &[Event] {
-        &self.events
+    pub fn events(&self) -> impl DoubleEndedIterator<Item = Event<'_>> + '_ {
+        self.state.news.iter()
     }
 
     /// Forgets the events, once they have been passed on.
     pub fn clear_events(&mut self) {
-        self.events.clear();
+        self.state.news.clear();
+    }
+
+    /// Takes the changes of the cache that nobody has taken yet.
+    pub fn drain_cache_events(&mut self) -> impl Iterator<Item = radix_cache::Event> + '_ {
+        self.state.pages.pool_mut().drain_events()
     }
 
     /// The known tokens of a sequence, prompt first.
-    pub fn tokens(&self, id: SequenceId) -> Option<&[radix_cache::Token]> {
-        let key = self.by_id.get(&id)?;
-        Some(&self.sequences[*key].tokens)
+    pub fn tokens(&self, id: SequenceId) -> Option<&[Token]> {
+        let key = self.state.sequences.find(id)?;
+        Some(&self.state.sequences.get(key)?.tokens)
     }
 
     /// Steps launched and not committed.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.state.flights.len()
+    }
+
+    /// Copies started and not committed, counted by plan.
+    pub fn copies_in_flight(&self) -> usize {
+        self.state.transfers.as_ref().map_or(0, Transfers::in_flight)
     }
 
     /// Whether nothing runs, waits or is in flight, copies included.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && !self.is_anything_in_flight()
+        self.state.sequences.len() == 0 && !self.state.is_anything_in_flight()
     }
 
     /// Counts.
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats {
-            running: self.running.len(),
-            waiting: self.waiting.len(),
-            steps: self.step,
-            evicted_pages: self.pool.evicted(),
-            ..self.stats
+            running: self.state.sequences.running().len(),
+            waiting: self.state.queue.len(),
+            steps: self.state.flights.launched(),
+            evicted_pages: self.state.pages.pool().evicted(),
+            ..self.state.stats
         }
     }
 
-    /// Pages by owner.
+    /// Pages of full groups by owner.
     pub fn pages(&self) -> PageCounts {
-        self.pool.counts()
+        self.state.pages.pool().counts()
+    }
+
+    /// Pages of windowed groups by owner; all zero where there is none.
+    pub fn windowed_pages(&self) -> PageCounts {
+        self.state.pages.pool().windowed_counts()
     }
 
     /// The page pool, to look at.
     pub fn pool(&self) -> &KvPool {
-        &self.pool
+        self.state.pages.pool()
     }
 
-    /// Plants a bug in the prefix tree, for the tests that have to notice it.
-    #[cfg(feature = "seeded-bugs")]
-    pub fn plant_in_cache(&mut self, bug: radix_cache::SeededBug) {
-        self.pool.plant(bug);
+    /// Checks that every page and slot has exactly one owner. Looks at everything: for tests
+    /// and debug builds.
+    ///
+    /// # Errors
+    ///
+    /// The first violation.
+    pub fn check(&self) -> Result<(), ScheduleError> {
+        self.state.check()
     }
 
-    /// Adds a sequence that is neither waiting nor running yet.
-    pub(super) fn add(&mut self, arrival: Arrival) -> Result<SequenceKey, Refusal> {
-        let id = arrival.id;
-        if self.by_id.contains_key(&id) {
-            return Err(Refusal::Exists(id));
-        }
-        let mut sequence = Sequence::new(arrival, self.arrivals);
-        // The context's limit is a limit like the request's own. Arrivals leave room for a token.
-        let room = self.config.context_length.saturating_sub(sequence.prompt_len);
-        sequence.max_tokens = sequence.max_tokens.min(room);
-        if self.has_bug(SeededBug::NamespaceIgnored) {
-            sequence.namespace = Namespace::default();
-        }
-        self.arrivals += 1;
-        let key = self.sequences.insert(sequence);
-        self.by_id.insert(id, key);
-        Ok(key)
+    fn check_in_debug(&self) -> Result<(), ScheduleError> {
+        if cfg!(debug_assertions) { self.check() } else { Ok(()) }
     }
+}
 
-    pub(super) fn has_bug(&self, bug: SeededBug) -> bool {
-        self.config.has_bug(bug)
+fn arrive(state: &mut State, arrival: Arrival) -> Result<(), Refusal> {
+    state.config.check_arrival(&arrival)?;
+    if state.queue.len() >= state.config.max_waiting {
+        return Err(Refusal::QueueFull { waiting: state.queue.len() });
     }
+    let priority = arrival.priority;
+    let key = state.sequences.add(arrival, &state.config)?;
+    if !state.config.cache {
+        state.sequences.isolate(key);
+    }
+    state.queue.join(key, priority);
+    Ok(())
+}
 
-    /// Whether a step or copies are launched or about to be, and not committed.
-    pub(super) fn is_anything_in_flight(&self) -> bool {
-        !self.in_flight.is_empty() || self.tier.is_busy()
-    }
+fn abort(state: &mut State, request: RequestId, samples: u32) -> Result<(), ScheduleError> {
+    (0..samples)
+        .try_for_each(|index| end(state, SequenceId { request, index }, FinishReason::Abort))
+}
 
-    /// One attempt to plan. `None` if half-computed prompts held all the pages: one of them went
-    /// back, so that the others can go on.
-    fn try_plan(&mut self) -> Result<Option<Plan>, ScheduleError> {
-        if self.must_retract() {
-            if self.is_anything_in_flight() && !self.has_bug(SeededBug::RetractionUnderPendingStep)
-            {
-                return Ok(Some(Plan::Sync));
-            }
-            self.retract_until_decode_fits()?;
-        }
-        self.begin_batch();
-        self.plan_decode()?;
-        let mut budget = self.plan_prefill()?;
-        self.admit(&mut budget)?;
-        if !self.next.rows.is_empty() {
-            self.demote_ahead()?;
-            self.end_batch();
-            return Ok(Some(Plan::Launch));
-        }
-        let unused = std::mem::take(&mut self.next.launched);
-        self.spare.push(unused);
-        // What copies hold comes back, so nobody is put back for it.
-        if self.is_anything_in_flight() {
-            return Ok(Some(Plan::Sync));
-        }
-        if !self.running.is_empty() {
-            self.retract_one()?;
-            return Ok(None);
-        }
-        match self.waiting.len() {
-            0 => Ok(Some(Plan::Idle)),
-            waiting => Err(ScheduleError::Stuck { waiting }),
-        }
+fn end(state: &mut State, id: SequenceId, reason: FinishReason) -> Result<(), ScheduleError> {
+    match state.sequences.find(id) {
+        None => Ok(()),
+        Some(key) => state.finish(key, reason),
     }
+}
 
-    fn begin_batch(&mut self) {
-        let batch = &mut self.next;
-        batch.tokens.clear();
-        batch.rows.clear();
-        batch.outputs.clear();
-        batch.constrained.clear();
-        batch.decode_rows = 0;
-        batch.launched = self.spare.pop().unwrap_or_default();
-        batch.launched.rows.clear();
+fn end_all(state: &mut State, reason: &FinishReason) -> Result<(), ScheduleError> {
+    let last_running = |state: &State| state.sequences.running().last().copied();
+    while let Some(key) = last_running(state).or(state.queue.last()) {
+        state.finish(key, reason.clone())?;
     }
-
-    fn end_batch(&mut self) {
-        self.next.events.clear();
-        std::mem::swap(&mut self.next.events, &mut self.slot_events);
-        let mut launched = std::mem::take(&mut self.next.launched);
-        launched.step = self.step;
-        self.step += 1;
-        self.in_flight.push_back(launched);
-        self.reserve.decay();
-    }
-
-    pub(super) fn retire(&mut self, launched: Launched) {
-        self.spare.push(launched);
-    }
+    Ok(())
 }

@@ -1,67 +1,23 @@
-//! One stream of tokens being generated.
+//! One stream of tokens being generated, and the phase that it is in.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use radix_cache::{LockId, Namespace, Retention, Token, TransferId};
+use radix_cache::{Namespace, Retention, Token};
 use slotmap::new_key_type;
 
-use crate::backend::{SlotId, SlotSampling};
-
-/// A request's number, chosen by whoever submits it. Never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RequestId(pub u64);
-
-/// One of a request's sequences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId {
-    /// The request.
-    pub request: RequestId,
-    /// Which of its samples, from 0.
-    pub index: u32,
-}
-
-/// A sequence that wants to run.
-#[derive(Clone, Debug)]
-pub struct Arrival {
-    /// Who it is.
-    pub id: SequenceId,
-    /// Its prompt.
-    pub prompt: Vec<Token>,
-    /// How tokens are sampled. `history` is filled in by the scheduler.
-    pub sampling: Arc<SlotSampling>,
-    /// Most tokens to generate.
-    pub max_tokens: u32,
-    /// Tokens that end it: the model's and the request's.
-    pub stop_tokens: Arc<[Token]>,
-    /// What it can share pages with.
-    pub namespace: Namespace,
-    /// How long its prefix should stay cached, beyond its own end.
-    pub retention: Retention,
-    /// Its tokens need masks: steps that sample it defer their sampling.
-    pub constrained: bool,
-}
-
-/// Why a sequence ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// It produced an end token or a stop string.
-    Stop,
-    /// It reached its limit, or the context's.
-    Length,
-    /// The caller gave it up.
-    Abort,
-    /// The device failed on it.
-    Error(String),
-}
+use super::arrival::{Arrival, FinishReason, PromptWant, SequenceId};
+use super::error::ScheduleError;
+use super::pages::Holding;
+use super::proposer::Drafting;
+use crate::backend::SlotSampling;
 
 new_key_type! {
     /// A sequence in the scheduler. Generational: never names another sequence later.
     pub(super) struct SequenceKey;
 }
 
-/// The state of a sequence: four counts, and what it holds while it runs.
+/// A sequence: what stays the same while it lives, its known tokens, and its phase.
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
@@ -74,68 +30,78 @@ pub(super) struct Sequence {
     pub(super) namespace: Namespace,
     pub(super) retention: Retention,
     pub(super) constrained: bool,
-    /// Positions whose KV some launched step writes.
-    pub(super) launched: usize,
-    /// Positions whose KV a retired step wrote.
-    pub(super) computed: usize,
-    /// Positions whose pages the tree owns and this sequence locks.
-    pub(super) protected: usize,
-    /// Tokens that launched steps will produce.
-    pub(super) pending: usize,
-    /// Held while it runs.
-    pub(super) place: Option<Place>,
-    /// Counts the times that it was put back: rows launched before are not its own any more.
-    pub(super) epoch: u32,
+    pub(super) priority: i32,
+    pub(super) want: PromptWant,
+    /// The positions after which something is wanted and was not told yet.
+    pub(super) unanswered: Range<usize>,
+    /// `None` where nothing may be proposed for it.
+    pub(super) drafting: Option<Drafting>,
     /// Order of arrival.
     pub(super) arrival: u64,
+    pub(super) phase: Phase,
+}
+
+/// Where a sequence is, with what it has only there.
+#[derive(Debug)]
+pub(super) enum Phase {
+    Waiting(Waiting),
+    /// It waits for a part of its prefix that is on its way from the host.
+    Loading(Waiting),
+    Running(Running),
+}
+
+/// What is known of a sequence while it waits.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waiting {
     /// It ran before and goes before any policy.
     pub(super) resumed: bool,
     /// How often a later one was admitted before it.
     pub(super) passed_over: u32,
     /// How often it waited for another one to compute their common prefix, or for room to load.
     pub(super) held: u32,
-    /// What it waits for, if a part of its prefix is on its way from the host.
-    pub(super) loading: Option<TransferId>,
     /// Positions that were loaded for it since it began to wait.
     pub(super) loaded: Range<usize>,
-    /// Nothing has been loaded for it, or tried to be, since it began to wait.
-    pub(super) may_load: bool,
+    /// Something was loaded for it, or tried to be, since it began to wait.
+    pub(super) has_loaded: bool,
 }
 
-/// What a running sequence holds.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
-    pub(super) slot: SlotId,
-    pub(super) lock: LockId,
+/// What a running sequence holds, and how far it has come.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) holding: Holding,
+    /// Positions whose KV some launched step writes.
+    pub(super) launched: usize,
+    /// Positions whose KV a retired step wrote.
+    pub(super) computed: usize,
+    /// Tokens that launched rows will produce, one each.
+    pub(super) pending: usize,
+    /// A launched row verifies proposals. How many tokens come of it is not known, so no row
+    /// follows until it is committed.
+    pub(super) is_verifying: bool,
+    /// Counts the times that a sequence began to run: tells whose a launched row is.
+    pub(super) run: u64,
 }
 
 impl Sequence {
-    pub(super) fn new(arrival: Arrival, number: u64) -> Self {
+    pub(super) fn new(arrival: Arrival, number: u64, drafting: Option<Drafting>) -> Self {
         let Arrival { id, prompt, sampling, max_tokens, stop_tokens, .. } = arrival;
-        let Arrival { namespace, retention, constrained, .. } = arrival;
+        let Arrival { namespace, retention, constrained, priority, want, .. } = arrival;
         Self {
             id,
             prompt_len: prompt.len(),
-            tokens: prompt,
             max_tokens: max_tokens as usize,
             stop_tokens,
             sampling,
             namespace,
             retention,
             constrained,
-            launched: 0,
-            computed: 0,
-            protected: 0,
-            pending: 0,
-            place: None,
-            epoch: 0,
+            priority,
+            want,
+            unanswered: want.positions(prompt.len()),
+            drafting,
+            tokens: prompt,
             arrival: number,
-            resumed: false,
-            passed_over: 0,
-            held: 0,
-            loading: None,
-            loaded: 0..0,
-            may_load: true,
+            phase: Phase::Waiting(Waiting::default()),
         }
     }
 
@@ -148,23 +114,91 @@ impl Sequence {
         self.tokens.len() - self.prompt_len
     }
 
+    /// Positions that its longest form takes. The KV of its last token is never needed, but where a
+    /// vector is made of it.
+    pub(super) fn longest(&self) -> usize {
+        (self.prompt_len + self.max_tokens).saturating_sub(1).max(self.unanswered.end)
+    }
+
+    /// Known tokens that are to be computed: all, unless only something of the prompt is wanted.
+    pub(super) fn to_compute(&self) -> usize {
+        if self.max_tokens == 0 { self.unanswered.end } else { self.known() }
+    }
+
+    /// The tokens that may be taken from the cache: one must be computed, to have logits, and all
+    /// after which something is wanted.
+    pub(super) fn matchable(&self) -> &[Token] {
+        let first = if self.unanswered.is_empty() { usize::MAX } else { self.unanswered.start };
+        &self.tokens[..self.known().saturating_sub(1).min(first)]
+    }
+
+    /// Appends a known token. Returns the reason if it is the last one.
+    pub(super) fn append(&mut self, token: Token) -> Option<FinishReason> {
+        self.tokens.push(token);
+        if self.stop_tokens.contains(&token) {
+            Some(FinishReason::Stop)
+        } else if self.generated() >= self.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn running(&self) -> Option<&Running> {
+        match &self.phase {
+            Phase::Running(running) => Some(running),
+            Phase::Waiting(_) | Phase::Loading(_) => None,
+        }
+    }
+
+    /// What a running sequence has.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't run, though whoever asks has reason to think so.
+    pub(super) fn running_mut(&mut self) -> Result<&mut Running, ScheduleError> {
+        match &mut self.phase {
+            Phase::Running(running) => Ok(running),
+            _ => Err(ScheduleError::NotRunning { id: self.id }),
+        }
+    }
+
+    pub(super) fn waiting(&self) -> Option<&Waiting> {
+        match &self.phase {
+            Phase::Waiting(waiting) | Phase::Loading(waiting) => Some(waiting),
+            Phase::Running(_) => None,
+        }
+    }
+
+    pub(super) fn waiting_mut(&mut self) -> Option<&mut Waiting> {
+        match &mut self.phase {
+            Phase::Waiting(waiting) | Phase::Loading(waiting) => Some(waiting),
+            Phase::Running(_) => None,
+        }
+    }
+
+    pub(super) fn is_loading(&self) -> bool {
+        matches!(self.phase, Phase::Loading(_))
+    }
+
     /// Tokens that it may still generate beyond those known or launched.
     pub(super) fn tokens_left(&self) -> usize {
-        self.max_tokens.saturating_sub(self.generated() + self.pending)
+        let pending = self.running().map_or(0, |running| running.pending);
+        self.max_tokens.saturating_sub(self.generated() + pending)
     }
 
-    /// Tokens, known or to be produced by launched steps, whose KV no launched step writes. One
-    /// means decode, more means prefill.
-    pub(super) fn unlaunched(&self) -> usize {
-        self.known() + self.pending - self.launched
-    }
-
-    pub(super) fn is_decoding(&self) -> bool {
-        self.unlaunched() == 1
+    /// Whether its next row is a decode row that its limit allows: of the tokens known or to be
+    /// produced by launched rows, only the last has no KV and no launched step that writes it.
+    pub(super) fn can_decode(&self) -> bool {
+        self.running().is_some_and(|running| {
+            !running.is_verifying
+                && self.known() + running.pending == running.launched + 1
+                && self.generated() + running.pending < self.max_tokens
+        })
     }
 
     /// Some of what was known when it was admitted is not retired yet.
     pub(super) fn is_prefilling(&self) -> bool {
-        self.computed + 1 < self.known()
+        self.running().is_some_and(|running| running.computed + 1 < self.known())
     }
 }

@@ -1,32 +1,27 @@
 //! Conversations into prompts.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Value as Operand};
-use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
-use minijinja_contrib::pycompat;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use minijinja::Environment;
+use minijinja::value::Serde;
+use minijinja::value::Value as Operand;
+use serde_json::{Map, Value, json};
 
-use super::python_json::PythonJson;
+use super::parts::ControlTokens;
+use super::template_environment::{
+    LimitedOutput, MAX_OUTPUT, environment, reason_of, render_error,
+};
+use super::template_source::prepare;
 use super::tokenizer::read_optional_object;
-use super::{SpecialTokens, TextError};
+use super::{ChatMessage, SpecialTokens, TextError, TextPart, Tokenizer};
+use crate::files::read_text;
 use crate::model::ModelFiles;
-
-/// How many instructions a template may execute for one conversation. A few hundred a message are
-/// usual.
-const MAX_INSTRUCTIONS: u64 = 5_000_000;
-
-/// How much text a template may write for one conversation, in bytes: above any context length.
-const MAX_OUTPUT: usize = 64 << 20;
-
-/// How deeply a template may nest calls of its macros (about ten units a call).
-const MAX_RECURSION: usize = 250;
 
 /// The name of a template that stands alone, and of the usual one among several.
 const DEFAULT: &str = "default";
@@ -34,28 +29,9 @@ const DEFAULT: &str = "default";
 /// The name of the template among several that is meant for conversations with tools.
 const TOOL_USE: &str = "tool_use";
 
-/// One message of a conversation.
-///
-/// In JSON it is an object with `role`, usually `content`, and whatever else a template knows
-/// (`tool_calls`, `reasoning_content`, `name`, ...): all fields reach the template as they are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ChatMessage {
-    /// Who speaks: `system`, `user`, `assistant`, `tool`, or what else the template knows.
-    pub role: String,
-    /// All other fields, `content` among them.
-    #[serde(flatten)]
-    pub fields: Map<String, Value>,
-}
-
-impl ChatMessage {
-    /// A message of text.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        let mut fields = Map::new();
-        fields.insert("content".to_owned(), Value::String(content.into()));
-        Self { role: role.into(), fields }
-    }
-}
+/// Stack to compile a template on. Parser and compiler go into each other; what they are given
+/// has been bounded, and needs less by far.
+const COMPILER_STACK: usize = 64 << 20;
 
 /// How a conversation is rendered.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +48,24 @@ pub struct ChatOptions {
     pub template: Option<String>,
     /// Further variables that the template knows, such as `enable_thinking`.
     pub variables: Map<String, Value>,
+    /// Hand content and arguments of tool calls to the template as they come, as
+    /// `apply_chat_template` does, rather than in the shape that the template takes. Off by
+    /// default.
+    pub as_given: bool,
+    /// Recognise control tokens in what users and tools say, as most servers do: a user's
+    /// `<|im_end|>` then ends the user's turn. Off by default: it is text.
+    pub recognise_control_tokens: bool,
 }
+
+backend_api::setters!(ChatOptions {
+    add_generation_prompt: bool,
+    tools: impl Into<Option<Vec<Value>>>,
+    documents: impl Into<Option<Vec<Value>>>,
+    template: impl Into<Option<String>>,
+    variables: impl Into<Map<String, Value>>,
+    as_given: bool,
+    recognise_control_tokens: bool,
+});
 
 impl Default for ChatOptions {
     fn default() -> Self {
@@ -82,6 +75,8 @@ impl Default for ChatOptions {
             documents: None,
             template: None,
             variables: Map::new(),
+            as_given: false,
+            recognise_control_tokens: false,
         }
     }
 }
@@ -91,9 +86,16 @@ impl Default for ChatOptions {
 ///
 /// That is: blocks take their line break with them, `break` and `continue`, Python's methods of
 /// strings, lists and dictionaries, `raise_exception`, `strftime_now`, a `tojson` that writes
-/// JSON as Python does, and `{% generation %}` marks, which are read over. Instructions, output
-/// and recursion are limited, so that a template can't hang; the memory of what it computes in
-/// between is not.
+/// JSON as Python does, and `{% generation %}` marks, which are read over. Fields of messages that
+/// are `null` are dropped, and reasoning has all the names that templates know.
+///
+/// Clients of OpenAI's API send content as a list of parts and arguments as a JSON string, which
+/// many templates can't take. Unless [`ChatOptions::as_given`], text parts are joined by line
+/// breaks where the template takes text only, and arguments are decoded where it takes objects;
+/// which it takes is seen from how it renders a small conversation.
+///
+/// A template is somebody else's program: its size, its nesting, the work and the values that it
+/// makes are limited, and whatever it does ends in a [`TextError`].
 ///
 /// Cloning is cheap; clones share the compiled templates.
 #[derive(Clone)]
@@ -107,7 +109,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`TextError::TemplateSyntax`].
+    /// [`TextError::TemplateSyntax`] and [`TextError::TemplateTooLarge`].
     pub fn new(source: &str, special_tokens: &SpecialTokens) -> Result<Self, TextError> {
         Self::from_named([(DEFAULT, source)], special_tokens)
     }
@@ -116,18 +118,26 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// [`TextError::TemplateSyntax`].
+    /// As [`new`](Self::new).
     pub fn from_named<'a>(
         templates: impl IntoIterator<Item = (&'a str, &'a str)>,
         special_tokens: &SpecialTokens,
     ) -> Result<Self, TextError> {
-        let mut environment = environment();
-        for (name, source) in templates {
-            let source = without_generation_marks(source).into_owned();
-            environment.add_template_owned(name.to_owned(), source).map_err(|error| {
-                TextError::TemplateSyntax { line: error.line(), reason: reason_of(&error) }
-            })?;
-        }
+        let sources = templates
+            .into_iter()
+            .map(|(name, source)| Ok((name.to_owned(), prepare(source)?)))
+            .collect::<Result<Vec<_>, TextError>>()?;
+        let compiled = std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(COMPILER_STACK);
+            let thread = builder.spawn_scoped(scope, || compile(sources))?;
+            Ok::<_, io::Error>(thread.join())
+        });
+        let syntax = |reason: &str| TextError::TemplateSyntax { line: None, reason: reason.into() };
+        let environment = match compiled {
+            Ok(Ok(environment)) => environment?,
+            Ok(Err(_)) => return Err(syntax("it makes the compiler panic")),
+            Err(error) => return Err(syntax(&format!("no thread to compile it on: {error}"))),
+        };
         Ok(Self {
             environment: Arc::new(environment),
             special_tokens: Arc::new(special_tokens.named.clone()),
@@ -138,26 +148,37 @@ impl ChatTemplate {
     ///
     /// # Errors
     ///
-    /// Those of [`from_directory`](Self::from_directory), [`TextError::Gguf`] and
-    /// [`TextError::TemplateSyntax`].
+    /// Those of [`from_directory`](Self::from_directory), [`TextError::Gguf`], and as
+    /// [`new`](Self::new).
     pub fn from_model(
         files: &ModelFiles,
         special_tokens: &SpecialTokens,
     ) -> Result<Option<Self>, TextError> {
+        /// The template, and with a name behind it one of several.
+        const KEY: &str = "tokenizer.chat_template";
         match files {
             ModelFiles::HuggingFace { directory } => {
                 Self::from_directory(directory, special_tokens)
             }
             ModelFiles::Gguf { file } => {
-                let source = file.metadata().string("tokenizer.chat_template")?;
-                source.map(|source| Self::new(source, special_tokens)).transpose()
+                let mut named = Vec::new();
+                for (key, _) in file.metadata().iter() {
+                    let name = match key.strip_prefix(KEY) {
+                        Some("") => DEFAULT,
+                        Some(name) if name.starts_with('.') => &name[1..],
+                        _ => continue,
+                    };
+                    named.extend(file.metadata().string(key)?.map(|source| (name, source)));
+                }
+                Self::from_some(named, special_tokens)
             }
         }
     }
 
-    /// Reads the template of a Hugging Face model directory: `chat_template.jinja`, or else
-    /// `chat_template` in `tokenizer_config.json`, which is a template or a list of named ones.
-    /// `None` if there is neither, as in base models.
+    /// Reads the templates of a Hugging Face model directory: `chat_template.jinja` with
+    /// `additional_chat_templates/NAME.jinja`, or else `chat_template` in `tokenizer_config.json`,
+    /// which is a template or a list of named ones. `None` if there is none of them, as in base
+    /// models.
     ///
     /// # Errors
     ///
@@ -166,31 +187,29 @@ impl ChatTemplate {
         directory: &Path,
         special_tokens: &SpecialTokens,
     ) -> Result<Option<Self>, TextError> {
+        let mut named: BTreeMap<String, String> = additional_templates(directory)?;
         let path = directory.join("chat_template.jinja");
-        match std::fs::read_to_string(&path) {
-            Ok(source) => return Self::new(&source, special_tokens).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        match read_text(&path) {
+            Ok(source) => drop(named.insert(DEFAULT.to_owned(), source)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let path = directory.join("tokenizer_config.json");
+                let config = read_optional_object(&path)?;
+                named.extend(configured_templates(config.get("chat_template"), &path)?);
+            }
             Err(source) => return Err(TextError::Read { path, source }),
         }
-        let path = directory.join("tokenizer_config.json");
-        let config = read_optional_object(&path)?;
-        let malformed = || TextError::Malformed {
-            path: path.clone(),
-            reason: "chat_template is neither a template nor a list of named ones".to_owned(),
-        };
-        match config.get("chat_template") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(source)) => Self::new(source, special_tokens).map(Some),
-            Some(Value::Array(entries)) => {
-                let named = entries
-                    .iter()
-                    .map(|entry| entry.get("name")?.as_str().zip(entry.get("template")?.as_str()))
-                    .collect::<Option<Vec<_>>>()
-                    .ok_or_else(malformed)?;
-                Self::from_named(named, special_tokens).map(Some)
-            }
-            Some(_) => Err(malformed()),
+        let named = named.iter().map(|(name, source)| (name.as_str(), source.as_str())).collect();
+        Self::from_some(named, special_tokens)
+    }
+
+    fn from_some(
+        named: Vec<(&str, &str)>,
+        special_tokens: &SpecialTokens,
+    ) -> Result<Option<Self>, TextError> {
+        if named.is_empty() {
+            return Ok(None);
         }
+        Self::from_named(named, special_tokens).map(Some)
     }
 
     /// Renders a conversation. The text has all special tokens written out, the one that begins
@@ -206,177 +225,215 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         options: &ChatOptions,
     ) -> Result<String, TextError> {
-        let template = self.choose(options)?;
+        self.run(self.choose(options)?, &self.adapt(messages, options)?, options)
+    }
+
+    /// Renders a conversation into parts, of which those that are control tokens in the words of
+    /// users, tools and documents are plain text: for
+    /// [`Tokenizer::encode_parts`](super::Tokenizer::encode_parts). With
+    /// [`ChatOptions::recognise_control_tokens`] there is one part.
+    ///
+    /// # Errors
+    ///
+    /// As [`render`](Self::render).
+    pub fn render_parts(
+        &self,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<TextPart>, TextError> {
+        if options.recognise_control_tokens {
+            return Ok(vec![TextPart::new(self.render(messages, options)?, false)]);
+        }
+        let control = ControlTokens::new(tokenizer.control_tokens());
+        let mut messages = self.adapt(messages, options)?;
+        control.mark_messages(&mut messages);
+        let mut options = options.clone();
+        options.documents.iter_mut().flatten().for_each(|document| control.mark(document));
+        let text = self.run(self.choose(&options)?, &messages, &options)?;
+        Ok(control.parts(&text))
+    }
+
+    /// The messages in the shape that the template takes.
+    fn adapt(
+        &self,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+    ) -> Result<Vec<ChatMessage>, TextError> {
+        let name = self.choose(options)?;
+        let mut messages = messages.to_vec();
+        messages.iter_mut().for_each(ChatMessage::normalize);
+        if !options.as_given {
+            if messages.iter().any(ChatMessage::has_text_parts) && !self.takes_parts(name, options)
+            {
+                messages.iter_mut().for_each(ChatMessage::join_parts);
+            }
+            if messages.iter().any(ChatMessage::has_encoded_arguments)
+                && !self.takes_encoded_arguments(name, options)
+            {
+                messages.iter_mut().for_each(ChatMessage::decode_arguments);
+            }
+        }
+        Ok(messages)
+    }
+
+    fn run(
+        &self,
+        name: &str,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+    ) -> Result<String, TextError> {
+        let template = self.environment.get_template(name).map_err(|error| render_error(&error))?;
         let mut context: BTreeMap<&str, Operand> = self
             .special_tokens
             .iter()
             .map(|(name, text)| (name.as_str(), Operand::from(text.as_str())))
             .collect();
-        context.insert("messages", Operand::from_serialize(messages));
-        context.insert("tools", Operand::from_serialize(&options.tools));
-        context.insert("documents", Operand::from_serialize(&options.documents));
+        context.insert("messages", Operand::from(Serde(messages)));
+        context.insert("tools", Operand::from(Serde(&options.tools)));
+        context.insert("documents", Operand::from(Serde(&options.documents)));
         context.insert("add_generation_prompt", Operand::from(options.add_generation_prompt));
         for (name, value) in &options.variables {
-            context.insert(name, Operand::from_serialize(value));
+            context.insert(name, Operand::from(Serde(value)));
         }
-        let mut output = LimitedOutput(Vec::new());
-        template.render_captured_to(context, &mut output).map_err(|error| render_error(&error))?;
-        String::from_utf8(output.0)
-            .map_err(|error| TextError::TemplateRender { line: None, reason: error.to_string() })
+        let failed =
+            |reason: &str| TextError::TemplateRender { line: None, reason: reason.to_owned() };
+        // Nothing outlives a panic but the environment, which rendering doesn't change.
+        let rendered = catch_unwind(AssertUnwindSafe(|| {
+            let mut output = LimitedOutput::new(MAX_OUTPUT);
+            template.render_captured_to(context, &mut output).map(|_| output.0)
+        }));
+        let text = rendered.map_err(|_| failed("it makes the template engine panic"))?;
+        let text = text.map_err(|error| render_error(&error))?;
+        String::from_utf8(text).map_err(|_| failed("it wrote what is not UTF-8"))
     }
 
-    fn choose(&self, options: &ChatOptions) -> Result<minijinja::Template<'_, '_>, TextError> {
+    /// Whether the template goes through a list of parts, rather than printing the list.
+    fn takes_parts(&self, name: &str, options: &ChatOptions) -> bool {
+        let probe = json!([{ "role": "user", "content": [{ "type": "text", "text": PROBE }] }]);
+        self.probe(name, &probe, options).is_some_and(|text| {
+            text.contains(PROBE) && !text.contains("'text'") && !text.contains("\"text\"")
+        })
+    }
+
+    /// Whether the template puts arguments into its text as they are.
+    fn takes_encoded_arguments(&self, name: &str, options: &ChatOptions) -> bool {
+        let encoded = json!({ PROBE: "x" }).to_string();
+        let call = |arguments: Value| {
+            let function = json!({ "name": "f", "arguments": arguments });
+            let call = json!({ "type": "function", "id": "call12345", "function": function });
+            let messages = json!([
+                { "role": "user", "content": "x" },
+                { "role": "assistant", "content": "", "tool_calls": [call] },
+            ]);
+            self.probe(name, &messages, options)
+        };
+        // An object that was printed rather than written as JSON has Python's quotes.
+        let takes_objects = call(json!({ PROBE: "x" }))
+            .is_some_and(|text| text.contains(PROBE) && !text.contains(&format!("'{PROBE}'")));
+        !takes_objects
+            && call(Value::from(encoded.as_str())).is_some_and(|text| text.contains(&encoded))
+    }
+
+    fn probe(&self, name: &str, messages: &Value, options: &ChatOptions) -> Option<String> {
+        let messages: Vec<ChatMessage> = serde_json::from_value(messages.clone()).ok()?;
+        self.run(name, &messages, options).ok()
+    }
+
+    fn choose<'a>(&self, options: &'a ChatOptions) -> Result<&'a str, TextError> {
         let has = |name| self.environment.get_template(name).is_ok();
         let name = match &options.template {
             Some(name) => name,
             None if options.tools.is_some() && has(TOOL_USE) => TOOL_USE,
             None => DEFAULT,
         };
-        self.environment.get_template(name).map_err(|_| {
-            let mut available: Vec<&str> =
-                self.environment.templates().map(|(name, _)| name).collect();
-            available.sort_unstable();
-            TextError::UnknownTemplate { name: name.to_owned(), available: available.join(", ") }
+        if has(name) {
+            return Ok(name);
+        }
+        Err(TextError::UnknownTemplate {
+            name: name.to_owned(),
+            available: self.names().join(", "),
         })
     }
+
+    fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.environment.templates().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names
+    }
 }
+
+/// What is looked for in the text of a small conversation.
+const PROBE: &str = "understoryprobe";
 
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = self.environment.templates().map(|(name, _)| name).collect();
-        formatter.debug_struct("ChatTemplate").field("templates", &names).finish_non_exhaustive()
+        formatter
+            .debug_struct("ChatTemplate")
+            .field("templates", &self.names())
+            .finish_non_exhaustive()
     }
 }
 
-/// The environment that `apply_chat_template` sets up.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(pycompat::unknown_method_callback);
-    environment.set_fuel(Some(MAX_INSTRUCTIONS));
-    environment.set_recursion_limit(MAX_RECURSION);
-    environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
-    environment
-}
-
-/// `{% generation %}` marks what an assistant wrote, for training. Each mark becomes an `if` that
-/// is always taken, so that lines stay lines and spaces are trimmed as the mark says.
-fn without_generation_marks(source: &str) -> Cow<'_, str> {
-    if !source.contains("generation") {
-        return Cow::Borrowed(source);
-    }
-    let mut plain = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        plain.push_str(before);
-        rest = tag;
-        let Some(end) = tag.find("%}") else { break };
-        let inner = &tag[..end];
-        let word = inner.trim_start_matches(['-', '+']).trim_end_matches('-').trim();
-        let replacement = match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => continue,
-        };
-        plain.push_str(&inner.replacen(word, replacement, 1));
-        rest = &tag[end..];
-    }
-    plain.push_str(rest);
-    Cow::Owned(plain)
-}
-
-/// `value | tojson(indent=None, separators=None, sort_keys=False, ensure_ascii=False)`.
-fn to_json(value: &Operand, options: Kwargs) -> Result<Operand, minijinja::Error> {
-    let mut json = PythonJson::new(options.get::<Option<usize>>("indent")?);
-    if let Some(separators) = options.get::<Option<Vec<String>>>("separators")? {
-        let [items, keys]: [String; 2] = separators.try_into().map_err(|_| {
-            minijinja::Error::new(ErrorKind::InvalidOperation, "separators are not a pair")
-        })?;
-        (json.item_separator, json.key_separator) = (items, keys);
-    }
-    json.ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    options.assert_all_used()?;
-    let text = if sort_keys {
-        serde_json::to_value(value).and_then(|mut value| {
-            value.sort_all_objects();
-            json.write(&value)
-        })
-    } else {
-        json.write(value)
+fn compile(sources: Vec<(String, String)>) -> Result<Environment<'static>, TextError> {
+    let syntax = |error: minijinja::Error| TextError::TemplateSyntax {
+        line: error.line(),
+        reason: reason_of(&error),
     };
-    text.map(Operand::from).map_err(|error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, "not JSON").with_source(error)
-    })
+    let mut environment = environment().map_err(syntax)?;
+    for (name, source) in sources {
+        environment.add_template_owned(name, source).map_err(syntax)?;
+    }
+    Ok(environment)
 }
 
-/// What a template says when it refuses a conversation.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refusal(String);
-
-fn raise_exception(message: String) -> Result<Operand, minijinja::Error> {
-    let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
-    Err(error.with_source(Refusal(message)))
-}
-
-/// The local time by a `strftime` format. Templates write today's date into system prompts.
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    let items = chrono::format::StrftimeItems::new(format).parse().map_err(|error| {
-        minijinja::Error::new(ErrorKind::InvalidOperation, "bad strftime format").with_source(error)
-    })?;
-    Ok(chrono::Local::now().format_with_items(items.iter()).to_string())
-}
-
-/// Collects the output up to [`MAX_OUTPUT`].
-struct LimitedOutput(Vec<u8>);
-
-impl io::Write for LimitedOutput {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        if text.len() > MAX_OUTPUT - self.0.len() {
-            return Err(io::ErrorKind::FileTooLarge.into());
+/// The templates of `additional_chat_templates`, by name.
+fn additional_templates(directory: &Path) -> Result<BTreeMap<String, String>, TextError> {
+    let path = directory.join("additional_chat_templates");
+    let read = |path: &Path| {
+        let failed = |source| TextError::Read { path: path.to_owned(), source };
+        read_text(path).map_err(failed)
+    };
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return Ok(BTreeMap::new());
         }
-        self.0.extend_from_slice(text);
-        Ok(text.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn render_error(error: &minijinja::Error) -> TextError {
-    match error.kind() {
-        ErrorKind::OutOfFuel => TextError::TemplateLimit { limit: "it ran for too long" },
-        ErrorKind::WriteFailure => TextError::TemplateLimit { limit: "it wrote too much" },
-        _ => match refusal_in(error) {
-            Some(message) => TextError::TemplateRefused { message },
-            None => TextError::TemplateRender { line: error.line(), reason: reason_of(error) },
-        },
-    }
-}
-
-fn refusal_in(error: &minijinja::Error) -> Option<String> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(Refusal(message)) = error.downcast_ref() {
-            return Some(message.clone());
+        Err(source) => return Err(TextError::Read { path, source }),
+    };
+    let mut named = BTreeMap::new();
+    for entry in entries {
+        let file = entry.map_err(|source| TextError::Read { path: path.clone(), source })?.path();
+        let is_template = file.extension().is_some_and(|extension| extension == "jinja");
+        if let Some(name) = file.file_stem().and_then(|name| name.to_str()).filter(|_| is_template)
+        {
+            named.insert(name.to_owned(), read(&file)?);
         }
-        cause = error.source();
     }
-    None
+    Ok(named)
 }
 
-/// The kind and the detail, without the place, which has a field of its own.
-fn reason_of(error: &minijinja::Error) -> String {
-    match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
-        None => error.kind().to_string(),
+/// The templates of a `tokenizer_config.json`, by name.
+fn configured_templates(
+    configured: Option<&Value>,
+    path: &Path,
+) -> Result<Vec<(String, String)>, TextError> {
+    let malformed = || TextError::Malformed {
+        path: path.to_owned(),
+        reason: "chat_template is neither a template nor a list of named ones".to_owned(),
+    };
+    let named = |entry: &Value| {
+        let text = |field| Some(entry.get(field)?.as_str()?.to_owned());
+        text("name").zip(text("template"))
+    };
+    match configured {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::String(source)) => Ok(vec![(DEFAULT.to_owned(), source.clone())]),
+        Some(Value::Array(entries)) => {
+            entries.iter().map(named).collect::<Option<Vec<_>>>().ok_or_else(malformed)
+        }
+        Some(_) => Err(malformed()),
     }
 }

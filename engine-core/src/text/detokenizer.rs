@@ -17,7 +17,8 @@ use super::token_table::TokenTable;
 /// [`Tokenizer::decode`](super::Tokenizer::decode) makes of the whole list.
 ///
 /// The first token pushed is the beginning of the text, where SentencePiece vocabularies drop a
-/// leading space. To continue a text instead, push its last token first and discard the delta.
+/// leading space. To continue a text instead, name its tokens
+/// ([`continue_after`](Self::continue_after)).
 #[derive(Clone)]
 pub struct IncrementalDetokenizer {
     table: Arc<TokenTable>,
@@ -28,6 +29,8 @@ pub struct IncrementalDetokenizer {
     strip: Option<(char, usize)>,
     /// The beginning of a character, after the bytes of the token at hand.
     held: Vec<u8>,
+    /// How many of the held bytes belong to the text that is continued.
+    foreign: usize,
     delta: String,
 }
 
@@ -40,8 +43,31 @@ impl IncrementalDetokenizer {
             first: true,
             strip,
             held: Vec::new(),
+            foreign: 0,
             delta: String::new(),
         }
+    }
+
+    /// Makes what is pushed next the continuation of a text: no space is dropped, and a character
+    /// that `tokens`, the end of that text or all of it, leaves incomplete may be completed. If
+    /// it is not, nothing of it is shown.
+    pub fn continue_after(&mut self, tokens: &[u32]) {
+        /// Tokens that may share a character: its bytes are four at most, the last not there yet.
+        const REACH: usize = 3;
+        let contributes = |token: &&u32| {
+            let is_skipped = self.skip_special_tokens && self.table.is_special(**token);
+            !is_skipped && self.table.text(**token).is_some_and(|text| !text.is_empty())
+        };
+        let mut tail = [0; REACH];
+        let mut length = 0;
+        for token in tokens.iter().rev().filter(contributes).take(REACH) {
+            tail[length] = *token;
+            length += 1;
+        }
+        for token in tail[..length].iter().rev() {
+            self.push(*token);
+        }
+        self.foreign = self.held.len();
     }
 
     /// Takes the next token and returns the text that has become certain; it may be empty.
@@ -64,10 +90,11 @@ impl IncrementalDetokenizer {
     /// else nothing. The detokenizer is then ready for a new text.
     pub fn finish(&mut self) -> &str {
         self.delta.clear();
-        if !self.held.is_empty() {
+        if self.held.len() > self.foreign {
             self.delta.push(char::REPLACEMENT_CHARACTER);
-            self.held.clear();
         }
+        self.held.clear();
+        self.foreign = 0;
         self.first = true;
         self.strip = self.table.leading_strip();
         &self.delta
@@ -85,7 +112,11 @@ impl IncrementalDetokenizer {
                 Err(error) if error.error_len().is_none() && chunks.peek().is_none() => {
                     incomplete = chunk.invalid().len();
                 }
+                Err(_) if chunk.invalid().len() == self.foreign => {}
                 Err(_) => self.delta.push(char::REPLACEMENT_CHARACTER),
+            }
+            if incomplete == 0 {
+                self.foreign = 0;
             }
         }
         let done = self.held.len() - incomplete;

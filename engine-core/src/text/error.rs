@@ -1,5 +1,6 @@
 //! What can go wrong between text and tokens.
 
+use crate::error::clip;
 use std::path::PathBuf;
 
 use crate::weights::GgufError;
@@ -17,7 +18,7 @@ pub enum TextError {
         source: std::io::Error,
     },
     /// A JSON file of the model is not what it should be.
-    #[error("{path} is malformed: {reason}")]
+    #[error("{path} is malformed: {reason}", reason = clip(reason))]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -29,19 +30,19 @@ pub enum TextError {
     Gguf(#[from] GgufError),
     /// A tokenizer definition (`tokenizer.json`, or the vocabulary of a GGUF file) contradicts
     /// itself or is incomplete.
-    #[error("the tokenizer definition is invalid: {reason}")]
+    #[error("the tokenizer definition is invalid: {reason}", reason = clip(reason))]
     InvalidTokenizer {
         /// What is wrong with it.
         reason: String,
     },
     /// The GGUF file names a kind of tokenizer that is not supported.
-    #[error("tokenizer model {model:?} is not supported (supported: \"gpt2\")")]
+    #[error("tokenizer model {model:?} is not supported (supported: \"gpt2\", \"llama\", \"gemma4\")", model = clip(model))]
     UnsupportedTokenizerModel {
         /// The value of `tokenizer.ggml.model`.
         model: String,
     },
     /// The GGUF file names a pre-tokenizer that is not supported.
-    #[error("pre-tokenizer {pre:?} is not supported (supported: {supported})")]
+    #[error("pre-tokenizer {pre:?} is not supported (supported: {supported})", pre = clip(pre))]
     UnsupportedPreTokenizer {
         /// The value of `tokenizer.ggml.pre`.
         pre: String,
@@ -49,7 +50,7 @@ pub enum TextError {
         supported: String,
     },
     /// The tokenizer turns tokens into text by a rule that is not supported.
-    #[error("the tokenizer's decoder is not supported: {decoder}")]
+    #[error("the tokenizer's decoder is not supported: {decoder}", decoder = clip(decoder))]
     UnsupportedDecoder {
         /// The decoder as the tokenizer definition writes it.
         decoder: String,
@@ -66,7 +67,7 @@ pub enum TextError {
         model_size: usize,
     },
     /// The tokenizer could not encode a text.
-    #[error("cannot tokenize the text: {reason}")]
+    #[error("cannot tokenize the text: {reason}", reason = clip(reason))]
     Encode {
         /// The tokenizer's message.
         reason: String,
@@ -84,7 +85,7 @@ pub enum TextError {
         index: usize,
     },
     /// A chat template is not a valid template.
-    #[error("the chat template has a syntax error{}: {reason}", at_line(*line))]
+    #[error("the chat template has a syntax error{}: {reason}", at_line(*line), reason = clip(reason))]
     TemplateSyntax {
         /// The line, counted from 1, if it is known.
         line: Option<usize>,
@@ -93,7 +94,7 @@ pub enum TextError {
     },
     /// A chat template failed on a conversation: it does what templates can't do, or the
     /// conversation lacks what it needs.
-    #[error("the chat template failed{}: {reason}", at_line(*line))]
+    #[error("the chat template failed{}: {reason}", at_line(*line), reason = clip(reason))]
     TemplateRender {
         /// The line, counted from 1, if it is known.
         line: Option<usize>,
@@ -101,19 +102,27 @@ pub enum TextError {
         reason: String,
     },
     /// A chat template refused a conversation, for instance because roles don't alternate.
-    #[error("the chat template refuses the conversation: {message}")]
+    #[error("the chat template refuses the conversation: {message}", message = clip(message))]
     TemplateRefused {
         /// The template's own message.
         message: String,
     },
-    /// A chat template ran for too long or wrote too much.
+    /// A chat template is larger, or nests more deeply, than any that is meant well.
+    #[error("the chat template has more than {limit} {what}")]
+    TemplateTooLarge {
+        /// What there are too many of.
+        what: &'static str,
+        /// The most that are accepted.
+        limit: usize,
+    },
+    /// A chat template ran for too long, wrote too much, or made a value that is too large.
     #[error("the chat template was stopped: {limit}")]
     TemplateLimit {
         /// The limit that it met.
         limit: &'static str,
     },
     /// A model has several chat templates, but not one of this name.
-    #[error("there is no chat template {name:?} (there are: {available})")]
+    #[error("there is no chat template {name:?} (there are: {available})", name = clip(name))]
     UnknownTemplate {
         /// The name asked for.
         name: String,

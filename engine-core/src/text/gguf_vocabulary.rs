@@ -1,31 +1,40 @@
 //! A tokenizer from the vocabulary of a GGUF file.
 //!
-//! GGUF stores tokens and merges, but of the pre-tokenizer only a name. What a name means is
-//! defined by the Hugging Face tokenizers of the models that carry it; GGUF readers reproduce
-//! those, and so does the table in [`split_of`].
+//! GGUF stores tokens with merges, or as SentencePiece does with scores; of the pre-tokenizer it
+//! stores only a name.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
 use super::TextError;
+use super::gguf_pre_tokenizer::{PRE_TOKENIZERS, family_of};
 use crate::weights::Metadata;
+use crate::weights::gguf::{Array, Value as Stored};
 
 /// The tokenizer part of a GGUF file's metadata, as stored.
 #[derive(Debug, Clone, Default)]
 pub struct GgufVocabulary {
-    /// `tokenizer.ggml.model`: the algorithm. Only `gpt2`, byte-level BPE, is supported.
+    /// `tokenizer.ggml.model`: the algorithm. `gpt2` is byte-level BPE, `llama` is SentencePiece's
+    /// BPE by scores, `gemma4` is BPE by merges over SentencePiece's tokens.
     pub model: String,
     /// `tokenizer.ggml.pre`: the name of the pre-tokenizer. Files without it predate the key,
     /// and mean `default`.
     pub pre: Option<String>,
-    /// `tokenizer.ggml.tokens`: the text of each token, in the byte alphabet.
+    /// `tokenizer.ggml.tokens`: the text of each token, in the byte alphabet or, in `llama` and
+    /// `gemma4`, with U+2581 for a space.
     pub tokens: Vec<String>,
     /// `tokenizer.ggml.token_type`: what each token is: 1 normal, 3 control, 4 user-defined, ...
     /// Empty if the file does not say; then all are normal.
     pub token_types: Vec<i32>,
     /// `tokenizer.ggml.merges`: pairs of tokens with a space between, in order of rank.
     pub merges: Vec<String>,
+    /// `tokenizer.ggml.scores`: of two adjacent pairs the one that makes the token of the higher
+    /// score is merged first. Of `llama` only.
+    pub scores: Vec<f32>,
+    /// `tokenizer.ggml.add_space_prefix`: whether a text gets a space in front, as it does where
+    /// the file does not say. Of `llama` only.
+    pub add_space_prefix: Option<bool>,
     /// `tokenizer.ggml.bos_token_id`.
     pub bos: Option<u32>,
     /// `tokenizer.ggml.eos_token_id`, and with it `eot_token_id` and `eom_token_id`.
@@ -43,34 +52,41 @@ pub struct GgufVocabulary {
     pub chat_template: Option<String>,
 }
 
+/// The token type of GGUF for text like any other.
+const NORMAL: i32 = 1;
+
+/// The token type of GGUF for what no other token stands for.
+const UNKNOWN: i32 = 2;
+
 /// Token types of GGUF that are found in a text before it is split and merged.
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
-/// GPT-2's regular expression: contractions, words, numbers and punctuation, each with one
-/// leading space, and runs of white space without their last character if a word follows.
-const GPT2_SPLIT: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-
 impl GgufVocabulary {
     /// Reads the vocabulary out of a file's metadata. What the lists hold is checked when a
-    /// [`Tokenizer`](super::Tokenizer) is built from them.
+    /// [`Tokenizer`](super::Tokenizer) is built from them. A special token that is not in the
+    /// vocabulary is dropped with a warning: some files write -1 for none.
     ///
     /// # Errors
     ///
     /// [`TextError::Gguf`] if `tokenizer.ggml.model` or `tokenizer.ggml.tokens` is missing, or
     /// if a key has another type than it should.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, TextError> {
-        let id = |key: &str| -> Result<Option<u32>, TextError> {
-            match metadata.unsigned(key)? {
-                None => Ok(None),
-                Some(id) => u32::try_from(id).map(Some).map_err(|_| TextError::InvalidTokenizer {
-                    reason: format!("{key} is the absurd id {id}"),
-                }),
+        let tokens = metadata.required("tokenizer.ggml.tokens", Metadata::strings)?;
+        let id = |name: &str| {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            let id = metadata.get(&key)?.as_integer();
+            let known = id.and_then(|id| u32::try_from(id).ok());
+            let known = known.filter(|id| (*id as usize) < tokens.len());
+            if known.is_none() {
+                tracing::warn!("`{key}` is no id of the vocabulary, and is ignored");
             }
+            known
         };
-        let ends = ["eos", "eot", "eom"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
-        let ends = ends.iter().map(|key| id(key)).collect::<Result<Vec<_>, _>>()?;
+        let scores = match metadata.get("tokenizer.ggml.scores") {
+            Some(Stored::Array(Array::F32(scores))) => scores.clone(),
+            _ => Vec::new(),
+        };
         let owned = |text: Option<&str>| text.map(str::to_owned);
         // A type that does not fit is none of those that matter.
         let narrow = |kind: i128| i32::try_from(kind).unwrap_or(0);
@@ -78,13 +94,15 @@ impl GgufVocabulary {
         Ok(Self {
             model: metadata.required("tokenizer.ggml.model", Metadata::string)?.to_owned(),
             pre: owned(metadata.string("tokenizer.ggml.pre")?),
-            tokens: metadata.required("tokenizer.ggml.tokens", Metadata::strings)?.to_vec(),
+            tokens: tokens.iter().enumerate().map(named).collect(),
             token_types: types.into_iter().map(narrow).collect(),
             merges: metadata.strings("tokenizer.ggml.merges")?.unwrap_or_default().to_vec(),
-            bos: id("tokenizer.ggml.bos_token_id")?,
-            eos: ends.into_iter().flatten().collect(),
-            padding: id("tokenizer.ggml.padding_token_id")?,
-            unknown: id("tokenizer.ggml.unknown_token_id")?,
+            scores,
+            add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?,
+            bos: id("bos"),
+            eos: ["eos", "eot", "eom"].into_iter().filter_map(id).collect(),
+            padding: id("padding"),
+            unknown: id("unknown"),
             add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?,
             add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
             chat_template: owned(metadata.string("tokenizer.chat_template")?),
@@ -98,40 +116,143 @@ impl GgufVocabulary {
     /// [`TextError`] if the model or the pre-tokenizer is not supported, or if the lists
     /// contradict each other.
     pub(crate) fn to_tokenizer_json(&self) -> Result<Value, TextError> {
-        if self.model != "gpt2" {
-            return Err(TextError::UnsupportedTokenizerModel { model: self.model.clone() });
+        self.check()?;
+        match self.model.as_str() {
+            "gpt2" => self.byte_level(),
+            "llama" => self.by_scores(),
+            "gemma4" => self.by_merges_of_pieces(),
+            _ => Err(TextError::UnsupportedTokenizerModel { model: self.model.clone() }),
         }
+    }
+
+    /// Byte-level BPE.
+    fn byte_level(&self) -> Result<Value, TextError> {
         let pre = self.pre.as_deref().unwrap_or("default");
-        let family = split_of(pre).ok_or_else(|| TextError::UnsupportedPreTokenizer {
+        let family = family_of(pre).ok_or_else(|| TextError::UnsupportedPreTokenizer {
             pre: pre.to_owned(),
             supported: PRE_TOKENIZERS.join(", "),
         })?;
-        self.check()?;
-
-        let vocabulary: serde_json::Map<String, Value> =
-            self.tokens.iter().cloned().zip((0_u32..).map(Value::from)).collect();
-        let mut steps = family.steps;
-        steps.push(json!({
+        self.check_merges()?;
+        let byte_level = json!({
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
             "use_regex": false,
-        }));
-        Ok(json!({
+        });
+        let mut steps = family.steps;
+        steps.push(byte_level.clone());
+        let model = json!({ "merges": self.merges, "ignore_merges": family.ignore_merges });
+        Ok(self.definition(
+            family.normalizer,
+            json!({ "type": "Sequence", "pretokenizers": steps }),
+            byte_level,
+            family.add_bos,
+            model,
+        ))
+    }
+
+    /// SentencePiece's BPE: the pair that makes the token of the highest score first. Every way to
+    /// put a token together from two others is a merge, in order of that token's score; so
+    /// Hugging Face's converters make a `tokenizer.json` of such a model.
+    fn by_scores(&self) -> Result<Value, TextError> {
+        if self.scores.len() != self.tokens.len() {
+            return Err(TextError::InvalidTokenizer {
+                reason: format!("{} tokens but {} scores", self.tokens.len(), self.scores.len()),
+            });
+        }
+        let ids: HashMap<&str, usize> =
+            self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        let mut merges = Vec::new();
+        for (whole, token) in self.tokens.iter().enumerate() {
+            if !matches!(self.kind(whole), NORMAL | USER_DEFINED) {
+                continue;
+            }
+            let mut ways: Vec<_> = token
+                .char_indices()
+                .skip(1)
+                .filter_map(|(at, _)| {
+                    let (left, right) = token.split_at(at);
+                    Some((*ids.get(left)?, *ids.get(right)?, left, right))
+                })
+                .collect();
+            ways.sort_unstable();
+            merges.extend(ways.into_iter().map(|(_, _, left, right)| (whole, left, right)));
+        }
+        let length = |text: &str| text.chars().count();
+        merges.sort_by(|(a, a_left, a_right), (b, b_left, b_right)| {
+            self.scores[*b]
+                .total_cmp(&self.scores[*a])
+                .then_with(|| length(b_left).cmp(&length(a_left)))
+                .then_with(|| length(b_right).cmp(&length(a_right)))
+        });
+        let merges: Vec<String> =
+            merges.into_iter().map(|(_, left, right)| format!("{left} {right}")).collect();
+        let has_prefix = self.add_space_prefix.unwrap_or(true);
+        let escape = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+        let mut normalizers = vec![escape];
+        if has_prefix {
+            normalizers.insert(0, json!({ "type": "Prepend", "prepend": "▁" }));
+        }
+        Ok(self.definition(
+            json!({ "type": "Sequence", "normalizers": normalizers }),
+            Value::Null,
+            pieces_decoder(has_prefix),
+            true,
+            self.piece_model(merges),
+        ))
+    }
+
+    /// BPE over SentencePiece's tokens, where line breaks stand apart.
+    fn by_merges_of_pieces(&self) -> Result<Value, TextError> {
+        self.check_merges()?;
+        Ok(self.definition(
+            json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" }),
+            json!({
+                "type": "Split", "pattern": { "Regex": r"\n+" }, "behavior": "Isolated",
+                "invert": false,
+            }),
+            pieces_decoder(false),
+            true,
+            self.piece_model(self.merges.clone()),
+        ))
+    }
+
+    fn piece_model(&self, merges: Vec<String>) -> Value {
+        let unknown = self.unknown.and_then(|id| self.tokens.get(id as usize)).cloned();
+        let unknown = unknown.or_else(|| {
+            let unknown = (0..self.tokens.len()).find(|id| self.kind(*id) == UNKNOWN);
+            unknown.map(|id| self.tokens[id].clone())
+        });
+        json!({
+            "merges": merges, "ignore_merges": false, "byte_fallback": true, "fuse_unk": true,
+            "unk_token": unknown,
+        })
+    }
+
+    /// The parts of a `tokenizer.json` put together.
+    fn definition(
+        &self,
+        normalizer: Value,
+        pre_tokenizer: Value,
+        decoder: Value,
+        family_adds_bos: bool,
+        mut model: Value,
+    ) -> Value {
+        let vocabulary: serde_json::Map<String, Value> =
+            self.tokens.iter().cloned().zip((0_u32..).map(Value::from)).collect();
+        model["type"] = "BPE".into();
+        model["vocab"] = vocabulary.into();
+        json!({
             "version": "1.0",
             "added_tokens": self.added_tokens(),
-            "normalizer": family.normalizer,
-            "pre_tokenizer": { "type": "Sequence", "pretokenizers": steps },
-            "post_processor": self.post_processor(family.add_bos)?,
-            "decoder": {
-                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                "use_regex": false,
-            },
-            "model": {
-                "type": "BPE",
-                "vocab": vocabulary,
-                "merges": self.merges,
-                "ignore_merges": family.ignore_merges,
-            },
-        }))
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "post_processor": self.post_processor(family_adds_bos),
+            "decoder": decoder,
+            "model": model,
+        })
+    }
+
+    fn kind(&self, id: usize) -> i32 {
+        self.token_types.get(id).copied().unwrap_or(NORMAL)
     }
 
     /// What the `tokenizers` crate would find wrong only by a panic, a vague message or not at
@@ -154,6 +275,15 @@ impl GgufVocabulary {
                 return invalid(format!("token {id} ({token:?}) occurs twice"));
             }
         }
+        Ok(())
+    }
+
+    fn check_merges(&self) -> Result<(), TextError> {
+        let invalid = |reason| Err(TextError::InvalidTokenizer { reason });
+        if self.merges.is_empty() {
+            return invalid("it has no merges, by which its tokens are made".to_owned());
+        }
+        let seen: HashSet<&str> = self.tokens.iter().map(String::as_str).collect();
         for (rank, merge) in self.merges.iter().enumerate() {
             let known = merge.split_once(' ').is_some_and(|(left, right)| {
                 seen.contains(left)
@@ -170,14 +300,14 @@ impl GgufVocabulary {
     }
 
     fn added_tokens(&self) -> Vec<Value> {
+        // SentencePiece's unknown token is not text either.
+        let is_unknown = |kind| self.model == "llama" && kind == UNKNOWN;
         let added = self.token_types.iter().zip(&self.tokens).zip(0_u32..);
         added
-            .filter(|((kind, token), _)| {
-                matches!(**kind, CONTROL | USER_DEFINED) && !token.is_empty()
-            })
+            .filter(|((kind, _), _)| matches!(**kind, CONTROL | USER_DEFINED) || is_unknown(**kind))
             .map(|((kind, token), id)| {
                 json!({
-                    "id": id, "content": token, "special": *kind == CONTROL,
+                    "id": id, "content": token, "special": *kind != USER_DEFINED,
                     "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
                 })
             })
@@ -185,113 +315,48 @@ impl GgufVocabulary {
     }
 
     /// Puts `bos` in front and `eos` behind, where the file or the family asks for it.
-    fn post_processor(&self, family_adds_bos: bool) -> Result<Value, TextError> {
-        let named = |id: u32| {
-            self.tokens.get(id as usize).map(|token| (token, id)).ok_or_else(|| {
-                TextError::InvalidTokenizer {
-                    reason: format!("special token {id} is outside the vocabulary"),
-                }
-            })
-        };
-        let all = self.bos.iter().chain(&self.eos).chain(&self.padding).chain(&self.unknown);
-        for id in all {
-            named(*id)?;
-        }
+    fn post_processor(&self, family_adds_bos: bool) -> Value {
+        let named = |id: u32| self.tokens.get(id as usize).map(|token| (token, id));
         let bos = self.bos.filter(|_| self.add_bos.unwrap_or(family_adds_bos));
         let eos = self.eos.first().copied().filter(|_| self.add_eos);
         let (mut single, mut special) = (Vec::new(), serde_json::Map::new());
-        let mut place = |id: Option<u32>, single: &mut Vec<Value>| -> Result<(), TextError> {
-            if let Some(id) = id {
-                let (token, id) = named(id)?;
+        let mut place = |id: Option<u32>, single: &mut Vec<Value>| {
+            if let Some((token, id)) = id.and_then(named) {
                 single.push(json!({ "SpecialToken": { "id": token, "type_id": 0 } }));
                 special
                     .insert(token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] }));
             }
-            Ok(())
         };
-        place(bos, &mut single)?;
+        place(bos, &mut single);
         single.push(json!({ "Sequence": { "id": "A", "type_id": 0 } }));
-        place(eos, &mut single)?;
+        place(eos, &mut single);
         if special.is_empty() {
-            return Ok(Value::Null);
+            return Value::Null;
         }
-        Ok(json!({
+        json!({
             "type": "TemplateProcessing", "single": single, "special_tokens": special,
             "pair": [
                 { "Sequence": { "id": "A", "type_id": 0 } },
                 { "Sequence": { "id": "B", "type_id": 0 } },
             ],
-        }))
+        })
     }
 }
 
-/// The names that [`split_of`] knows.
-const PRE_TOKENIZERS: [&str; 10] = [
-    "default",
-    "gpt-2",
-    "smollm",
-    "starcoder",
-    "refact",
-    "llama-bpe",
-    "llama-v3",
-    "llama3",
-    "qwen2",
-    "deepseek-r1-qwen",
-];
-
-/// What the name of a pre-tokenizer stands for.
-struct Family {
-    normalizer: Value,
-    /// How a text is split before each piece is put into the byte alphabet and merged.
-    steps: Vec<Value>,
-    /// A piece that is a token as a whole is not merged from its bytes.
-    ignore_merges: bool,
-    /// Prompts begin with `bos` where the file does not say.
-    add_bos: bool,
+/// The token's text. Some files have tokens without, which would all be one.
+fn named((id, token): (usize, &String)) -> String {
+    if token.is_empty() { format!("[EMPTY_{id}]") } else { token.clone() }
 }
 
-fn split_of(pre: &str) -> Option<Family> {
-    let plain =
-        |steps| Family { normalizer: Value::Null, steps, ignore_merges: false, add_bos: false };
-    Some(match pre {
-        "gpt-2" => plain(vec![split(GPT2_SPLIT)]),
-        // Every digit is a piece of its own, then as GPT-2.
-        "smollm" | "starcoder" | "refact" => {
-            plain(vec![json!({ "type": "Digits", "individual_digits": true }), split(GPT2_SPLIT)])
-        }
-        "llama-bpe" | "llama-v3" | "llama3" => Family {
-            ignore_merges: true,
-            add_bos: true,
-            ..plain(vec![split(&word_split(r"\p{N}{1,3}"))])
-        },
-        "qwen2" => Family {
-            normalizer: json!({ "type": "NFC" }),
-            ..plain(vec![split(&word_split(r"\p{N}"))])
-        },
-        "deepseek-r1-qwen" => plain(vec![split(&word_split(r"\p{N}"))]),
-        // What GGUF readers have always done with files that name nothing: punctuation apart,
-        // then as GPT-2, then numbers apart and cut into threes.
-        "default" => plain(vec![
-            split(r"[\p{P}\$\+<=>\^~\|]+"),
-            split(GPT2_SPLIT),
-            split(r"\p{N}+"),
-            split(r"[0-9][0-9][0-9]"),
-        ]),
-        _ => return None,
-    })
-}
-
-/// The split of Llama 3 and its descendants: like GPT-2's, but contractions in any case, words
-/// with any one leading character that is not a letter or a digit, numbers as given, and line
-/// breaks together with what stands before them.
-fn word_split(number: &str) -> String {
-    format!(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{number}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-}
-
-fn split(pattern: &str) -> Value {
-    json!({
-        "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false,
-    })
+/// How SentencePiece's tokens become text; with a prefix, the first space was put there.
+fn pieces_decoder(has_prefix: bool) -> Value {
+    let mut steps = vec![
+        json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
+        json!({ "type": "ByteFallback" }),
+        json!({ "type": "Fuse" }),
+    ];
+    if has_prefix {
+        steps.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+    }
+    json!({ "type": "Sequence", "decoders": steps })
 }

@@ -10,20 +10,28 @@
 //! Nothing here knows about devices, threads or requests. Whatever a file or a caller can get
 //! wrong is a [`TextError`].
 
+mod chat_message;
 mod chat_template;
 mod detokenizer;
 mod error;
+mod gguf_pre_tokenizer;
 mod gguf_vocabulary;
+mod parts;
 mod python_json;
 mod special_tokens;
 mod stop_strings;
+mod template_environment;
+mod template_source;
+mod template_tokens;
 mod token_table;
 mod tokenizer;
 
-pub use chat_template::{ChatMessage, ChatOptions, ChatTemplate};
+pub use chat_message::ChatMessage;
+pub use chat_template::{ChatOptions, ChatTemplate};
 pub use detokenizer::IncrementalDetokenizer;
 pub use error::TextError;
 pub use gguf_vocabulary::GgufVocabulary;
+pub use parts::TextPart;
 pub use special_tokens::SpecialTokens;
 pub use stop_strings::{StopMatcher, StopScan, StopStrings};
 pub use tokenizer::Tokenizer;

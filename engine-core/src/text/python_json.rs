@@ -11,8 +11,8 @@ use serde_json::ser::Formatter;
 /// The options of `json.dumps` that templates use.
 #[derive(Debug, Clone)]
 pub(crate) struct PythonJson {
-    /// Line breaks, and this many spaces a level.
-    pub(crate) indent: Option<usize>,
+    /// Line breaks, and this a level.
+    pub(crate) indent: Option<String>,
     /// Between the items of a list or an object.
     pub(crate) item_separator: String,
     /// Between a key and its value.
@@ -23,17 +23,19 @@ pub(crate) struct PythonJson {
 
 impl PythonJson {
     /// Python's defaults for the given indentation, except that characters stay as they are.
-    pub(crate) fn new(indent: Option<usize>) -> Self {
+    pub(crate) fn new(indent: Option<String>) -> Self {
         let item_separator = if indent.is_some() { "," } else { ", " }.to_owned();
         Self { indent, item_separator, key_separator: ": ".to_owned(), ensure_ascii: false }
     }
 
     /// Writes a value.
-    pub(crate) fn write(&self, value: &impl Serialize) -> serde_json::Result<String> {
-        let mut bytes = Vec::new();
+    pub(crate) fn write(
+        &self,
+        value: &impl Serialize,
+        output: &mut impl Write,
+    ) -> serde_json::Result<()> {
         let layout = Layout { options: self, depth: 0, empty: true };
-        value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, layout))?;
-        String::from_utf8(bytes).map_err(serde::ser::Error::custom)
+        value.serialize(&mut serde_json::Serializer::with_formatter(output, layout))
     }
 }
 
@@ -69,10 +71,9 @@ impl Layout<'_> {
     }
 
     fn break_line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
-        match self.options.indent {
-            Some(indent) => write!(writer, "\n{:1$}", "", indent * self.depth),
-            None => Ok(()),
-        }
+        let Some(indent) = &self.options.indent else { return Ok(()) };
+        writer.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| writer.write_all(indent.as_bytes()))
     }
 }
 
@@ -170,24 +171,30 @@ mod tests {
 
     use super::*;
 
+    fn written(json: &PythonJson, value: &impl Serialize) -> String {
+        let mut bytes = Vec::new();
+        json.write(value, &mut bytes).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
     #[test]
     fn spaces_follow_commas_and_colons() {
         let value = json!({ "b": [1, "é\n", null], "a": {}, "c": [], "d": true });
-        let text = PythonJson::new(None).write(&value).unwrap();
+        let text = written(&PythonJson::new(None), &value);
         assert_eq!(text, r#"{"b": [1, "é\n", null], "a": {}, "c": [], "d": true}"#);
     }
 
     #[test]
     fn indentation_breaks_lines_but_not_in_empty_containers() {
         let value = json!({ "a": [1, {}], "b": [] });
-        let text = PythonJson::new(Some(2)).write(&value).unwrap();
+        let text = written(&PythonJson::new(Some("  ".to_owned())), &value);
         assert_eq!(text, "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}");
     }
 
     #[test]
     fn characters_are_escaped_on_request() {
         let json = PythonJson { ensure_ascii: true, ..PythonJson::new(None) };
-        assert_eq!(json.write(&"aé👧\u{7f}").unwrap(), "\"a\\u00e9\\ud83d\\udc67\u{7f}\"");
+        assert_eq!(written(&json, &"aé👧\u{7f}"), "\"a\\u00e9\\ud83d\\udc67\u{7f}\"");
     }
 
     #[test]

@@ -81,6 +81,16 @@ pub struct StopScan<'a> {
 impl StopMatcher {
     /// Takes the next piece of the text.
     pub fn push(&mut self, piece: &str) -> StopScan<'_> {
+        self.scan(piece, true)
+    }
+
+    /// Takes a piece that comes too early for the text to end in it. A stop string that is
+    /// complete within it is text like any other; one that only begins in it still counts.
+    pub fn push_early(&mut self, piece: &str) -> &str {
+        self.scan(piece, false).text
+    }
+
+    fn scan(&mut self, piece: &str, may_stop: bool) -> StopScan<'_> {
         self.text.drain(..self.released);
         self.released = 0;
         if self.stopped.is_some() {
@@ -89,7 +99,8 @@ impl StopMatcher {
         let before = self.text.len();
         self.text.push_str(piece);
         for (offset, byte) in piece.bytes().enumerate() {
-            if let Some(index) = self.advance(byte) {
+            let complete = self.advance(byte);
+            if let Some(index) = complete.filter(|_| may_stop) {
                 let end = before + offset + 1;
                 let stop_length = self.stop_strings.patterns[index].bytes.len();
                 let keep = if self.stop_strings.include_in_text { end } else { end - stop_length };
@@ -99,7 +110,8 @@ impl StopMatcher {
                 return StopScan { text: &self.text, stopped: self.stopped };
             }
         }
-        let held = self.matched.iter().copied().max().unwrap_or(0);
+        let patterns = self.stop_strings.patterns.iter().zip(&self.matched);
+        let held = patterns.map(|(pattern, matched)| pattern.pending(*matched)).max().unwrap_or(0);
         self.released = self.text.len() - held;
         StopScan { text: &self.text[..self.released], stopped: None }
     }
@@ -147,6 +159,11 @@ impl Pattern {
             pattern.fallback[index] = matched;
         }
         pattern
+    }
+
+    /// How many of the `matched` bytes that the text ends with may still become the pattern.
+    fn pending(&self, matched: usize) -> usize {
+        if matched == self.bytes.len() { self.fallback[matched - 1] } else { matched }
     }
 
     /// How many bytes of the pattern the text ends with after one more byte, if it was `matched`

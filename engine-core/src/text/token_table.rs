@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::TextError;
+use crate::error::clip;
 
 /// Token ids at or above this are refused, so that a lying file cannot make us allocate a huge
 /// table. The largest vocabularies in use have about 2^18 tokens.
@@ -71,7 +72,15 @@ impl TokenTable {
             if table.len() <= index {
                 table.resize_with(index + 1, || None);
             }
-            table[index] = Some(Token { text: text.into(), special });
+            let token = Token { text: text.into(), special };
+            if let Some(other) = table[index].replace(token) {
+                return Err(TextError::InvalidTokenizer {
+                    reason: format!(
+                        "two tokens, \"{}\" being one, have the id {id}",
+                        clip(&other.text)
+                    ),
+                });
+            }
         }
         Ok(Self { tokens: table, decoding })
     }

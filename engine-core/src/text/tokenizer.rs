@@ -1,16 +1,20 @@
 //! Text into tokens and back.
 
 use std::fmt;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use tokenizers::{
+    Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
+};
 
 use super::token_table::TokenTable;
-use super::{GgufVocabulary, IncrementalDetokenizer, SpecialTokens, TextError};
+use super::{GgufVocabulary, IncrementalDetokenizer, SpecialTokens, TextError, TextPart};
+use crate::files::read_text;
 use crate::model::ModelFiles;
+use crate::model::config::json::object;
 
 /// How long a run of white space may be, in characters.
 ///
@@ -27,7 +31,31 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     table: Arc<TokenTable>,
     special: Arc<SpecialTokens>,
+    /// One more than the largest id of those that are not added to the vocabulary.
+    own_size: usize,
+    /// Put in front of a text that begins, where the definition doesn't do so itself.
+    begins_with: Option<u32>,
 }
+
+/// The texts of control tokens that end a turn in one family of models or another. Not all files
+/// say so; llama.cpp goes by these names as well.
+const TURN_ENDS: [&str; 15] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+];
 
 impl Tokenizer {
     /// Reads the tokenizer of an opened model, and checks it against the number of rows in the
@@ -58,8 +86,8 @@ impl Tokenizer {
     pub fn from_directory(directory: &Path) -> Result<Self, TextError> {
         let path = directory.join("tokenizer.json");
         let definition =
-            fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
-        let tokenizer = Self::from_json(&definition)?;
+            read_text(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        let tokenizer = Self::from_json(definition.as_bytes())?;
         let config = read_optional_object(&directory.join("tokenizer_config.json"))?;
         let mut special =
             SpecialTokens::from_tokenizer_config(&config, |text| tokenizer.inner.token_to_id(text));
@@ -71,7 +99,15 @@ impl Tokenizer {
             Some(id) => token_id(id).into_iter().for_each(|id| special.add_eos(id)),
             None => {}
         }
-        Ok(tokenizer.with_special_tokens(special))
+        tokenizer.add_turn_ends(&mut special);
+        // A promise of `tokenizer_config.json` that not every definition keeps; the GGUF files of
+        // the same models repeat it.
+        let wants_begin = config.get("add_bos_token").and_then(Value::as_bool) == Some(true);
+        let begins = tokenizer.encode("", true)?.first().copied();
+        let mut tokenizer = tokenizer.with_special_tokens(special);
+        tokenizer.begins_with =
+            tokenizer.special.bos.filter(|bos| wants_begin && begins != Some(*bos));
+        Ok(tokenizer)
     }
 
     /// Builds a tokenizer from the contents of a `tokenizer.json`. Such a file does not name the
@@ -93,10 +129,15 @@ impl Tokenizer {
             (text, id, special)
         });
         let table = TokenTable::new(tokens, &decoder)?;
+        let added = inner.get_added_vocabulary().get_vocab();
+        let own = inner.get_vocab(true).into_iter().filter(|(text, _)| !added.contains_key(text));
+        let own_size = own.map(|(_, id)| id as usize + 1).max().unwrap_or(0);
         Ok(Self {
             inner: Arc::new(inner),
             table: Arc::new(table),
             special: Arc::new(SpecialTokens::default()),
+            own_size,
+            begins_with: None,
         })
     }
 
@@ -109,8 +150,10 @@ impl Tokenizer {
     pub fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Self, TextError> {
         let definition = vocabulary.to_tokenizer_json()?;
         let definition = serde_json::to_vec(&definition).map_err(invalid)?;
-        let mut special = SpecialTokens { bos: vocabulary.bos, ..SpecialTokens::default() };
-        vocabulary.eos.iter().for_each(|id| special.add_eos(*id));
+        let is_known = |id: &u32| (*id as usize) < vocabulary.tokens.len();
+        let bos = vocabulary.bos.filter(is_known);
+        let mut special = SpecialTokens { bos, ..SpecialTokens::default() };
+        vocabulary.eos.iter().filter(|id| is_known(id)).for_each(|id| special.add_eos(*id));
         let named = [
             ("bos_token", vocabulary.bos),
             ("eos_token", vocabulary.eos.first().copied()),
@@ -122,7 +165,18 @@ impl Tokenizer {
                 special.named.insert(name.to_owned(), text.clone());
             }
         }
-        Ok(Self::from_json(&definition)?.with_special_tokens(special))
+        let tokenizer = Self::from_json(&definition)?;
+        tokenizer.add_turn_ends(&mut special);
+        Ok(tokenizer.with_special_tokens(special))
+    }
+
+    /// Adds the control tokens that end a turn by their names.
+    fn add_turn_ends(&self, special: &mut SpecialTokens) {
+        let id = |text: &str| self.token_to_id(text).filter(|id| self.is_special(*id));
+        // Harmony ends its messages with one token, and its turns with others.
+        let is_harmony = id("<|return|>").is_some() && id("<|call|>").is_some();
+        let ends = TURN_ENDS.into_iter().filter(|text| !(is_harmony && *text == "<|end|>"));
+        ends.filter_map(id).for_each(|id| special.add_eos(id));
     }
 
     /// The same tokenizer with these special tokens.
@@ -147,7 +201,74 @@ impl Tokenizer {
         }
         let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens))
             .map_err(|reason| TextError::Encode { reason })?;
+        let begin = self.begins_with.filter(|_| add_special_tokens);
+        Ok(begin.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+    }
+
+    /// Turns a text into tokens in which no control token is recognised: `<|im_end|>` is text
+    /// like any other.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        if longest_white_space(text) > MAX_WHITE_SPACE {
+            return Err(TextError::WhiteSpace { limit: MAX_WHITE_SPACE });
+        }
+        // What the crate does with the text between two added tokens.
+        let encoding = guarded(|| {
+            let mut normalized = NormalizedString::from(text);
+            if let Some(normalizer) = self.inner.get_normalizer() {
+                normalizer.normalize(&mut normalized)?;
+            }
+            let mut pieces = PreTokenizedString::from(normalized);
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
+            }
+            pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
+            pieces.into_encoding(None, 0, OffsetType::Byte)
+        });
+        let encoding = encoding.map_err(|reason| TextError::Encode { reason })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Turns the parts of a prompt into tokens: [plainly](Self::encode_plain) where a part is
+    /// plain, else as [`encode`](Self::encode) does without adding tokens. A part that isn't the
+    /// first gets no space in front where the vocabulary puts one in front of a text.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_parts(&self, parts: &[TextPart]) -> Result<Vec<u32>, TextError> {
+        let encode = |text: &str, is_plain: bool| match is_plain {
+            true => self.encode_plain(text),
+            false => self.encode(text, false),
+        };
+        let mut tokens = Vec::new();
+        let mut line_break = None;
+        for (number, TextPart { text, is_plain }) in parts.iter().enumerate() {
+            if number == 0 {
+                tokens = encode(text, *is_plain)?;
+                continue;
+            }
+            // After a line break a text doesn't begin; the line break is taken off again.
+            if line_break.is_none() {
+                line_break = Some(self.encode("\n", false)?);
+            }
+            let before = line_break.as_deref().unwrap_or_default();
+            let behind = encode(&format!("\n{text}"), *is_plain)?;
+            match behind.strip_prefix(before) {
+                Some(part) => tokens.extend_from_slice(part),
+                None => tokens.extend(encode(text, *is_plain)?),
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The texts of all special tokens.
+    pub(super) fn control_tokens(&self) -> impl Iterator<Item = &str> {
+        let ids = 0..u32::try_from(self.vocab_size()).unwrap_or(u32::MAX);
+        ids.filter(|id| self.is_special(*id)).filter_map(|id| self.id_to_token(id))
     }
 
     /// Turns tokens into text, as [`IncrementalDetokenizer`] does. Ids outside the vocabulary
@@ -208,19 +329,19 @@ impl Tokenizer {
         &self.special
     }
 
-    /// Checks that a model with `model_size` rows in its embedding has one for every token. It may
-    /// have more: embeddings are often padded.
+    /// Checks that a model with `model_size` rows in its embedding has one for every token of the
+    /// vocabulary itself. It may have more, as embeddings are often padded; and tokens that were
+    /// added to the vocabulary may have none (Gemma 3's `<image_soft_token>`, a `[PAD]` of Llama
+    /// 2). Those are never sampled, and an error in a prompt.
     ///
     /// # Errors
     ///
     /// [`TextError::VocabularyMismatch`].
     pub fn check_vocabulary(&self, model_size: usize) -> Result<(), TextError> {
-        let named = self.special.bos.iter().chain(&self.special.eos).copied().max();
-        let last = u32::try_from(self.vocab_size().saturating_sub(1)).unwrap_or(u32::MAX);
-        let largest_id = named.map_or(last, |named| named.max(last));
-        if (largest_id as usize) < model_size {
+        if self.own_size <= model_size {
             return Ok(());
         }
+        let largest_id = u32::try_from(self.own_size - 1).unwrap_or(u32::MAX);
         Err(TextError::VocabularyMismatch { largest_id, model_size })
     }
 }
@@ -268,11 +389,11 @@ fn token_id(value: &Value) -> Option<u32> {
 
 /// The JSON object in a file, or an empty one if there is no such file.
 pub(super) fn read_optional_object(path: &Path) -> Result<Map<String, Value>, TextError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
+    let json = match read_text(path) {
+        Ok(json) => json,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
         Err(source) => return Err(TextError::Read { path: path.to_owned(), source }),
     };
-    serde_json::from_slice(&bytes)
+    object(&json)
         .map_err(|error| TextError::Malformed { path: path.to_owned(), reason: error.to_string() })
 }

@@ -4,7 +4,8 @@ use std::{fs::File, ops::Deref, path::Path};
 
 use memmap2::Mmap;
 
-use super::WeightsError;
+use super::WeightFileError;
+use crate::files::regular_len;
 
 /// The bytes of a model file.
 pub(super) enum FileBytes {
@@ -16,8 +17,9 @@ pub(super) enum FileBytes {
 
 impl FileBytes {
     /// Maps the file at `path`, which must not be changed or truncated until this is dropped.
-    pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
-        let failed = |source| WeightsError::Io { path: path.to_owned(), source };
+    pub(super) fn open(path: &Path) -> Result<Self, WeightFileError> {
+        let failed = |source| WeightFileError::Io { path: path.to_owned(), source };
+        regular_len(path).map_err(failed)?;
         let file = File::open(path).map_err(failed)?;
         // SAFETY: the map is read-only and only ever seen as bytes, for which every value is
         // valid. What the language can't rule out is another process changing the file while
@@ -63,7 +65,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("temporary directory");
         for path in [directory.path().to_owned(), directory.path().join("absent")] {
             let error = FileBytes::open(&path).err().expect("not a file");
-            assert!(matches!(error, WeightsError::Io { path: p, .. } if p == path));
+            assert!(matches!(error, WeightFileError::Io { path: p, .. } if p == path));
         }
     }
 }

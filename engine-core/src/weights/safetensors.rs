@@ -2,14 +2,15 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    io,
     path::{Component, Path, PathBuf},
 };
 
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
-use super::{Format, Shape, Tensor, Weights, WeightsError, map::FileBytes};
+use super::{Format, Shape, Tensor, WeightFileError, Weights, WeightsError, map::FileBytes};
+use crate::files::read_text;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -34,23 +35,23 @@ impl SafetensorsWeights {
     ///
     /// # Errors
     ///
-    /// [`WeightsError::NoWeightFiles`] if the directory has neither,
-    /// [`WeightsError::Io`] if a file can't be read,
-    /// [`WeightsError::Truncated`], [`WeightsError::Json`] and [`WeightsError::DataSize`] if
+    /// [`WeightFileError::NoWeightFiles`] if the directory has neither,
+    /// [`WeightFileError::Io`] if a file can't be read,
+    /// [`WeightFileError::Truncated`], [`WeightFileError::Json`] and [`WeightFileError::DataSize`] if
     /// it is malformed, and
-    /// [`WeightsError::ShardName`] and [`WeightsError::NotInShard`] if the index is wrong.
-    pub fn open(directory: &Path) -> Result<Self, WeightsError> {
+    /// [`WeightFileError::ShardName`] and [`WeightFileError::NotInShard`] if the index is wrong.
+    pub fn open(directory: &Path) -> Result<Self, WeightFileError> {
         let single = directory.join(SINGLE_FILE);
         if single.exists() {
             return Self::single(Shard::parse(single.clone(), FileBytes::open(&single)?)?);
         }
         let index = directory.join(INDEX_FILE);
-        match fs::read(&index) {
-            Ok(json) => Self::sharded(directory, &index, &json),
+        match read_text(&index) {
+            Ok(json) => Self::sharded(directory, &index, json.as_bytes()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(WeightsError::NoWeightFiles { directory: directory.to_owned() })
+                Err(WeightFileError::NoWeightFiles { directory: directory.to_owned() })
             }
-            Err(source) => Err(WeightsError::Io { path: index, source }),
+            Err(source) => Err(WeightFileError::Io { path: index, source }),
         }
     }
 
@@ -59,18 +60,18 @@ impl SafetensorsWeights {
     /// # Errors
     ///
     /// As [`open`](Self::open), for malformed content.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, WeightsError> {
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, WeightFileError> {
         Self::single(Shard::parse(PathBuf::from("<memory>"), FileBytes::Owned(bytes))?)
     }
 
-    fn single(shard: Shard) -> Result<Self, WeightsError> {
+    fn single(shard: Shard) -> Result<Self, WeightFileError> {
         let shard_of = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
         Ok(Self { shards: vec![shard], shard_of })
     }
 
-    fn sharded(directory: &Path, index_path: &Path, json: &[u8]) -> Result<Self, WeightsError> {
+    fn sharded(directory: &Path, index_path: &Path, json: &[u8]) -> Result<Self, WeightFileError> {
         let index: Index = serde_json::from_slice(json)
-            .map_err(|source| WeightsError::Json { path: index_path.to_owned(), source })?;
+            .map_err(|source| WeightFileError::Json { path: index_path.to_owned(), source })?;
         let mut shards: Vec<Shard> = Vec::new();
         let mut opened: HashMap<String, usize> = HashMap::new();
         let mut shard_of = HashMap::new();
@@ -86,7 +87,7 @@ impl SafetensorsWeights {
             };
             let shard = &shards[number];
             if shard.metadata.info(&name).is_none() {
-                return Err(WeightsError::NotInShard { name, shard: shard.path.clone() });
+                return Err(WeightFileError::NotInShard { name, shard: shard.path.clone() });
             }
             shard_of.insert(name, number);
         }
@@ -118,11 +119,13 @@ struct Index {
 }
 
 /// A shard is a file next to the index, never elsewhere.
-fn shard_path(directory: &Path, file: &str) -> Result<PathBuf, WeightsError> {
+fn shard_path(directory: &Path, file: &str) -> Result<PathBuf, WeightFileError> {
+    /// No file system has longer names.
+    const MAX_NAME: usize = 255;
     let mut parts = Path::new(file).components();
     match (parts.next(), parts.next()) {
-        (Some(Component::Normal(name)), None) => Ok(directory.join(name)),
-        _ => Err(WeightsError::ShardName { file: file.to_owned() }),
+        (Some(Component::Normal(name)), None) if name.len() <= MAX_NAME => Ok(directory.join(name)),
+        _ => Err(WeightFileError::ShardName { file: file.to_owned() }),
     }
 }
 
@@ -140,8 +143,8 @@ impl Shard {
     ///
     /// The crate's own `SafeTensors::deserialize` does the same, but adds up the sizes of a
     /// lying header without checking for overflow. Its `Metadata` checks each tensor.
-    fn parse(path: PathBuf, bytes: FileBytes) -> Result<Self, WeightsError> {
-        let truncated = |needed: u64| WeightsError::Truncated {
+    fn parse(path: PathBuf, bytes: FileBytes) -> Result<Self, WeightFileError> {
+        let truncated = |needed: u64| WeightFileError::Truncated {
             path: path.clone(),
             needed,
             actual: bytes.len() as u64,
@@ -155,13 +158,13 @@ impl Shard {
             return Err(truncated(claimed.saturating_add(LENGTH_BYTES as u64)));
         };
         if header.len() > MAX_HEADER_BYTES {
-            return Err(WeightsError::HeaderTooLarge { path, bytes: header.len() });
+            return Err(WeightFileError::HeaderTooLarge { path, bytes: header.len() });
         }
         let metadata: Metadata = serde_json::from_slice(header)
-            .map_err(|source| WeightsError::Json { path: path.clone(), source })?;
+            .map_err(|source| WeightFileError::Json { path: path.clone(), source })?;
         let (claimed, actual) = (metadata.data_len(), rest.len() - header.len());
         if claimed != actual {
-            return Err(WeightsError::DataSize { path, claimed, actual });
+            return Err(WeightFileError::DataSize { path, claimed, actual });
         }
         let data_start = LENGTH_BYTES + header.len();
         Ok(Self { path, bytes, metadata, data_start })
@@ -211,6 +214,8 @@ fn tensor<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use std::borrow::Cow;
 
     use proptest::prelude::*;
@@ -245,10 +250,10 @@ mod tests {
     }
 
     /// Reads everything that opens; must not panic.
-    fn read_all(bytes: Vec<u8>) -> Result<(), WeightsError> {
+    fn read_all(bytes: Vec<u8>) -> Result<(), WeightFileError> {
         let weights = SafetensorsWeights::from_bytes(bytes)?;
-        for name in weights.names() {
-            weights.tensor(name)?.to_f32();
+        for tensor in weights.names().flat_map(|name| weights.tensor(name)) {
+            tensor.to_f32();
         }
         Ok(())
     }
@@ -275,13 +280,15 @@ mod tests {
         let file = small_file();
         for length in 0..file.len() {
             let error = read_all(file[..length].to_vec()).expect_err("truncated");
-            let expected =
-                matches!(error, WeightsError::Truncated { .. } | WeightsError::DataSize { .. });
+            let expected = matches!(
+                error,
+                WeightFileError::Truncated { .. } | WeightFileError::DataSize { .. }
+            );
             assert!(expected, "{length} bytes: {error}");
         }
         let mut longer = file;
         longer.push(0);
-        assert!(matches!(read_all(longer), Err(WeightsError::DataSize { .. })));
+        assert!(matches!(read_all(longer), Err(WeightFileError::DataSize { .. })));
     }
 
     #[test]
@@ -289,7 +296,7 @@ mod tests {
         let mut file = small_file();
         file[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         let error = read_all(file).expect_err("lying length");
-        assert!(matches!(error, WeightsError::Truncated { needed: u64::MAX, .. }), "{error}");
+        assert!(matches!(error, WeightFileError::Truncated { needed: u64::MAX, .. }), "{error}");
     }
 
     #[test]
@@ -309,7 +316,7 @@ mod tests {
             .collect();
         let error = read_all(with_header(&format!("{{{}}}", entries.join(",")), &[]))
             .expect_err("overflowing sizes");
-        assert!(matches!(error, WeightsError::DataSize { claimed: usize::MAX, .. }), "{error}");
+        assert!(matches!(error, WeightFileError::DataSize { claimed: usize::MAX, .. }), "{error}");
     }
 
     #[test]
@@ -335,12 +342,12 @@ mod tests {
         for header in lies {
             let error = read_all(with_header(header, &[0; 8])).expect_err(header);
             let expected =
-                matches!(error, WeightsError::DataSize { .. } | WeightsError::Json { .. });
+                matches!(error, WeightFileError::DataSize { .. } | WeightFileError::Json { .. });
             assert!(expected, "{header}: {error}");
         }
         let mut bad_utf8 = with_header("{\"??\":1}", &[]);
         bad_utf8[10] = 0xff;
-        assert!(matches!(read_all(bad_utf8), Err(WeightsError::Json { .. })));
+        assert!(matches!(read_all(bad_utf8), Err(WeightFileError::Json { .. })));
     }
 
     #[test]
@@ -402,15 +409,17 @@ mod tests {
             SafetensorsWeights::open(directory.path()).expect_err("wrong index")
         };
         let error = open(r#"{"weight_map":{"b":"1.safetensors"}}"#);
-        assert!(matches!(error, WeightsError::NotInShard { name, .. } if name == "b"));
+        assert!(matches!(error, WeightFileError::NotInShard { name, .. } if name == "b"));
         let error = open(r#"{"weight_map":{"a":"2.safetensors"}}"#);
-        assert!(matches!(error, WeightsError::Io { path, .. } if path.ends_with("2.safetensors")));
+        assert!(
+            matches!(error, WeightFileError::Io { path, .. } if path.ends_with("2.safetensors"))
+        );
         for elsewhere in ["../1.safetensors", "/1.safetensors", "x/1.safetensors", "", ".."] {
             let error = open(&format!(r#"{{"weight_map":{{"a":"{elsewhere}"}}}}"#));
-            assert!(matches!(error, WeightsError::ShardName { file } if file == elsewhere));
+            assert!(matches!(error, WeightFileError::ShardName { file } if file == elsewhere));
         }
-        assert!(matches!(open("{"), WeightsError::Json { .. }));
-        assert!(matches!(open("{}"), WeightsError::Json { .. }));
+        assert!(matches!(open("{"), WeightFileError::Json { .. }));
+        assert!(matches!(open("{}"), WeightFileError::Json { .. }));
     }
 
     #[test]
@@ -418,7 +427,7 @@ mod tests {
         let directory = directory(&[]);
         assert!(matches!(
             SafetensorsWeights::open(directory.path()),
-            Err(WeightsError::NoWeightFiles { .. })
+            Err(WeightFileError::NoWeightFiles { .. })
         ));
     }
 

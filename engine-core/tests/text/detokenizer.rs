@@ -183,3 +183,46 @@ proptest! {
         }
     }
 }
+
+/// The text that is certain after `tokens`, and the detokenizer that continues it.
+fn continued(tokenizer: &Tokenizer, tokens: &[u32], rest: &[u32], skip: bool) -> (String, String) {
+    let mut whole = tokenizer.detokenizer(skip);
+    let certain = tokens.iter().map(|token| whole.push(*token).to_owned()).collect();
+    let mut detokenizer = tokenizer.detokenizer(skip);
+    detokenizer.continue_after(tokens);
+    let mut text: String = rest.iter().map(|token| detokenizer.push(*token).to_owned()).collect();
+    text.push_str(detokenizer.finish());
+    (certain, text)
+}
+
+#[test]
+fn continued_text_keeps_its_first_space_and_completes_a_character() {
+    let tokenizer = from_json(&sentence_piece(&["▁the", "▁", "a"], &llama2_decoder()));
+    assert_eq!(continued(&tokenizer, &[258], &[258], true).1, " the");
+    assert_eq!(continued(&tokenizer, &[0], &[258], true).1, "the", "no text is continued");
+    assert_eq!(continued(&tokenizer, &[258, 0], &[258], true).1, " the");
+    let tokens = bytes_of(&BYTE_LEVEL, "a👧b");
+    assert_eq!(continued(&BYTE_LEVEL, &tokens[..4], &tokens[4..], true).1, "👧b");
+    assert_eq!(continued(&BYTE_LEVEL, &tokens[..4], &tokens[5..], true).1, "b");
+    assert_eq!(continued(&BYTE_LEVEL, &tokens[..4], &[], true).1, "");
+    assert_eq!(continued(&BYTE_LEVEL, &tokens[..3], &tokens[3..4], true).1, "\u{fffd}");
+}
+
+proptest! {
+    #[test]
+    fn a_text_cut_anywhere_is_the_text_that_was_certain_and_its_continuation(
+        tokens in prop::collection::vec(0_u32..264, 0..20), cut in 0_usize..20, skip: bool,
+    ) {
+        let pieces = from_json(&sentence_piece(&["▁the", "▁", "a", "世"], &llama2_decoder()));
+        for tokenizer in [&*BYTE_LEVEL, &pieces] {
+            let (prompt, rest) = tokens.split_at(cut.min(tokens.len()));
+            let (certain, text) = continued(tokenizer, prompt, rest, skip);
+            let whole = tokenizer.decode(&tokens, skip);
+            let ended = tokenizer.decode(prompt, skip);
+            prop_assert!(
+                whole == format!("{certain}{text}") || whole == format!("{ended}{text}"),
+                "{:?} is neither {:?} nor {:?} with {:?}", whole, certain, ended, text
+            );
+        }
+    }
+}

@@ -162,9 +162,16 @@ fn every_key_of_a_vocabulary_is_read() {
     assert_eq!(tokenizer.special_tokens().eos, [2, 3]);
 
     let absurd = GgufWriter::new()
+        .metadata("tokenizer.ggml.model", Metadatum::String("gpt2".to_owned()))
+        .metadata("tokenizer.ggml.tokens", strings(&["a", "", ""]))
         .metadata("tokenizer.ggml.bos_token_id", Metadatum::U64(u64::MAX))
+        .metadata("tokenizer.ggml.eos_token_id", Metadatum::I32(-1))
+        .metadata("tokenizer.ggml.padding_token_id", Metadatum::U32(3))
+        .metadata("tokenizer.ggml.unknown_token_id", Metadatum::String("a".to_owned()))
         .finish();
     let file = engine_core::weights::GgufFile::from_bytes(absurd).unwrap();
-    let error = GgufVocabulary::from_metadata(file.metadata()).unwrap_err();
-    assert!(matches!(error, TextError::InvalidTokenizer { .. } | TextError::Gguf(_)), "{error}");
+    let vocabulary = GgufVocabulary::from_metadata(file.metadata()).unwrap();
+    assert_eq!((vocabulary.bos, vocabulary.eos, vocabulary.padding), (None, vec![], None));
+    assert_eq!(vocabulary.unknown, None);
+    assert_eq!(vocabulary.tokens, ["a", "[EMPTY_1]", "[EMPTY_2]"]);
 }

@@ -4,6 +4,7 @@
 mod chat_template;
 mod detokenizer;
 mod fixtures;
+mod hostile_templates;
 mod stop_strings;
 mod tokenizer;
 mod vocabularies;

@@ -40,6 +40,20 @@ fn stop_string_across_pieces_ends_the_text_before_it() {
 }
 
 #[test]
+fn stop_string_that_is_complete_too_early_is_text_and_one_that_only_begins_early_counts() {
+    let stop_strings = stops(&["abab", "xyz"]);
+    let mut matcher = stop_strings.matcher();
+    assert_eq!(matcher.push_early("xyz abab"), "xyz ab");
+    let scan = matcher.push("ab");
+    assert_eq!((scan.text, scan.stopped), ("", Some(0)));
+
+    let mut matcher = stop_strings.matcher();
+    assert_eq!(matcher.push_early("abab"), "ab");
+    assert_eq!(matcher.push("?").text, "ab?");
+    assert_eq!(matcher.finish(), "");
+}
+
+#[test]
 fn stop_string_can_be_included() {
     let stop_strings = StopStrings::new(["}"], true).unwrap();
     assert_eq!(run(&stop_strings, &["{1", "}} "]), ("{1}".to_owned(), Some(0)));

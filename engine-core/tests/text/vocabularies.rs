@@ -32,7 +32,8 @@ pub(crate) fn byte_level(pre: &str, words: &[&str]) -> GgufVocabulary {
     tokens.extend(alphabet.iter().map(char::to_string));
     let mut merges = Vec::new();
     let mut seen: HashSet<String> = tokens.iter().cloned().collect();
-    for word in words {
+    // A vocabulary without merges would be refused.
+    for word in words.iter().chain(&["~~"]) {
         let letters: Vec<char> = word.bytes().map(|byte| alphabet[usize::from(byte)]).collect();
         let mut left = letters[0].to_string();
         for letter in &letters[1..] {

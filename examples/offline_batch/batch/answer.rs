@@ -5,18 +5,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::stream::StreamExt;
-use serde::Serialize;
-use understory::Token;
+use serde::{Serialize, Serializer};
 use understory::error::GenerationError;
-use understory::request::{Finished, GenerationEvent, TokenLogprobs, Usage};
+use understory::request::{Finished, GenerationEvent, StopMatch, TokenLogprobs, Usage};
+use understory::{Token, engine::Engine, one_line};
+
+use super::openai::Envelope;
 
 /// A line of the output.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AnswerLine {
     /// The request's number, from 0.
     pub(crate) index: usize,
+    /// What the request came in, and the answer goes out in.
+    envelope: Option<Envelope>,
     /// What became of it.
-    #[serde(flatten)]
     pub(crate) outcome: Outcome,
 }
 
@@ -30,7 +33,74 @@ pub(crate) enum Outcome {
     Error {
         /// Why not.
         error: String,
+        /// Who is to blame.
+        #[serde(skip)]
+        fault: Fault,
     },
+}
+
+/// Whose fault an error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The request makes no sense, or can't be taken.
+    Request,
+    /// The engine could not answer it.
+    Engine,
+}
+
+impl AnswerLine {
+    /// What became of a request that was taken.
+    pub(super) fn new(
+        index: usize,
+        envelope: Option<Envelope>,
+        gathered: Result<Answer, GenerationError>,
+        engine: &Engine,
+    ) -> Self {
+        let outcome = match gathered {
+            Ok(mut answer) => {
+                if let (Some(_), Some(tokenizer)) = (&envelope, engine.tokenizer()) {
+                    answer.name_tokens(&|token| tokenizer.decode(&[token], false));
+                }
+                Outcome::Answer(answer)
+            }
+            Err(error) => Outcome::Error { error: one_line(&error), fault: Fault::Engine },
+        };
+        Self { index, envelope, outcome }
+    }
+
+    /// The answer to a request that was not taken.
+    pub(super) fn refused(
+        index: usize,
+        envelope: Option<Envelope>,
+        error: String,
+        fault: Fault,
+    ) -> Self {
+        Self { index, envelope, outcome: Outcome::Error { error, fault } }
+    }
+
+    /// Tokens generated for it.
+    pub(super) fn completion_tokens(&self) -> u64 {
+        match &self.outcome {
+            Outcome::Answer(answer) => answer.usage.completion_tokens,
+            Outcome::Error { .. } => 0,
+        }
+    }
+}
+
+impl Serialize for AnswerLine {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            index: usize,
+            #[serde(flatten)]
+            outcome: &'a Outcome,
+        }
+        let Self { index, outcome, envelope } = self;
+        match envelope {
+            Some(envelope) => envelope.answered(*index, outcome).serialize(serializer),
+            None => Line { index: *index, outcome }.serialize(serializer),
+        }
+    }
 }
 
 /// All samples of a request.
@@ -43,6 +113,9 @@ pub(crate) struct Answer {
     pub(crate) usage: TokenCounts,
     /// Milliseconds from submission to the first token of any sample.
     pub(crate) ttft_ms: Option<f64>,
+    /// For each token of the prompt but the first, if asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) prompt_logprobs: Vec<PromptLogprob>,
     /// All samples, if there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) choices: Vec<Choice>,
@@ -70,9 +143,32 @@ pub(crate) struct Sample {
     pub(crate) token_ids: Vec<Token>,
     /// Why it ended.
     pub(crate) finish_reason: &'static str,
+    /// The token id or the text that it ended at, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_reason: Option<StopReason>,
     /// For each token, if asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) logprobs: Vec<TokenLogprob>,
+}
+
+/// What an answer ended at.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum StopReason {
+    /// An end token.
+    Token(Token),
+    /// A stop text.
+    Text(String),
+}
+
+/// How likely a token of the prompt was, and what else was.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PromptLogprob {
+    /// Natural logarithm of its probability.
+    pub(crate) logprob: f32,
+    /// The likeliest tokens in its place, if any were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) top: Vec<TokenLogprob>,
 }
 
 /// How likely a token was, and what else was.
@@ -80,6 +176,9 @@ pub(crate) struct Sample {
 pub(crate) struct TokenLogprob {
     /// The token.
     pub(crate) token_id: Token,
+    /// Its text, where that is told.
+    #[serde(skip)]
+    pub(crate) text: String,
     /// Natural logarithm of its probability.
     pub(crate) logprob: f32,
     /// The likeliest tokens, if any were asked for.
@@ -108,6 +207,7 @@ pub(crate) async fn gather(
     events: impl Stream<Item = Result<GenerationEvent, GenerationError>>,
 ) -> Result<Answer, GenerationError> {
     let mut drafts: Vec<Draft> = (0..samples).map(|_| Draft::default()).collect();
+    let mut prompt_logprobs = Vec::new();
     let mut events: Pin<&mut _> = pin!(events);
     while let Some(event) = events.next().await {
         match event? {
@@ -117,6 +217,9 @@ pub(crate) async fn gather(
             GenerationEvent::Text { sample, text, .. } => {
                 draft(&mut drafts, sample).sample.text.push_str(&text);
             }
+            GenerationEvent::Prompt { logprobs, .. } => {
+                prompt_logprobs.extend(logprobs.iter().map(PromptLogprob::new));
+            }
             GenerationEvent::Finished(finished) => {
                 draft(&mut drafts, finished.sample).finish(&finished);
             }
@@ -124,7 +227,7 @@ pub(crate) async fn gather(
             _ => {}
         }
     }
-    Ok(Answer::new(drafts))
+    Ok(Answer { prompt_logprobs, ..Answer::new(drafts) })
 }
 
 /// A sample that is being generated.
@@ -155,6 +258,7 @@ impl Draft {
 
     fn finish(&mut self, finished: &Finished) {
         self.sample.finish_reason = finished.reason.as_str();
+        self.sample.stop_reason = finished.matched.as_ref().and_then(StopReason::new);
         self.usage = Some(finished.usage);
     }
 }
@@ -178,18 +282,58 @@ impl Answer {
             first,
             usage,
             ttft_ms: first_token.map(milliseconds),
+            prompt_logprobs: Vec::new(),
             choices: if choices.len() > 1 { choices } else { Vec::new() },
             gaps,
         }
+    }
+
+    /// Each sample.
+    pub(super) fn samples(&self) -> impl Iterator<Item = &Sample> {
+        let one = self.choices.is_empty().then_some(&self.first);
+        one.into_iter().chain(self.choices.iter().map(|choice| &choice.sample))
+    }
+
+    fn name_tokens(&mut self, text: &dyn Fn(Token) -> String) {
+        let others = self.choices.iter_mut().map(|choice| &mut choice.sample);
+        for sample in others.chain([&mut self.first]) {
+            for token in &mut sample.logprobs {
+                token.text = text(token.token_id);
+                token.top.iter_mut().for_each(|other| other.text = text(other.token_id));
+            }
+        }
+    }
+}
+
+impl StopReason {
+    fn new(matched: &StopMatch) -> Option<Self> {
+        match matched {
+            StopMatch::Token(token) => Some(Self::Token(*token)),
+            StopMatch::Text(text) => Some(Self::Text(text.as_ref().to_owned())),
+            // Whatever a later version may match is not part of an answer.
+            _ => None,
+        }
+    }
+}
+
+impl PromptLogprob {
+    fn new(logprobs: &TokenLogprobs) -> Self {
+        Self { logprob: logprobs.logprob, top: likeliest(logprobs) }
     }
 }
 
 impl TokenLogprob {
     fn new(token_id: Token, logprobs: &TokenLogprobs) -> Self {
-        let alone = |&(token_id, logprob): &_| Self { token_id, logprob, top: Vec::new() };
-        let top = logprobs.top.iter().map(alone).collect();
-        Self { token_id, logprob: logprobs.logprob, top }
+        Self { top: likeliest(logprobs), ..Self::alone(token_id, logprobs.logprob) }
     }
+
+    fn alone(token_id: Token, logprob: f32) -> Self {
+        Self { token_id, text: String::new(), logprob, top: Vec::new() }
+    }
+}
+
+fn likeliest(logprobs: &TokenLogprobs) -> Vec<TokenLogprob> {
+    logprobs.top.iter().map(|&(token, logprob)| TokenLogprob::alone(token, logprob)).collect()
 }
 
 /// A duration in milliseconds, to the microsecond.
@@ -204,7 +348,7 @@ mod tests {
     use super::*;
 
     fn line(outcome: Outcome) -> serde_json::Value {
-        serde_json::to_value(AnswerLine { index: 5, outcome }).unwrap()
+        serde_json::to_value(AnswerLine { index: 5, envelope: None, outcome }).unwrap()
     }
 
     fn drafts(count: u32) -> Vec<Draft> {
@@ -247,7 +391,7 @@ mod tests {
     fn an_error_takes_the_place_of_the_answer() {
         let error = "line 3: there is no field \"x\"".to_owned();
         let expected = json!({"index": 5, "error": error});
-        assert_eq!(line(Outcome::Error { error }), expected);
+        assert_eq!(line(Outcome::Error { error, fault: Fault::Request }), expected);
     }
 
     #[test]

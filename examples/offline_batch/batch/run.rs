@@ -1,18 +1,20 @@
 //! From lines to answers: submits as many requests as the engine takes, and hands answers out in
 //! the order of their lines.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::io::{self, BufRead};
+use std::pin::pin;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use understory::Namespace;
 use understory::prelude::*;
 
-use super::answer::{AnswerLine, Outcome, gather};
+use super::answer::{AnswerLine, Fault, gather};
+use super::lines::{Line, read_ahead};
+use super::requests::{Prepared, RequestReader};
 use super::summary::{Summary, Tally};
-use crate::json_request::{JsonRequest, JsonRequestError};
 
 /// What holds for all requests.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +28,7 @@ pub(crate) struct BatchOptions {
 }
 
 /// How far a batch has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// A request was read.
     Read,
@@ -35,98 +37,137 @@ pub(crate) enum Progress {
         /// Tokens generated for it.
         completion_tokens: u64,
     },
+    /// A field has no meaning here and is ignored: told once for each name, and for the first
+    /// [`BatchOptions::MOST_NAMED`] names.
+    UnknownField(String),
 }
 
 /// Why a batch ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BatchError {
     /// The requests can't be read.
-    #[error("cannot read the requests: {0}")]
+    #[error("cannot read the requests")]
     Read(#[source] io::Error),
     /// The answers can't be written.
-    #[error("cannot write the answers: {0}")]
+    #[error("cannot write the answers")]
     Write(#[source] io::Error),
 }
 
 /// Answers the requests of `input` and hands the answers to `output`, in input order, each as
-/// soon as all before it are there.
+/// soon as all before it are there. `input` is read on a thread of its own, so that requests that
+/// came are answered while others are waited for.
+///
+/// When `stop` is ready, no more requests are read, those that run are given up, and the answers
+/// that are there are handed out, in input order still; [`Summary::interrupted`] tells so.
 ///
 /// # Errors
 ///
-/// [`BatchError`]. What is wrong with a request is its answer, and no error of the batch.
-pub(crate) fn run(
+/// [`BatchError`]. What is wrong with a request is its answer, and no error of the batch. What was
+/// read before the input failed is answered.
+pub(crate) async fn run(
     engine: &Engine,
     options: &BatchOptions,
-    input: impl BufRead,
+    input: impl BufRead + Send + 'static,
     output: &mut dyn FnMut(&AnswerLine) -> io::Result<()>,
     progress: &mut dyn FnMut(Progress),
+    stop: impl Future<Output = ()>,
 ) -> Result<Summary, BatchError> {
     let started = Instant::now();
-    let mut lines = Lines { input, number: 0 };
-    let mut reader = RequestReader { options, namespaces: HashMap::new() };
+    let mut stop = pin!(stop);
+    let mut lines = read_ahead(input).map_err(BatchError::Read)?;
+    let mut reader = RequestReader::new(options);
     let mut running = Running::new();
-    let mut answers =
-        Ordered { waiting: BTreeMap::new(), next: 0, tally: Tally::default(), output };
-    // A request that the engine was too full for: its number and its line.
-    let mut put_off: Option<(usize, Line)> = None;
-    let mut count = 0;
-    let mut has_more = true;
-    while has_more || put_off.is_some() || !running.is_empty() {
-        let line = match put_off.take() {
-            Some(line) => Some(line),
-            None if has_more => lines.next().map_err(BatchError::Read)?.map(|line| {
-                progress(Progress::Read);
-                count += 1;
-                (count - 1, line)
-            }),
-            None => None,
-        };
-        let is_full = match line {
-            None => {
-                has_more = false;
-                true
-            }
-            Some((index, line)) => match reader.submit(engine, &line) {
-                Ok(generation) => {
-                    running.push(Box::pin(answer(index, generation)));
-                    false
-                }
-                Err(Failure::Submit(SubmitError::QueueFull { .. })) if !running.is_empty() => {
-                    put_off = Some((index, line));
-                    true
-                }
-                Err(failure) => {
-                    let error = format!("line {}: {failure}", line.number);
-                    let answer = AnswerLine { index, outcome: Outcome::Error { error } };
+    let mut answers = Ordered::new(output);
+    // A request that the engine has not taken yet.
+    let mut next: Option<Prepared> = None;
+    let (mut count, mut has_more) = (0, true);
+    let mut unreadable = Ok(());
+    let interrupted = loop {
+        if let Some(prepared) = next.take() {
+            match submit(engine, &mut reader, prepared, running.is_empty()) {
+                Submitted::Running(answer) => running.push(answer),
+                Submitted::Full(prepared) => next = Some(prepared),
+                Submitted::Refused(answer) => {
                     progress(Progress::Answered { completion_tokens: 0 });
                     answers.take(answer).map_err(BatchError::Write)?;
-                    false
                 }
-            },
-        };
-        if is_full && let Some(answer) = futures_executor::block_on(running.next()) {
-            progress(Progress::Answered { completion_tokens: answer.completion_tokens() });
-            answers.take(answer).map_err(BatchError::Write)?;
+            }
         }
-    }
-    Ok(answers.tally.finish(started.elapsed()))
+        let wants_more = has_more && next.is_none();
+        if !wants_more && running.is_empty() {
+            break false;
+        }
+        tokio::select! {
+            biased;
+            () = &mut stop => break true,
+            line = lines.recv(), if wants_more => match line {
+                Some(Ok(line)) => {
+                    progress(Progress::Read);
+                    next = Some(prepare(&mut reader, count, &line, progress));
+                    count += 1;
+                }
+                Some(Err(error)) => (has_more, unreadable) = (false, Err(BatchError::Read(error))),
+                None => has_more = false,
+            },
+            Some(answer) = running.next(), if !running.is_empty() => {
+                progress(Progress::Answered { completion_tokens: answer.completion_tokens() });
+                answers.take(answer).map_err(BatchError::Write)?;
+            }
+        }
+    };
+    answers.flush().map_err(BatchError::Write)?;
+    unreadable?;
+    Ok(answers.tally.finish(started.elapsed(), interrupted))
 }
 
 type Running = FuturesUnordered<BoxFuture<'static, AnswerLine>>;
 
-async fn answer(index: usize, generation: Generation) -> AnswerLine {
-    let outcome = match gather(generation.samples(), generation).await {
-        Ok(answer) => Outcome::Answer(answer),
-        Err(error) => Outcome::Error { error: error.to_string() },
-    };
-    AnswerLine { index, outcome }
+/// What came of handing a request to the engine.
+enum Submitted {
+    Running(BoxFuture<'static, AnswerLine>),
+    /// Too many wait already: to be tried again once one of them has its answer.
+    Full(Prepared),
+    Refused(AnswerLine),
 }
 
-impl AnswerLine {
-    fn completion_tokens(&self) -> u64 {
-        match &self.outcome {
-            Outcome::Answer(answer) => answer.usage.completion_tokens,
-            Outcome::Error { .. } => 0,
+fn prepare(
+    reader: &mut RequestReader<'_>,
+    index: usize,
+    line: &Line,
+    progress: &mut dyn FnMut(Progress),
+) -> Prepared {
+    reader.read(index, line, &mut |name| progress(Progress::UnknownField(name)))
+}
+
+fn submit(
+    engine: &Engine,
+    reader: &mut RequestReader<'_>,
+    mut prepared: Prepared,
+    is_idle: bool,
+) -> Submitted {
+    let request = match &prepared.request {
+        Ok(request) => request,
+        Err(failure) => {
+            let reason = one_line(failure);
+            return Submitted::Refused(prepared.refused(&reason, Fault::Request));
+        }
+    };
+    match reader.submit(engine, request) {
+        Ok(generation) => {
+            let (index, envelope) = (prepared.index, prepared.envelope.take());
+            let engine = engine.clone();
+            Submitted::Running(Box::pin(async move {
+                let gathered = gather(generation.samples(), generation).await;
+                AnswerLine::new(index, envelope, gathered, &engine)
+            }))
+        }
+        Err(SubmitError::QueueFull { .. }) if !is_idle => Submitted::Full(prepared),
+        Err(error) => {
+            let fault = match error {
+                SubmitError::ShuttingDown | SubmitError::Dead(_) => Fault::Engine,
+                _ => Fault::Request,
+            };
+            Submitted::Refused(prepared.refused(&one_line(&error), fault))
         }
     }
 }
@@ -140,7 +181,11 @@ struct Ordered<'a> {
     output: &'a mut dyn FnMut(&AnswerLine) -> io::Result<()>,
 }
 
-impl Ordered<'_> {
+impl<'a> Ordered<'a> {
+    fn new(output: &'a mut dyn FnMut(&AnswerLine) -> io::Result<()>) -> Self {
+        Self { waiting: BTreeMap::new(), next: 0, tally: Tally::default(), output }
+    }
+
     fn take(&mut self, answer: AnswerLine) -> io::Result<()> {
         self.tally.count(&answer.outcome);
         self.waiting.insert(answer.index, answer);
@@ -150,75 +195,13 @@ impl Ordered<'_> {
         }
         Ok(())
     }
-}
 
-/// The lines of a batch file that aren't blank.
-struct Lines<R> {
-    input: R,
-    number: usize,
-}
-
-struct Line {
-    /// Counted from 1, blank lines included.
-    number: usize,
-    bytes: Vec<u8>,
-}
-
-impl<R: BufRead> Lines<R> {
-    fn next(&mut self) -> io::Result<Option<Line>> {
-        loop {
-            let mut bytes = Vec::new();
-            if self.input.read_until(b'\n', &mut bytes)? == 0 {
-                return Ok(None);
-            }
-            self.number += 1;
-            if !bytes.trim_ascii().is_empty() {
-                return Ok(Some(Line { number: self.number, bytes }));
-            }
+    /// Hands out those that wait for one that won't come.
+    fn flush(&mut self) -> io::Result<()> {
+        while let Some((_, answer)) = self.waiting.pop_first() {
+            (self.output)(&answer)?;
         }
-    }
-}
-
-/// Makes requests of lines.
-struct RequestReader<'a> {
-    options: &'a BatchOptions,
-    /// Numbers of the namespaces seen, in the order of their appearance.
-    namespaces: HashMap<String, Namespace>,
-}
-
-/// Why a line is not answered.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("it is not UTF-8 text")]
-    Encoding,
-    #[error(transparent)]
-    Request(#[from] JsonRequestError),
-    #[error(transparent)]
-    Submit(#[from] SubmitError),
-}
-
-impl RequestReader<'_> {
-    fn submit(&mut self, engine: &Engine, line: &Line) -> Result<Generation, Failure> {
-        let text = str::from_utf8(&line.bytes).map_err(|_| Failure::Encoding)?;
-        let JsonRequest { prompt, mut sampling, namespace } =
-            JsonRequest::parse(text, &self.options.defaults)?;
-        if let Some(most) = self.options.max_tokens {
-            sampling.max_tokens = Some(sampling.max_tokens.map_or(most, |max| max.min(most)));
-            sampling.min_tokens = sampling.min_tokens.min(most);
-        }
-        if self.options.greedy {
-            sampling.temperature = 0.0;
-        }
-        let namespace = self.namespace(namespace);
-        let request = Request::new(prompt).sampling(sampling).namespace(namespace);
-        Ok(engine.submit(request)?)
-    }
-
-    fn namespace(&mut self, name: Option<String>) -> Namespace {
-        let Some(name) = name else { return Namespace::default() };
-        // The default namespace is 0.
-        let new = Namespace(self.namespaces.len() as u64 + 1);
-        *self.namespaces.entry(name).or_insert(new)
+        Ok(())
     }
 }
 
@@ -227,41 +210,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_numbered_with_blank_ones_and_come_without_them() {
-        let mut lines = Lines { input: &b"\n{}\r\n  \n\xff"[..], number: 0 };
-        let mut next = || lines.next().unwrap().map(|line| (line.number, line.bytes));
-        assert_eq!(next(), Some((2, b"{}\r\n".to_vec())));
-        assert_eq!(next(), Some((4, b"\xff".to_vec())));
-        assert_eq!(next(), None);
-    }
-
-    #[test]
-    fn a_namespace_has_one_number_and_no_other_has_it() {
-        let options = BatchOptions::default();
-        let mut reader = RequestReader { options: &options, namespaces: HashMap::new() };
-        let mut number = |name: Option<&str>| reader.namespace(name.map(str::to_owned));
-        let (none, a, b) = (number(None), number(Some("a")), number(Some("b")));
-        assert!(none != a && none != b && a != b);
-        assert_eq!(number(Some("a")), a);
-    }
-
-    #[test]
-    fn answers_wait_for_those_before_them() {
+    fn answers_wait_for_those_before_them_until_the_end() {
         let mut seen = Vec::new();
         let mut output = |answer: &AnswerLine| {
             seen.push(answer.index);
             Ok(())
         };
-        let mut answers = Ordered {
-            waiting: BTreeMap::new(),
-            next: 0,
-            tally: Tally::default(),
-            output: &mut output,
-        };
-        for index in [2, 0, 3, 1] {
-            let outcome = Outcome::Error { error: String::new() };
-            answers.take(AnswerLine { index, outcome }).unwrap();
+        let mut answers = Ordered::new(&mut output);
+        for index in [2, 0, 3, 1, 7, 5] {
+            answers.take(AnswerLine::refused(index, None, String::new(), Fault::Request)).unwrap();
         }
-        assert_eq!(seen, [0, 1, 2, 3]);
+        answers.flush().unwrap();
+        assert_eq!(seen, [0, 1, 2, 3, 5, 7]);
     }
 }

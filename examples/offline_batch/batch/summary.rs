@@ -30,6 +30,9 @@ pub(crate) struct Summary {
     pub(crate) ttft_ms: Percentiles,
     /// Times from one token to the next, over all tokens of all answers.
     pub(crate) itl_ms: Percentiles,
+    /// Whether requests were left without an answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) interrupted: bool,
 }
 
 /// Percentiles of times in milliseconds; `None` where there was nothing to measure.
@@ -74,7 +77,7 @@ impl Tally {
     }
 
     /// The sum, for a batch that took so long.
-    pub(crate) fn finish(mut self, elapsed: Duration) -> Summary {
+    pub(crate) fn finish(mut self, elapsed: Duration, interrupted: bool) -> Summary {
         let elapsed_s = elapsed.as_secs_f64();
         Summary {
             requests: self.requests,
@@ -87,6 +90,7 @@ impl Tally {
             cache_hit_rate: ratio(self.cached_tokens as f64, self.prompt_tokens as f64),
             ttft_ms: Percentiles::of(&mut self.first_tokens),
             itl_ms: Percentiles::of(&mut self.gaps),
+            interrupted,
         }
     }
 }
@@ -187,7 +191,7 @@ mod tests {
 
     #[test]
     fn an_empty_batch_has_a_summary_without_nonsense() {
-        let summary = Tally::default().finish(Duration::ZERO);
+        let summary = Tally::default().finish(Duration::ZERO, false);
         assert_eq!((summary.output_tok_s, summary.cache_hit_rate), (0.0, 0.0));
         let value = serde_json::to_value(&summary).unwrap();
         assert!(value["ttft_ms"]["p50"].is_null());
@@ -196,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_summary_has_the_fields_that_scripts_rely_on() {
-        let value = serde_json::to_value(Tally::default().finish(Duration::ZERO)).unwrap();
+        let value = serde_json::to_value(Tally::default().finish(Duration::ZERO, false)).unwrap();
         let fields: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
         let expected = [
             "requests",

@@ -75,7 +75,8 @@ impl Replayed for TreeWithPool {
         let page_size = self.cache.page_size();
         self.matched.clear();
         let known = &prompt[..prompt.len().saturating_sub(1)];
-        let Ok(acquired) = self.cache.acquire(Namespace(0), known, &mut self.matched) else {
+        let Ok(acquired) = self.cache.acquire(Namespace::tenant(0), known, &mut self.matched)
+        else {
             return 0;
         };
         let missing = prompt.len() / page_size - self.matched.len();

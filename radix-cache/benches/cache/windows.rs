@@ -31,20 +31,20 @@ fn new_cache(window: Option<usize>) -> RadixCache {
 fn probe_and_lock(criterion: &mut Criterion, table: &mut Table, window: Option<usize>) {
     let mut cache = new_cache(window);
     let prompt = tokens(1, PROMPT);
-    let lock = cache_path(&mut cache, &mut Pages::default(), Namespace(0), &prompt, NODES);
+    let lock = cache_path(&mut cache, &mut Pages::default(), Namespace::tenant(0), &prompt, NODES);
     if let Some(window) = window {
         let own = Pages::default().take(window / PAGE);
         cache.put_windowed(lock, &own, &mut Vec::new()).expect("the prompt is longer");
     }
     cache.release(lock).expect("held");
-    assert_eq!(cache.probe(Namespace(0), &prompt).tokens, PROMPT);
+    assert_eq!(cache.probe(Namespace::tenant(0), &prompt).tokens, PROMPT);
     let with = match window {
         Some(window) => format!("with a window of {window}"),
         None => "without a window".to_owned(),
     };
     let name = format!("probe 8192 tokens, page {PAGE}, {with}");
     criterion.bench_function(&name, |bencher| {
-        bencher.iter(|| black_box(&cache).probe(Namespace(0), black_box(&prompt)));
+        bencher.iter(|| black_box(&cache).probe(Namespace::tenant(0), black_box(&prompt)));
     });
     table.measured(&name, 1.0, "");
     let name = format!("lock and unlock 8192 tokens, page {PAGE}, {with}");
@@ -52,7 +52,7 @@ fn probe_and_lock(criterion: &mut Criterion, table: &mut Table, window: Option<u
     criterion.bench_function(&name, |bencher| {
         bencher.iter(|| {
             matched.clear();
-            let acquired = cache.acquire(Namespace(0), &prompt, &mut matched);
+            let acquired = cache.acquire(Namespace::tenant(0), &prompt, &mut matched);
             cache.release(acquired.expect("few locks").lock).expect("held");
         });
     });
@@ -63,7 +63,8 @@ fn probe_and_lock(criterion: &mut Criterion, table: &mut Table, window: Option<u
 fn serve(cache: &mut RadixCache, pages: &mut Pages, prompts: core::ops::Range<u64>, put: bool) {
     for prompt in prompts {
         let prompt = tokens(prompt + 1, 4 * PAGE);
-        let lock = cache.acquire(Namespace(0), &[], &mut Vec::new()).expect("few locks").lock;
+        let lock =
+            cache.acquire(Namespace::tenant(0), &[], &mut Vec::new()).expect("few locks").lock;
         let _ = cache.insert(lock, &prompt, &pages.take(4), &mut Vec::new()).expect("whole pages");
         if put {
             cache.put_windowed(lock, &pages.take(2), &mut Vec::new()).expect("a windowed group");

@@ -14,7 +14,7 @@ mod tests;
 use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::store::free_map::{FreeMap, WORD};
-use crate::types::{PageId, Token};
+use crate::types::{PageId, Tier, Token};
 
 /// A node's pages, in order. Owned by exactly one node; [`Store::truncate`] to 0 gives it back.
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +49,12 @@ const SLACK: usize = 16;
 pub(crate) struct Store {
     page_size: usize,
     tokens: Vec<Token>,
-    pages: Vec<PageId>,
+    /// The number of each slot's page on each tier; without a host tier, no numbers there.
+    pages: [Vec<PageId>; 2],
+    has_host: bool,
     /// The chained hash of each slot's page; without events, nothing.
     hashes: Vec<u64>,
     keep_hashes: bool,
-    /// The number of each slot's copy on the host; without a host tier, nothing.
-    host_pages: Vec<PageId>,
-    keep_host_pages: bool,
     free: FreeMap,
     extents: Vec<Extent>,
     free_extents: Vec<u32>,
@@ -66,11 +65,10 @@ impl Store {
         Self {
             page_size: config.page_size,
             tokens: Vec::new(),
-            pages: Vec::new(),
+            pages: Default::default(),
+            has_host: config.host.is_some(),
             hashes: Vec::new(),
             keep_hashes: config.events > 0,
-            host_pages: Vec::new(),
-            keep_host_pages: config.host.is_some(),
             free: FreeMap::default(),
             extents: Vec::new(),
             free_extents: Vec::new(),
@@ -83,24 +81,25 @@ impl Store {
 
     /// Slots there are, used or not.
     pub(crate) fn slots_in_all(&self) -> usize {
-        self.pages.len()
+        self.on(Tier::Device).len()
     }
 
     /// Slots in use.
     pub(crate) fn used(&self) -> usize {
-        self.pages.len() - self.free.count()
+        self.slots_in_all() - self.free.count()
     }
 
     /// Bytes reserved for tokens and page numbers.
     pub(crate) fn content_bytes(&self) -> usize {
-        self.tokens.capacity() * size_of::<Token>() + self.pages.capacity() * size_of::<PageId>()
+        let pages = self.on(Tier::Device).capacity() * size_of::<PageId>();
+        self.tokens.capacity() * size_of::<Token>() + pages
     }
 
     /// Bytes reserved for extents and the free map.
     pub(crate) fn structure_bytes(&self) -> usize {
         self.extents.capacity() * size_of::<Extent>()
             + self.free_extents.capacity() * size_of::<u32>()
-            + self.host_pages.capacity() * size_of::<PageId>()
+            + self.on(Tier::Host).capacity() * size_of::<PageId>()
             + self.hashes.capacity() * size_of::<u64>()
             + self.free.bytes()
     }
@@ -112,14 +111,14 @@ impl Store {
             return Ok(());
         };
         let words = missing / WORD + 1;
-        let slots = self.pages.len() + words * WORD;
+        let slots = self.slots_in_all() + words * WORD;
         if slots >= NO_EXTENT as usize {
             return Err(CacheError::Full { pages });
         }
         self.tokens.resize(slots * self.page_size, 0);
-        self.pages.resize(slots, NO_PAGE);
-        if self.keep_host_pages {
-            self.host_pages.resize(slots, NO_PAGE);
+        self.pages[Tier::Device as usize].resize(slots, NO_PAGE);
+        if self.has_host {
+            self.pages[Tier::Host as usize].resize(slots, NO_PAGE);
         }
         if self.keep_hashes {
             self.hashes.resize(slots, 0);
@@ -140,7 +139,7 @@ impl Store {
             let (these_pages, other_pages) = pages.split_at(length);
             let first = start * self.page_size;
             self.tokens[first..first + these_tokens.len()].copy_from_slice(these_tokens);
-            self.pages[start..start + length].copy_from_slice(these_pages);
+            self.pages[Tier::Device as usize][start..start + length].copy_from_slice(these_pages);
             self.link(run, start as u32, length as u32);
             (tokens, pages) = (other_tokens, other_pages);
         }
@@ -192,16 +191,22 @@ impl Store {
             let extent = self.extents[cut.head as usize];
             let start = extent.start as usize;
             let slots = start..start + extent.length as usize;
-            if self.keep_host_pages {
-                take_present(&mut self.pages[slots.clone()], freed);
-                take_present(&mut self.host_pages[slots.clone()], freed_on_host);
+            let [device, host] = &mut self.pages;
+            if self.has_host {
+                take_present(&mut device[slots.clone()], freed);
+                take_present(&mut host[slots.clone()], freed_on_host);
             } else {
-                freed.extend_from_slice(&self.pages[slots.clone()]);
+                freed.extend_from_slice(&device[slots.clone()]);
             }
             self.free.give(slots);
             self.free_extents.push(cut.head);
             cut.head = extent.next;
         }
+    }
+
+    /// The page of each slot on a tier.
+    fn on(&self, tier: Tier) -> &Vec<PageId> {
+        &self.pages[tier as usize]
     }
 
     /// The extent that holds the page before position `at` (from 1), and how many of its slots

@@ -2,9 +2,9 @@
 
 use core::ops::Range;
 
-use crate::events::page_hash;
+use crate::hash::page_hash;
 use crate::store::{Run, Store, slots_of, take_present};
-use crate::types::{PageId, Token};
+use crate::types::{PageId, Tier, Token};
 
 /// Tokens compared by one call of `memcmp` before a mismatch is looked for one by one.
 const STRIDE: usize = 512;
@@ -58,19 +58,19 @@ impl Store {
         &self.tokens[first..first + self.page_size]
     }
 
-    /// The run's stretches, in order: their tokens and their page numbers.
+    /// The run's stretches, in order: their tokens and their page numbers on the device.
     pub(crate) fn extents_of(&self, run: Run) -> impl Iterator<Item = (&[Token], &[PageId])> {
         slots_of(&self.extents, run).map(|slots| {
             let tokens = slots.start * self.page_size..slots.end * self.page_size;
-            (&self.tokens[tokens], &self.pages[slots])
+            (&self.tokens[tokens], &self.on(Tier::Device)[slots])
         })
     }
 
-    /// Appends the numbers of the run's first `count` pages.
-    pub(crate) fn copy_pages(&self, run: Run, count: u32, pages: &mut Vec<PageId>) {
+    /// Appends the numbers of the run's first `count` pages on a tier.
+    pub(crate) fn copy_pages(&self, run: Run, tier: Tier, count: u32, pages: &mut Vec<PageId>) {
         let mut left = count as usize;
-        for (_, stretch) in self.extents_of(run) {
-            let stretch = &stretch[..stretch.len().min(left)];
+        for slots in slots_of(&self.extents, run) {
+            let stretch = &self.on(tier)[slots.start..slots.start + slots.len().min(left)];
             pages.extend_from_slice(stretch);
             left -= stretch.len();
             if left == 0 {
@@ -79,42 +79,19 @@ impl Store {
         }
     }
 
-    /// Takes the numbers of the run's pages on the device away, and lists them.
-    pub(crate) fn take_pages(&mut self, run: Run, taken: &mut Vec<PageId>) {
+    /// Takes the numbers of the run's pages on a tier away, and lists them.
+    pub(crate) fn take_pages(&mut self, run: Run, tier: Tier, taken: &mut Vec<PageId>) {
         for slots in slots_of(&self.extents, run) {
-            take_present(&mut self.pages[slots], taken);
+            take_present(&mut self.pages[tier as usize][slots], taken);
         }
     }
 
-    /// Takes the numbers of the run's pages on the host away, and lists them.
-    pub(crate) fn take_host_pages(&mut self, run: Run, taken: &mut Vec<PageId>) {
-        for slots in slots_of(&self.extents, run) {
-            take_present(&mut self.host_pages[slots], taken);
-        }
-    }
-
-    /// Numbers all of the run's pages on the device.
-    pub(crate) fn put_pages(&mut self, run: Run, mut pages: &[PageId]) {
+    /// Numbers all of the run's pages on a tier.
+    pub(crate) fn put_pages(&mut self, run: Run, tier: Tier, mut pages: &[PageId]) {
         for slots in slots_of(&self.extents, run) {
             let (these, others) = pages.split_at(slots.len());
-            self.pages[slots].copy_from_slice(these);
+            self.pages[tier as usize][slots].copy_from_slice(these);
             pages = others;
-        }
-    }
-
-    /// Numbers all of the run's pages on the host.
-    pub(crate) fn put_host_pages(&mut self, run: Run, mut pages: &[PageId]) {
-        for slots in slots_of(&self.extents, run) {
-            let (these, others) = pages.split_at(slots.len());
-            self.host_pages[slots].copy_from_slice(these);
-            pages = others;
-        }
-    }
-
-    /// Appends the numbers of the run's pages on the host.
-    pub(crate) fn copy_host_pages(&self, run: Run, pages: &mut Vec<PageId>) {
-        for slots in slots_of(&self.extents, run) {
-            pages.extend_from_slice(&self.host_pages[slots]);
         }
     }
 
@@ -148,16 +125,6 @@ impl Store {
         let (index, inside) = self.locate(run, at);
         let extent = self.extents.get(index as usize)?;
         self.hashes.get((extent.start + inside - 1) as usize).copied()
-    }
-
-    /// Overwrites the numbers of the run's first pages.
-    #[cfg(feature = "seeded-bugs")]
-    pub(crate) fn replace_pages(&mut self, run: Run, mut pages: &[PageId]) {
-        for slots in slots_of(&self.extents, run) {
-            let count = slots.len().min(pages.len());
-            self.pages[slots.start..slots.start + count].copy_from_slice(&pages[..count]);
-            pages = &pages[count..];
-        }
     }
 }
 

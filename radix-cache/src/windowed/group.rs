@@ -2,12 +2,10 @@
 
 use core::ops::Range;
 
-use crate::bugs::{Planted, SeededBug};
 use crate::config::Policy;
-use crate::node::NodeIndex;
 use crate::order::{Order, Place, Rank, Record};
 use crate::rank_heap::Numbered;
-use crate::retention::Retention;
+use crate::tree::NodeIndex;
 use crate::types::{PageId, WindowedCounts};
 
 /// The place of a windowed page in the group's list.
@@ -15,7 +13,7 @@ use crate::types::{PageId, WindowedCounts};
 pub(super) struct EntryIndex(u32);
 
 impl EntryIndex {
-    const NONE: Self = Self(u32::MAX);
+    pub(super) const NONE: Self = Self(u32::MAX);
 
     fn index(self) -> usize {
         self.0 as usize
@@ -33,9 +31,9 @@ impl Numbered for EntryIndex {
 pub(crate) struct WindowedPage {
     pub(crate) page: PageId,
     /// Where the store keeps the tokens and the full page of the same position.
-    pub(super) slot: u32,
+    pub(crate) slot: u32,
     /// The root of its namespace.
-    pub(super) root: NodeIndex,
+    pub(crate) root: NodeIndex,
     /// Pages between the start of the prompt and this one.
     pub(super) position: u32,
     /// Whether it was in the window of a place where a sequence or a match ended. The others were
@@ -59,20 +57,20 @@ pub(crate) struct WindowedGroup {
     policy: Policy,
     /// How many pages the window in front of a position covers at most.
     pub(super) reach: u32,
-    pages: Vec<WindowedPage>,
-    free: Vec<EntryIndex>,
+    pub(super) pages: Vec<WindowedPage>,
+    pub(super) free: Vec<EntryIndex>,
     /// The windowed page of each slot of the store.
-    of_slot: Vec<EntryIndex>,
+    pub(super) of_slot: Vec<EntryIndex>,
     /// How many locks' windows cover each slot, whether a page is there or not.
-    holds: Vec<u32>,
-    order: Order<EntryIndex, WindowedRank>,
-    pub(super) counts: WindowedCounts,
+    pub(super) holds: Vec<u32>,
+    pub(super) order: Order<EntryIndex, WindowedRank>,
+    counts: WindowedCounts,
     /// Counts what changes the order; stands in for time.
-    pub(crate) clock: u64,
+    pub(super) clock: u64,
     /// The caller's clock, in ticks.
     now: u64,
     /// Pages that left the cache with their full pages and that nobody has taken yet.
-    pub(crate) left: Vec<PageId>,
+    left: Vec<PageId>,
 }
 
 impl WindowedGroup {
@@ -99,30 +97,44 @@ impl WindowedGroup {
         self.counts
     }
 
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// Sets the clock of a group that is restored.
+    pub(crate) fn set_clock(&mut self, clock: u64) {
+        self.clock = clock;
+    }
+
+    /// Takes the pages that left the cache with their full pages.
+    pub(crate) fn take_left(&mut self) -> impl Iterator<Item = PageId> + '_ {
+        self.left.drain(..)
+    }
+
+    /// Pages leave the cache outside of [`evict`](Self::evict).
+    pub(crate) fn leave(&mut self, pages: impl IntoIterator<Item = PageId>) {
+        self.left.extend(pages);
+    }
+
     /// The positions that the window in front of `end` covers, in pages.
     pub(super) fn window(&self, end: u32) -> Range<u32> {
         end.saturating_sub(self.reach)..end
     }
 
     /// Makes room for so many slots.
-    pub(super) fn grow(&mut self, slots: usize) {
+    pub(crate) fn grow(&mut self, slots: usize) {
         if self.holds.len() < slots {
             self.of_slot.resize(slots, EntryIndex::NONE);
             self.holds.resize(slots, 0);
         }
     }
 
-    pub(super) fn at(&self, slot: usize) -> Option<&WindowedPage> {
+    pub(crate) fn at(&self, slot: usize) -> Option<&WindowedPage> {
         self.pages.get(self.of_slot[slot].index())
     }
 
     pub(super) fn at_mut(&mut self, slot: usize) -> Option<&mut WindowedPage> {
         self.pages.get_mut(self.of_slot[slot].index())
-    }
-
-    /// How many locks' windows cover a slot.
-    pub(super) fn holds(&self, slot: usize) -> u32 {
-        self.holds[slot]
     }
 
     /// For each of some slots, whether it has a page.
@@ -168,7 +180,7 @@ impl WindowedGroup {
     }
 
     /// Adds a page at a slot that has none.
-    pub(super) fn add(&mut self, added: WindowedPage) {
+    pub(crate) fn add(&mut self, added: WindowedPage) {
         let slot = added.slot as usize;
         let index = match self.free.pop() {
             Some(index) => {
@@ -202,14 +214,6 @@ impl WindowedGroup {
         Some(removed)
     }
 
-    /// Puts another page in the place of one.
-    #[cfg(feature = "seeded-bugs")]
-    pub(super) fn replace(&mut self, slot: usize, page: PageId) {
-        if let Some(there) = self.at_mut(slot) {
-            there.page = page;
-        }
-    }
-
     /// Forgets everything; its pages are those that left.
     pub(crate) fn reset(&mut self) {
         let of_slot = self.of_slot.iter();
@@ -223,13 +227,19 @@ impl WindowedGroup {
         self.counts = WindowedCounts::default();
     }
 
+    /// Takes the page that goes first of those that no window covers.
+    pub(crate) fn evict(&mut self) -> Option<WindowedPage> {
+        let slot = self.first_to_go()?;
+        self.remove(slot)
+    }
+
     /// The slot whose page goes next.
-    pub(super) fn first_to_go(&mut self, planted: Planted) -> Option<usize> {
+    fn first_to_go(&mut self) -> Option<usize> {
         loop {
             let first = self.order.first()?;
             let page = &self.pages[first.index()];
             let slot = page.slot as usize;
-            let is_held = self.holds[slot] > 0 && !planted.is(SeededBug::EvictWindowInUse);
+            let is_held = self.holds[slot] > 0;
             let place = self.expected_place(page);
             if !is_held && self.order.place_of(first) == Some(place) {
                 return Some(slot);
@@ -243,9 +253,9 @@ impl WindowedGroup {
 
     /// Tells the time. Those whose retention is over queue with the others again.
     pub(crate) fn advance(&mut self, now: u64) {
-        self.now = now;
+        self.now = self.now.max(now);
         while let Some(first) = self.order.first_retained() {
-            let is_over = |(_, (_, (until, _), _)): &Place<WindowedRank>| *until <= now;
+            let is_over = |(_, (_, (until, _), _)): &Place<WindowedRank>| *until <= self.now;
             if !self.order.place_of(first).is_some_and(|place| is_over(&place)) {
                 break;
             }
@@ -263,22 +273,6 @@ impl WindowedGroup {
         (is_retained, (is_retained || page.near_end, rank, self.turn(page.position)))
     }
 
-    /// Where the page of a slot is filed, which may be too early, but never too late.
-    pub(super) fn filed_place(&self, slot: usize) -> Option<Place<WindowedRank>> {
-        self.order.place_of(self.of_slot[slot])
-    }
-
-    /// Pages there should be one slot for each, for those who check.
-    pub(super) fn listed(&self) -> usize {
-        self.pages.len() - self.free.len()
-    }
-
-    /// Slots that have a page, and slots that a window covers, for those who check.
-    pub(super) fn occupied(&self) -> (usize, usize) {
-        let present = self.of_slot.iter().filter(|&&index| index != EntryIndex::NONE);
-        (present.count(), self.holds.iter().filter(|&&holds| holds > 0).count())
-    }
-
     /// Bytes reserved.
     pub(crate) fn bytes(&self) -> usize {
         self.pages.capacity() * size_of::<WindowedPage>()
@@ -291,7 +285,7 @@ impl WindowedGroup {
     fn file(&mut self, index: EntryIndex) {
         let page = &self.pages[index.index()];
         // When a retention is over, a rank may shrink: what is retained is never left among others.
-        let is_retained = page.record.retention.until > self.now;
+        let is_retained = page.record.is_retained(self.now);
         if self.policy != Policy::Mru && self.order.is_filed(index, is_retained) {
             return;
         }
@@ -309,16 +303,12 @@ impl WindowedGroup {
 }
 
 impl WindowedPage {
-    /// A page that comes to a slot now.
-    pub(super) fn new(
+    /// The page of a position of a prompt, kept in a slot below a root.
+    pub(crate) fn new(
         page: PageId,
-        slot: usize,
-        root: NodeIndex,
-        position: u32,
-        clock: u64,
+        (root, position, slot): (NodeIndex, u32, usize),
+        record: Record,
     ) -> Self {
-        let record =
-            Record { used: clock, created: clock, hits: 0, retention: Retention::default() };
         Self { page, slot: slot as u32, root, position, near_end: false, record }
     }
 }

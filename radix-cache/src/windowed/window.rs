@@ -2,12 +2,11 @@
 
 use core::ops::Range;
 
-use crate::bugs::SeededBug;
-use crate::cache::RadixCache;
-use crate::node::{Node, NodeIndex};
-use crate::retention::Retention;
-use crate::tree::{Descent, Tree};
-use crate::types::Token;
+use crate::error::CacheError;
+use crate::order::Record;
+use crate::store::NO_PAGE;
+use crate::tree::{Descent, Node, NodeIndex, Tree};
+use crate::types::{PageId, Retention, Token};
 use crate::windowed::group::{WindowedGroup, WindowedPage};
 
 /// What is cached of a prompt.
@@ -43,145 +42,167 @@ impl Scan<'_> {
     }
 }
 
-impl RadixCache {
-    /// Follows `tokens` down from a root as far as they can be used. `visit` sees each node on the
-    /// way with the number of its full pages that matched, maybe further than that.
-    pub(crate) fn find(
-        &self,
-        root: NodeIndex,
-        tokens: &[Token],
-        mut visit: impl FnMut(NodeIndex, u32),
-    ) -> Found {
-        let tree = &self.tree;
-        let Some(group) = &self.windowed else {
-            let descent = tree.descend(root, tokens, Node::is_on_device, visit);
-            return Found { descent, full_pages: descent.pages };
-        };
-        let mut scan = Scan { group, position: 0, present: 0, valid: 0 };
-        let full = tree.descend(root, tokens, Node::is_on_device, |node, matched| {
-            visit(node, matched);
-            for (_, slots) in tree.store.stretches(tree.node(node).run, 0..matched) {
-                scan.visit(slots);
-            }
-        });
-        let ignores_window = tree.planted.is(SeededBug::MatchIgnoresWindow);
-        let descent = if ignores_window { full } else { tree.cut(&full, scan.valid) };
-        Found { descent, full_pages: full.pages }
-    }
+/// Follows `tokens` down from a root as far as they can be used. `visit` sees each node on the way
+/// with the number of its full pages that matched, maybe further than that.
+pub(crate) fn find(
+    tree: &Tree,
+    group: Option<&WindowedGroup>,
+    root: NodeIndex,
+    tokens: &[Token],
+    mut visit: impl FnMut(NodeIndex, u32),
+) -> Found {
+    let Some(group) = group else {
+        let descent = tree.descend(root, tokens, Node::is_on_device, visit);
+        return Found { descent, full_pages: descent.pages };
+    };
+    let mut scan = Scan { group, position: 0, present: 0, valid: 0 };
+    let full = tree.descend(root, tokens, Node::is_on_device, |node, matched| {
+        visit(node, matched);
+        for (_, slots) in tree.store().stretches(tree.node(node).run, 0..matched) {
+            scan.visit(slots);
+        }
+    });
+    Found { descent: tree.cut(&full, scan.valid), full_pages: full.pages }
+}
 
+impl WindowedGroup {
     /// A lock from here on holds the window in front of `end`.
-    pub(crate) fn open_window(&mut self, end: NodeIndex) {
-        let Some(group) = &mut self.windowed else {
-            return;
-        };
-        let window = group.window(self.tree.node(end).end);
-        for (_, slots) in self.tree.stretches_on_path(end, window) {
-            group.hold(slots);
+    pub(crate) fn open(&mut self, tree: &Tree, end: NodeIndex) {
+        for (_, slots) in tree.stretches_on_path(end, self.window(tree.node(end).end)) {
+            self.hold(slots);
         }
     }
 
     /// A match ended at `end`: the pages in front of it, which are held, have proved their use.
-    pub(crate) fn hit_window(&mut self, end: NodeIndex) {
-        self.change_window(end, |hit| {
+    pub(crate) fn hit(&mut self, tree: &Tree, end: NodeIndex) {
+        self.change_window(tree, end, |hit| {
             hit.near_end = true;
-            hit.record.hits = hit.record.hits.saturating_add(1);
+            hit.record.hit();
         });
     }
 
     /// Raises the retention of the pages in the window in front of `end`, which are held.
-    pub(crate) fn raise_window(&mut self, end: NodeIndex, retention: Retention) {
-        self.change_window(end, |kept| {
-            kept.record.retention = kept.record.retention.max(retention);
+    pub(crate) fn raise(&mut self, tree: &Tree, end: NodeIndex, retention: Retention) {
+        self.change_window(tree, end, |kept| {
+            kept.record.raise(retention);
         });
     }
 
     /// A lock moved on, from the position `from` (in pages) to `end`, on the same path.
-    pub(crate) fn move_window(&mut self, from: u32, end: NodeIndex) {
-        let Some(group) = &mut self.windowed else {
-            return;
-        };
-        group.clock += 1;
-        let (old, new) = (group.window(from), group.window(self.tree.node(end).end));
-        for (_, slots) in self.tree.stretches_on_path(end, new.start.max(from)..new.end) {
-            group.hold(slots);
+    pub(crate) fn follow(&mut self, tree: &Tree, from: u32, end: NodeIndex) {
+        self.clock += 1;
+        let (old, new) = (self.window(from), self.window(tree.node(end).end));
+        for (_, slots) in tree.stretches_on_path(end, new.start.max(from)..new.end) {
+            self.hold(slots);
         }
-        let mut passed = old.start..new.start.min(from);
-        if self.tree.planted.is(SeededBug::InsertUnlocksWrongWindow) {
-            passed = new.start..new.start + (passed.end - passed.start).min(new.end - new.start);
-        }
-        for (_, slots) in self.tree.stretches_on_path(end, passed) {
-            group.let_go(slots);
+        let passed = old.start..new.start.min(from);
+        for (_, slots) in tree.stretches_on_path(end, passed) {
+            self.let_go(slots);
         }
     }
 
     /// A lock that ended at `end` is gone. What a sequence leaves behind, with its `retention`,
     /// is kept for the next one; without any, it is not.
-    pub(crate) fn close_window(&mut self, end: NodeIndex, retention: Option<Retention>) {
+    pub(crate) fn close(&mut self, tree: &Tree, end: NodeIndex, retention: Option<Retention>) {
         if let Some(retention) = retention {
-            self.change_window(end, |kept| {
+            self.change_window(tree, end, |kept| {
                 kept.near_end = true;
-                kept.record.retention = kept.record.retention.max(retention);
+                kept.record.raise(retention);
             });
         }
-        let Some(group) = &mut self.windowed else {
-            return;
-        };
-        group.clock += 1;
-        let window = group.window(self.tree.node(end).end);
-        for (_, slots) in self.tree.stretches_on_path(end, window) {
-            group.let_go(slots);
+        self.clock += 1;
+        for (_, slots) in tree.stretches_on_path(end, self.window(tree.node(end).end)) {
+            self.let_go(slots);
         }
     }
 
+    /// Appends the pages in front of `end`, back to the first that is missing, and returns the
+    /// position of the first one in pages.
+    pub(crate) fn pages_before(&self, tree: &Tree, end: NodeIndex, pages: &mut Vec<PageId>) -> u32 {
+        let window = self.window(tree.node(end).end);
+        let (first, from) = (window.start, pages.len());
+        pages.resize(from + window.len(), NO_PAGE);
+        for (position, slot) in tree.slots_on_path(end, window) {
+            if let Some(there) = self.at(slot) {
+                pages[from + (position - first) as usize] = there.page;
+            }
+        }
+        let holes = pages[from..].iter().rposition(|&page| page == NO_PAGE).map_or(0, |at| at + 1);
+        pages.drain(from..from + holes);
+        first + holes as u32
+    }
+
+    /// Takes pages for the last positions before `end` that have none, and appends those that all
+    /// have then. Returns how many were taken.
+    pub(crate) fn put(
+        &mut self,
+        tree: &Tree,
+        end: NodeIndex,
+        pages: &[PageId],
+        canonical: &mut Vec<PageId>,
+    ) -> Result<usize, CacheError> {
+        let last = tree.node(end).end;
+        let beyond = CacheError::WindowedBeyondStart { pages: pages.len(), held: last as usize };
+        let first = (last as usize).checked_sub(pages.len()).ok_or(beyond)?;
+        let positions = first as u32..last;
+        if pages.contains(&NO_PAGE) {
+            return Err(CacheError::ReservedPage);
+        }
+        let of = |position: u32| pages[position as usize - first];
+        for (position, slot) in tree.slots_on_path(end, positions.clone()) {
+            if self.at(slot).is_some_and(|there| there.page == of(position)) {
+                return Err(CacheError::PageAlreadyCached { page: of(position) });
+            }
+        }
+        self.clock += 1;
+        let (root, from) = (tree.root_of(end), canonical.len());
+        let record = Record::new(self.clock, Retention::default());
+        canonical.extend_from_slice(pages);
+        let mut taken = 0;
+        for (position, slot) in tree.slots_on_path(end, positions) {
+            if let Some(there) = self.at(slot) {
+                canonical[from + position as usize - first] = there.page;
+            } else {
+                self.add(WindowedPage::new(of(position), (root, position, slot), record));
+                taken += 1;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Lets the pages go that belong to an unpinned node's pages from `from` on, which are about
+    /// to leave the cache. Returns how many they are.
+    pub(crate) fn drop_from(&mut self, tree: &Tree, node: NodeIndex, from: u32) -> usize {
+        let slots = tree.store().slots(tree.node(node).run).skip(from as usize);
+        let mut dropped = 0;
+        for slot in slots {
+            let page = self.remove(slot).map(|removed| removed.page);
+            dropped += usize::from(page.is_some());
+            self.leave(page);
+        }
+        dropped
+    }
+
+    /// A node's pages that have windowed pages: their places in it.
+    pub(crate) fn pages_in(
+        &self,
+        tree: &Tree,
+        node: NodeIndex,
+    ) -> impl Iterator<Item = (u32, &WindowedPage)> {
+        let slots = (0..).zip(tree.store().slots(tree.node(node).run));
+        slots.filter_map(|(place, slot)| Some((place, self.at(slot)?)))
+    }
+
     /// Changes the pages in the window in front of `end`.
-    fn change_window(&mut self, end: NodeIndex, change: impl Fn(&mut WindowedPage)) {
-        let Some(group) = &mut self.windowed else {
-            return;
-        };
-        let window = group.window(self.tree.node(end).end);
-        for (_, slots) in self.tree.stretches_on_path(end, window) {
-            group.change(slots, &change);
+    fn change_window(&mut self, tree: &Tree, end: NodeIndex, change: impl Fn(&mut WindowedPage)) {
+        for (_, slots) in tree.stretches_on_path(end, self.window(tree.node(end).end)) {
+            self.change(slots, &change);
         }
     }
 }
 
-impl Tree {
-    /// The end of a shorter match than `descent`, which began at a root.
-    fn cut(&self, descent: &Descent, pages: u32) -> Descent {
-        let mut node = descent.part.map_or(descent.node, |(part, _)| part);
-        while !self.is_root(node) && self.node(node).start() >= pages {
-            node = self.node(node).parent;
-        }
-        let there = self.node(node);
-        let part = (there.end > pages).then(|| (node, pages - there.start()));
-        let node = if part.is_some() { there.parent } else { node };
-        Descent { node, part, pages: pages as usize }
-    }
-
-    /// The slots of a range of the path to `end`, a stretch at a time with the position of its
-    /// first page; the nodes of the path from the last one upwards.
-    pub(super) fn stretches_on_path(
-        &self,
-        end: NodeIndex,
-        range: Range<u32>,
-    ) -> impl Iterator<Item = (u32, Range<usize>)> {
-        let (first, last) = (range.start, range.end);
-        let is_in_range = move |&node: &NodeIndex| first < last && self.node(node).end > first;
-        let nodes = self.path(end).take_while(is_in_range);
-        nodes.flat_map(move |node| {
-            let (node, start) = (self.node(node), self.node(node).start());
-            let range = first.saturating_sub(start)..last.saturating_sub(start);
-            let stretches = self.store.stretches(node.run, range);
-            stretches.map(move |(place, slots)| (start + place, slots))
-        })
-    }
-
-    /// The positions of a range of the path to `end`, each with its slot.
-    pub(super) fn slots_on_path(
-        &self,
-        end: NodeIndex,
-        range: Range<u32>,
-    ) -> impl Iterator<Item = (u32, usize)> {
-        self.stretches_on_path(end, range).flat_map(|(first, slots)| (first..).zip(slots))
-    }
+/// Ascending places, gathered into stretches without gaps.
+pub(crate) fn stretches(places: Vec<u32>) -> Vec<Range<u32>> {
+    let ranges = places.chunk_by(|place, next| place + 1 == *next);
+    ranges.filter_map(|range| Some(*range.first()?..range.last()? + 1)).collect()
 }

@@ -47,7 +47,7 @@ impl Follower {
                 if stored.start != prefix.len() {
                     return Err(format!("stored at {} behind {prefix:?}", stored.start));
                 }
-                let mut seed = stored.parent.unwrap_or(stored.namespace.0);
+                let mut seed = stored.parent.unwrap_or_else(|| stored.namespace.seed());
                 let pages = stored.tokens.chunks(stored.page_size);
                 if pages.len() != stored.hashes.len() {
                     return Err("as many hashes as pages are needed".to_owned());
@@ -91,7 +91,7 @@ impl Follower {
         page_size: usize,
         window: Option<usize>,
     ) -> usize {
-        let mut seed = namespace.0;
+        let mut seed = namespace.seed();
         let pages = tokens.chunks_exact(page_size).map(|page| {
             seed = page_hash(seed, page);
             let in_group = |group| self.stored.contains_key(&(Tier::Device, group, seed));

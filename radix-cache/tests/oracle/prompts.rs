@@ -24,7 +24,9 @@ impl Driver {
 
     /// A prompt that often shares pages with what is cached, and often ends inside a page.
     pub(crate) fn prompt(&self, choices: &mut dyn Choices) -> (Namespace, Vec<Token>) {
-        let namespace = Namespace(choices.below(2) as u64);
+        const NAMESPACES: [Namespace; 3] =
+            [Namespace::tenant(0), Namespace::tenant(1), Namespace::tenant(1).salted(1)];
+        let namespace = NAMESPACES[choices.below(NAMESPACES.len())];
         let mut tokens = Vec::new();
         if !self.model.entries.is_empty() && choices.one_in(2) {
             let entry = &self.model.entries[choices.below(self.model.entries.len())];

@@ -98,7 +98,7 @@ impl Driver {
             let expected = self.model.evict(1, &holds);
             return self.take_back(freed, expected, "demoted");
         }
-        same!(made, ordered.len(), "demoted pages");
+        same!((made, freed.len()), (ordered.len(), 0), "pages that a copy will free");
         let entry = &self.model.entries[first];
         let hold = Hold::new(entry.namespace, &entry.prefix);
         self.expect_copy(ordered.pop(), hold, true)

@@ -42,20 +42,12 @@ impl Hub for FakeHub {
         if self.unreachable {
             return Err("no route to the hub".to_owned());
         }
-        let files = self
-            .files
-            .iter()
-            .map(|(path, bytes)| HubFile { path: path.clone(), size: bytes.len() as u64 });
+        let files = self.files.iter().map(|(path, bytes)| HubFile {
+            path: path.clone(),
+            size: bytes.len() as u64,
+            sha256: self.states_hashes.then(|| hash(bytes)),
+        });
         Ok(HubSnapshot { commit: COMMIT.to_owned(), files: files.collect() })
-    }
-
-    fn sha256(
-        &self,
-        _repository: &str,
-        _commit: &str,
-        path: &str,
-    ) -> Result<Option<String>, String> {
-        Ok(self.states_hashes.then(|| hash(&self.files[path])))
     }
 
     fn read(

@@ -134,6 +134,10 @@ impl Check<'_> {
             let what = format!("{what}: the output that is answered");
             return Err(Failure::wrong(what, expected.output, found.output));
         }
+        self.same_vector(what, &expected.vector, &found.vector)?;
+        if !expected.vector.is_empty() {
+            return Ok(());
+        }
         let (reference, other) = (expected.by_token(), found.by_token());
         if reference.len() != other.len() {
             let what = format!("{what}: number of likeliest tokens");
@@ -163,6 +167,24 @@ impl Check<'_> {
             return Err(Failure::wrong(format!("{what}: token"), expected.token, found.token));
         }
         Ok(())
+    }
+
+    /// Elements are as close as log probabilities are, for elements of about 1.
+    fn same_vector(&self, what: &str, expected: &[f32], found: &[f32]) -> Result<(), Failure> {
+        if expected.len() != found.len() {
+            let (expected, found) = (expected.len(), found.len());
+            return Err(Failure::wrong(format!("{what}: elements"), expected, found));
+        }
+        let largest = expected.iter().fold(1.0f32, |largest, x| largest.max(x.abs()));
+        let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= self.subject.tolerance * largest;
+        if expected.iter().zip(found).all(is_close) {
+            return Ok(());
+        }
+        Err(Failure::wrong(
+            format!("{what}: vector"),
+            format!("{expected:?}"),
+            format!("{found:?}"),
+        ))
     }
 
     /// Whether the backend promises results that don't depend on the batch. A case asks inside a

@@ -16,7 +16,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Each tensor that a model needs, left out.
 pub fn a_missing_tensor_is_named(check: &Check<'_>) -> Result<(), Failure> {
     let model = Model::llama()?;
-    for weight in model.program.weights() {
+    for weight in model.program().weights() {
         let mut model = model.clone();
         model.weights.remove(&weight.name);
         match compile(check, &model, &Setup::new().options(1)) {
@@ -150,6 +150,6 @@ pub fn malformed_batches_are_errors(check: &Check<'_>) -> Result<(), Failure> {
 }
 
 fn compile(check: &Check<'_>, model: &Model, options: &CompileOptions) -> Result<(), BackendError> {
-    let programs = std::slice::from_ref(&model.program);
+    let programs = std::slice::from_ref(model.program());
     check.backend().compile(programs, &model.weights, options).map(drop)
 }

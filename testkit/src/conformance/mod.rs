@@ -29,15 +29,18 @@ mod faults;
 mod models;
 mod operations;
 mod outputs;
+mod programs;
+mod rules;
 mod sampling;
 mod session;
 mod slots;
+mod wants;
 mod whole_models;
 
 use std::sync::Arc;
 
 use engine_core::backend::Backend;
-use engine_core::weights::Format;
+use engine_core::backend::KvFormat;
 
 pub use check::{Case, Check, assert_passes};
 pub use failure::{CaseError, Failure};
@@ -48,8 +51,11 @@ pub mod cases {
     pub use super::faults::*;
     pub use super::operations::*;
     pub use super::outputs::*;
+    pub use super::programs::*;
+    pub use super::rules::*;
     pub use super::sampling::*;
     pub use super::slots::*;
+    pub use super::wants::*;
     pub use super::whole_models::*;
 }
 
@@ -58,7 +64,7 @@ pub mod cases {
 pub struct Subject {
     backend: Arc<dyn Backend>,
     tolerance: f32,
-    kv_format: Option<Format>,
+    kv_format: Option<KvFormat>,
     skips: &'static [&'static str],
 }
 
@@ -71,7 +77,7 @@ impl Subject {
 
     /// Stores KV in another format than f32. The tolerance must allow for it.
     #[must_use]
-    pub fn kv_format(self, format: Format) -> Self {
+    pub fn kv_format(self, format: KvFormat) -> Self {
         Self { kv_format: Some(format), ..self }
     }
 
@@ -167,6 +173,14 @@ macro_rules! conformance_suite {
             a_deferred_step_that_is_never_sampled_is_given_up,
             only_deferred_steps_are_sampled_and_only_once,
             a_mask_that_allows_nothing_fails_its_row_alone,
+            a_verified_draft_gives_the_tokens_of_plain_steps,
+            a_verified_draft_is_sampled_as_plain_steps_are,
+            a_run_of_tokens_is_scored_at_once,
+            hidden_states_and_pooled_vectors_agree,
+            one_deferred_output_does_not_defer_the_others,
+            a_draft_is_verified_under_a_mask_for_each_token,
+            programs_share_slots_and_keep_their_own_kv,
+            batches_that_break_a_rule_are_refused,
             a_missing_tensor_is_named,
             a_tensor_of_another_shape_is_named,
             options_without_sense_are_refused,

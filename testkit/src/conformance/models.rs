@@ -13,7 +13,8 @@ pub(super) const VOCAB_SIZE: u32 = 157;
 /// Everything that is compiled.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
-    pub(super) program: Program,
+    /// At least one.
+    pub(super) programs: Vec<Program>,
     pub(super) weights: MapWeights,
 }
 
@@ -41,19 +42,27 @@ impl Model {
         format: impl Fn(&str) -> Format,
         vector_format: Format,
     ) -> Result<Self, Failure> {
-        let mut random = Random::new(seed);
         let mut weights = MapWeights::new();
-        for (index, weight) in (0..).zip(program.weights()) {
-            let (shape, format) = match weight.shape[..] {
-                [rows, cols] => (Shape::matrix(rows, cols), format(&weight.name)),
-                _ => (Shape::Vector(weight.shape.iter().product()), vector_format),
-            };
-            let purpose = purpose(&program, WeightId(index));
-            let values: Vec<f32> =
-                (0..shape.rows() * shape.cols()).map(|_| value(purpose, &mut random)).collect();
-            weights.insert(weight.name.clone(), Tensor::from_f32(format, shape, &values)?);
+        add_weights(&mut weights, &program, seed, format, vector_format)?;
+        Ok(Self { programs: vec![program], weights })
+    }
+
+    /// Random weights for several programs, whose weights' names differ.
+    pub(super) fn random_programs(
+        programs: Vec<Program>,
+        format: Format,
+        seed: u64,
+    ) -> Result<Self, Failure> {
+        let mut weights = MapWeights::new();
+        for (program, seed) in programs.iter().zip(seed..) {
+            add_weights(&mut weights, program, seed, |_| format, Format::F32)?;
         }
-        Ok(Self { program, weights })
+        Ok(Self { programs, weights })
+    }
+
+    /// The first program.
+    pub(super) fn program(&self) -> &Program {
+        &self.programs[0]
     }
 
     /// A model of a configuration as `config.json` has it.
@@ -66,6 +75,28 @@ impl Model {
     pub(super) fn llama() -> Result<Self, Failure> {
         Self::of_config(&config("LlamaForCausalLM", ""), Format::F32, 1)
     }
+}
+
+/// Adds a random tensor for each weight of a program.
+fn add_weights(
+    weights: &mut MapWeights,
+    program: &Program,
+    seed: u64,
+    format: impl Fn(&str) -> Format,
+    vector_format: Format,
+) -> Result<(), Failure> {
+    let mut random = Random::new(seed);
+    for (index, weight) in (0..).zip(program.weights()) {
+        let (shape, format) = match weight.shape[..] {
+            [rows, cols] => (Shape::matrix(rows, cols), format(&weight.name)),
+            _ => (Shape::Vector(weight.shape.iter().product()), vector_format),
+        };
+        let purpose = purpose(program, WeightId(index));
+        let values: Vec<f32> =
+            (0..shape.rows() * shape.cols()).map(|_| value(purpose, &mut random)).collect();
+        weights.insert(weight.name.clone(), Tensor::from_f32(format, shape, &values)?);
+    }
+    Ok(())
 }
 
 /// `config.json` of a small model: two layers, 4 query heads on 2 KV heads. `more` are further

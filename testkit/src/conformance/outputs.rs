@@ -1,6 +1,6 @@
 //! Which answers come back, in which order, and what is in them.
 
-use engine_core::backend::{SlotSampling, Want};
+use engine_core::backend::SlotSampling;
 
 use super::check::Check;
 use super::failure::{Failure, expect_equal};
@@ -13,9 +13,8 @@ use super::slots::with_logprobs;
 pub fn rows_answer_several_outputs_in_order(check: &Check<'_>) -> Result<(), Failure> {
     check.agree("several outputs", &Model::llama()?, &Setup::new(), |session| {
         (0..3).for_each(|slot| session.open(slot, with_logprobs()));
-        let scored = Want::Score { token: 40, top: u8::MAX };
         let answers = session.run(&[
-            RowPlan::known(0, &prompt(12, 1)).score(2).want(2, scored).score(7).sample(),
+            RowPlan::known(0, &prompt(12, 1)).score(2).score_of(2, 40, u8::MAX).score(7).sample(),
             RowPlan::known(1, &prompt(5, 2)),
             RowPlan::known(2, &prompt(9, 3)).score_all().sample(),
         ])?;
@@ -34,9 +33,8 @@ pub fn likeliest_tokens_are_as_many_as_asked_for(check: &Check<'_>) -> Result<()
         sampling.logprobs = logprobs;
         session.open(slot, sampling);
     }
-    let score = |top: u8| Want::Score { token: 11, top };
     let answers = session.run(&[
-        RowPlan::known(0, &tokens).want(9, score(0)).want(9, score(5)).score_last().sample(),
+        RowPlan::known(0, &tokens).score_of(9, 11, 0).score_of(9, 11, 5).score_last().sample(),
         RowPlan::known(1, &tokens).sample(),
         RowPlan::known(2, &tokens).sample(),
     ])?;

@@ -122,9 +122,9 @@ pub fn deferred_sampling_obeys_masks(check: &Check<'_>) -> Result<(), Failure> {
         session.sample(
             &ticket,
             &[
-                Mask { output: 3, allowed: &short },
-                Mask { output: 0, allowed: &only_33 },
-                Mask { output: 1, allowed: &few },
+                Mask { output: 3, index: 0, allowed: &short },
+                Mask { output: 0, index: 0, allowed: &only_33 },
+                Mask { output: 1, index: 0, allowed: &few },
             ],
         )?;
         // The next step goes on with what the mask left.
@@ -198,7 +198,7 @@ pub fn a_mask_that_allows_nothing_fails_its_row_alone(check: &Check<'_>) -> Resu
         let rows: Vec<RowPlan> =
             (0..3).map(|slot| RowPlan::known(slot, &prompt(7, u64::from(slot))).sample()).collect();
         let ticket = session.launch_deferred(&rows)?;
-        session.sample(&ticket, &[Mask { output: 1, allowed: &[] }])?;
+        session.sample(&ticket, &[Mask { output: 1, index: 0, allowed: &[] }])?;
         Ok::<_, Failure>(session.wait_any(ticket))
     };
     let (expected, _) = run(&mut check.reference(&model, &setup)?)?;
@@ -308,8 +308,9 @@ impl Host {
 
 /// What the reference's logits exceed its log probabilities by.
 fn log_normalizer(model: &Model, tokens: &[Token]) -> Result<f32, Failure> {
-    let logits = logits(&model.program, &model.weights, tokens)
-        .map_err(|source| Failure::Compile { program: model.program.name().to_owned(), source })?;
+    let logits = logits(model.program(), &model.weights, tokens).map_err(|source| {
+        Failure::Compile { program: model.program().name().to_owned(), source }
+    })?;
     let last = logits.last().map_or(&[][..], Vec::as_slice);
     Ok(last.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln() as f32)
 }

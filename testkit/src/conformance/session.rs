@@ -1,15 +1,15 @@
 //! A little of what an engine does: page tables, positions and slot events, so that a case is
 //! written in terms of rows.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::backend::{
-    Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask, Masks,
-    OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepError,
-    StepResult, Ticket, Want,
+    Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, KvFormat,
+    Limits, Mask, Masks, OutputRequest, PageCopy, ProgramId, Row, SlotEvent, SlotId, SlotSampling,
+    Slots, Span, StepError, StepResult, Ticket, Want,
 };
-use engine_core::weights::Format;
 use engine_core::{PageId, Token};
 
 use super::failure::{CaseError, Failure};
@@ -25,14 +25,23 @@ pub(super) struct Setup {
     pub(super) page_size: u32,
     pub(super) slots: u32,
     pub(super) context_length: u32,
-    pub(super) kv_format: Format,
+    pub(super) kv_format: KvFormat,
     pub(super) host_pages: u32,
+    /// Hidden states and pooled vectors are wanted.
+    pub(super) hidden: bool,
 }
 
 impl Setup {
     /// Eight slots of up to 128 positions, in pages of 16.
     pub(super) fn new() -> Self {
-        Self { page_size: 16, slots: 8, context_length: 128, kv_format: Format::F32, host_pages: 0 }
+        Self {
+            page_size: 16,
+            slots: 8,
+            context_length: 128,
+            kv_format: KvFormat::F32,
+            host_pages: 0,
+            hidden: false,
+        }
     }
 
     pub(super) fn page_size(self, page_size: u32) -> Self {
@@ -50,7 +59,7 @@ impl Setup {
             pages: vec![pages; groups],
         };
         let mut options = CompileOptions::new(limits, self.page_size, self.context_length);
-        options.kv_format = self.kv_format;
+        (options.kv_format, options.hidden) = (self.kv_format, self.hidden);
         if self.host_pages > 0 {
             options.host_pages = vec![self.host_pages; groups];
         }
@@ -63,8 +72,17 @@ impl Setup {
 pub(super) struct RowPlan {
     slot: u32,
     tokens: Vec<InputToken>,
-    /// After which of `tokens` what is wanted.
-    wants: Vec<(usize, Want)>,
+    wants: Vec<Wanted>,
+}
+
+/// Something wanted of a row.
+#[derive(Clone, Debug)]
+struct Wanted {
+    /// After which of the row's tokens.
+    run: Range<usize>,
+    what: Want,
+    /// The tokens to score.
+    targets: Vec<Token>,
 }
 
 impl RowPlan {
@@ -79,10 +97,17 @@ impl RowPlan {
         Self { slot, tokens: vec![InputToken::Produced(SlotId(slot))], wants: Vec::new() }.sample()
     }
 
+    /// The token that the step before samples for the slot, and known ones after it.
+    pub(super) fn produced_and(slot: u32, known: &[Token]) -> Self {
+        let known = known.iter().map(|&token| InputToken::Known(token));
+        let tokens = std::iter::once(InputToken::Produced(SlotId(slot))).chain(known).collect();
+        Self { slot, tokens, wants: Vec::new() }
+    }
+
     /// Sample after the last token.
     pub(super) fn sample(self) -> Self {
         let last = self.tokens.len() - 1;
-        self.want(last, Want::Sample)
+        self.want(last..last + 1, Want::Sample)
     }
 
     /// All log probabilities after each token.
@@ -98,12 +123,30 @@ impl RowPlan {
 
     /// All log probabilities after a token.
     pub(super) fn score(self, token: usize) -> Self {
-        self.want(token, Want::Score { token: 0, top: u8::MAX })
+        self.score_of(token, 0, u8::MAX)
     }
 
-    /// Something after a token.
-    pub(super) fn want(mut self, token: usize, want: Want) -> Self {
-        self.wants.push((token, want));
+    /// The log probability of `target` after a token, and of the `top` likeliest.
+    pub(super) fn score_of(self, token: usize, target: Token, top: u8) -> Self {
+        self.score_run(token..token + 1, &[target], top)
+    }
+
+    /// The log probabilities of `targets` after each token of a run, and of the `top` likeliest.
+    pub(super) fn score_run(mut self, run: Range<usize>, targets: &[Token], top: u8) -> Self {
+        let what = Want::Score { targets: Span::default(), top };
+        self.wants.push(Wanted { run, what, targets: targets.to_vec() });
+        self
+    }
+
+    /// Verifies the row's tokens from `first` on: the one after is the first proposal.
+    pub(super) fn verify(self, first: usize) -> Self {
+        let end = self.tokens.len();
+        self.want(first..end, Want::Verify(Draft::Chain))
+    }
+
+    /// Something of a run of tokens.
+    pub(super) fn want(mut self, run: Range<usize>, what: Want) -> Self {
+        self.wants.push(Wanted { run, what, targets: Vec::new() });
         self
     }
 
@@ -123,6 +166,8 @@ pub(super) struct Answer {
     pub(super) logprob: f32,
     /// The likeliest tokens, in the order in which they came.
     pub(super) top: Vec<(Token, f32)>,
+    /// Hidden states or a pooled vector, instead of all the others.
+    pub(super) vector: Vec<f32>,
 }
 
 impl Answer {
@@ -141,8 +186,12 @@ pub(super) struct Session {
     page_size: u32,
     /// By group, in an order without meaning.
     free: Vec<Vec<PageId>>,
-    /// By slot: where its next token goes.
-    positions: Vec<u32>,
+    /// What the next launches run.
+    program: ProgramId,
+    /// By program: its number of page groups.
+    groups: Vec<usize>,
+    /// By program and slot: where its next token goes.
+    positions: Vec<Vec<u32>>,
     events: Vec<SlotEvent>,
     next_step: u64,
 }
@@ -153,11 +202,13 @@ impl Session {
         model: &Model,
         setup: &Setup,
     ) -> Result<Self, Failure> {
-        let groups = model.program.groups().len();
-        let options = setup.options(groups);
-        let programs = std::slice::from_ref(&model.program);
-        let executor = backend.compile(programs, &model.weights, &options).map_err(|source| {
-            Failure::Compile { program: model.program.name().to_owned(), source }
+        let groups: Vec<usize> =
+            model.programs.iter().map(|program| program.groups().len()).collect();
+        let options = setup.options(groups.iter().sum());
+        let compiled = backend.compile(&model.programs, &model.weights, &options);
+        let executor = compiled.map_err(|source| Failure::Compile {
+            program: model.program().name().to_owned(),
+            source,
         })?;
         // Scrambled: a backend that takes pages for consecutive is found out.
         let mut random = Random::new(7);
@@ -169,13 +220,29 @@ impl Session {
         let free = options.limits.pages.iter().map(|&pages| shuffled(pages, &mut random)).collect();
         Ok(Self {
             executor,
-            slots: Slots::new(setup.slots, groups),
+            slots: Slots::new(setup.slots, groups.iter().sum()),
             page_size: setup.page_size,
             free,
-            positions: vec![0; setup.slots as usize],
+            program: ProgramId(0),
+            positions: vec![vec![0; setup.slots as usize]; groups.len()],
+            groups,
             events: Vec::new(),
             next_step: 0,
         })
+    }
+
+    /// Runs another of the compiled programs from now on.
+    pub(super) fn use_program(&mut self, program: ProgramId) {
+        self.program = program;
+    }
+
+    /// A slot goes on at an earlier position: what a draft proposed beyond it did not hold.
+    pub(super) fn rewind(&mut self, slot: u32, position: u32) {
+        self.positions[self.program.index()][slot as usize] = position;
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     pub(super) fn executor(&mut self) -> &mut dyn Executor {
@@ -191,7 +258,7 @@ impl Session {
     pub(super) fn open(&mut self, slot: u32, sampling: SlotSampling) {
         self.slots.open(SlotId(slot), Arc::new(sampling));
         self.events.push(SlotEvent::Open { slot: SlotId(slot) });
-        self.positions[slot as usize] = 0;
+        self.positions.iter_mut().for_each(|positions| positions[slot as usize] = 0);
     }
 
     /// A sequence moves out, and its pages are free for whoever comes next.
@@ -230,7 +297,7 @@ impl Session {
             let len = self.slots.pages(SlotId(child), group).len() as u32;
             self.announce(child, group, Span { start: 0, len });
         }
-        self.positions[child as usize] = positions;
+        self.positions[self.program.index()][child as usize] = positions;
         Ok(())
     }
 
@@ -244,7 +311,7 @@ impl Session {
     ) -> Result<Vec<PageId>, Failure> {
         self.open(slot, sampling);
         self.extend(slot, positions)?;
-        self.positions[slot as usize] = positions;
+        self.positions[self.program.index()][slot as usize] = positions;
         Ok(self.table(slot).to_vec())
     }
 
@@ -269,12 +336,22 @@ impl Session {
 
     /// Launches a step that samples at once.
     pub(super) fn launch(&mut self, plans: &[RowPlan]) -> Result<Ticket, Failure> {
-        self.start(plans, false)
+        self.start(plans, &[])
     }
 
     /// Launches a step whose sampling [`sample`](Self::sample) completes.
     pub(super) fn launch_deferred(&mut self, plans: &[RowPlan]) -> Result<Ticket, Failure> {
-        self.start(plans, true)
+        let all: Vec<u32> = (0..plans.len() as u32).collect();
+        self.start(plans, &all)
+    }
+
+    /// Launches a step of which [`sample`](Self::sample) samples some rows only.
+    pub(super) fn launch_deferring(
+        &mut self,
+        plans: &[RowPlan],
+        rows: &[u32],
+    ) -> Result<Ticket, Failure> {
+        self.start(plans, rows)
     }
 
     pub(super) fn sample(&mut self, ticket: &Ticket, masks: &[Mask<'_>]) -> Result<(), Failure> {
@@ -293,13 +370,24 @@ impl Session {
     pub(super) fn wait_any(&mut self, ticket: Ticket) -> (Vec<Answer>, Result<(), StepError>) {
         let mut result = StepResult::default();
         let outcome = self.executor.wait(ticket, Deadline::after(DEADLINE), &mut result);
-        let answers = result.sampled.iter().map(|sampled| Answer {
-            output: sampled.output,
-            token: sampled.token,
-            logprob: sampled.logprob,
-            top: result.top.get(sampled.top.range()).unwrap_or_default().to_vec(),
-        });
-        (answers.collect(), outcome)
+        let mut answers = Vec::new();
+        for output in &result.outputs {
+            let vector = result.vector_of(output);
+            if !vector.is_empty() {
+                let (token, logprob, top) = (Token::MAX, f32::NAN, Vec::new());
+                let (output, vector) = (output.output, vector.to_vec());
+                answers.push(Answer { output, token, logprob, top, vector });
+                continue;
+            }
+            answers.extend(result.tokens_of(output).iter().map(|sampled| Answer {
+                output: output.output,
+                token: sampled.token,
+                logprob: sampled.logprob,
+                top: result.top.get(sampled.top.range()).unwrap_or_default().to_vec(),
+                vector: Vec::new(),
+            }));
+        }
+        (answers, outcome)
     }
 
     /// Copies pages between tiers and waits until that is done.
@@ -315,8 +403,11 @@ impl Session {
         page.ok_or(Failure::Case(CaseError::TooFew { what: "pages" }))
     }
 
+    /// The executor's groups of the program that runs.
     fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
-        (0..self.free.len() as u8).map(GroupId)
+        let first: usize = self.groups[..self.program.index()].iter().sum();
+        let groups = first..first + self.groups[self.program.index()];
+        groups.map(|group| GroupId(group as u8))
     }
 
     fn announce(&mut self, slot: u32, group: GroupId, entries: Span) {
@@ -340,18 +431,30 @@ impl Session {
         Ok(())
     }
 
-    fn start(&mut self, plans: &[RowPlan], defer_sampling: bool) -> Result<Ticket, Failure> {
+    fn start(&mut self, plans: &[RowPlan], deferred: &[u32]) -> Result<Ticket, Failure> {
         let (mut tokens, mut rows, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut targets = Vec::new();
         for (index, plan) in (0..).zip(plans) {
-            let position = self.positions[plan.slot as usize];
+            let position = self.positions[self.program.index()][plan.slot as usize];
             let start = tokens.len() as u32;
-            let wants = plan.wants.iter().map(|&(token, want)| OutputRequest {
-                row: index,
-                token: start + token as u32,
-                want,
-            });
             let first_output = outputs.len() as u32;
-            outputs.extend(wants);
+            for Wanted { run, what, targets: scored } in &plan.wants {
+                let first = targets.len() as u32;
+                targets.extend_from_slice(scored);
+                let mut want = *what;
+                if let Want::Score { targets, .. } = &mut want {
+                    *targets = Span { start: first, len: scored.len() as u32 };
+                }
+                let (start, len) = (start + run.start as u32, run.len() as u32);
+                let is_sampled = matches!(want, Want::Sample | Want::Verify(_));
+                let deferred = is_sampled && deferred.contains(&index);
+                outputs.push(OutputRequest {
+                    row: index,
+                    tokens: Span { start, len },
+                    want,
+                    deferred,
+                });
+            }
             rows.push(Row {
                 slot: SlotId(plan.slot),
                 tokens: Span { start, len: plan.tokens.len() as u32 },
@@ -361,7 +464,7 @@ impl Session {
             tokens.extend_from_slice(&plan.tokens);
             let kv_len = position + plan.tokens.len() as u32;
             self.extend(plan.slot, kv_len)?;
-            self.positions[plan.slot as usize] = kv_len;
+            self.positions[self.program.index()][plan.slot as usize] = kv_len;
         }
         let decode_rows = plans.iter().take_while(|plan| plan.is_decode()).count() as u32;
         let events = std::mem::take(&mut self.events);
@@ -369,7 +472,7 @@ impl Session {
         self.next_step += 1;
         let mut batch =
             Batch::new(step, &tokens, &rows, decode_rows, &outputs, &events, &self.slots);
-        batch.defer_sampling = defer_sampling;
+        (batch.program, batch.targets) = (self.program, &targets);
         self.executor.launch(&batch).map_err(|source| Failure::Step { step, source })
     }
 }

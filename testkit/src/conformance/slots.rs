@@ -175,7 +175,10 @@ pub(super) fn with_logprobs() -> SlotSampling {
 /// A prompt after which greedy decoding has no near-ties for a while, so that a chain of sampled
 /// tokens is the same on any backend within the tolerance. Returns how long that chain is: `CHAIN`
 /// where the tolerance is a small one, and at least `SHORTEST_CHAIN`.
-fn confident_prompt(check: &Check<'_>, model: &Model) -> Result<(Vec<Token>, usize), Failure> {
+pub(super) fn confident_prompt(
+    check: &Check<'_>,
+    model: &Model,
+) -> Result<(Vec<Token>, usize), Failure> {
     let mut longest = (Vec::new(), 0);
     for seed in 0..300 {
         let prompt = prompt(6, 1000 + seed);
@@ -198,8 +201,8 @@ fn confident_prompt(check: &Check<'_>, model: &Model) -> Result<(Vec<Token>, usi
 fn confident_chain(check: &Check<'_>, model: &Model, prompt: &[Token]) -> Result<usize, Failure> {
     let mut tokens = prompt.to_vec();
     for len in 0..CHAIN {
-        let logits = logits(&model.program, &model.weights, &tokens).map_err(|source| {
-            Failure::Compile { program: model.program.name().to_owned(), source }
+        let logits = logits(model.program(), &model.weights, &tokens).map_err(|source| {
+            Failure::Compile { program: model.program().name().to_owned(), source }
         })?;
         let mut ranked: Vec<(f32, Token)> =
             logits.last().into_iter().flatten().copied().zip(0..).collect();

@@ -2,30 +2,30 @@
 
 use std::collections::VecDeque;
 
+use engine_core::backend::sample::{OutputRows, OutputSampler, TokenCounts};
 use engine_core::backend::{
-    BackendError, Batch, Deadline, Executor, Limits, Mask, Masks, OutputRequest, PageCopy,
-    Progress, Row, RowFailure, SlotEvent, StepError, StepResult, Ticket, Tier, Want,
+    BackendError, Batch, BatchBounds, Deadline, Executor, GroupId, Limits, Masks, OutputRequest,
+    PageCopy, ProgramId, Progress, Row, RowFailure, SlotEvent, StepError, StepResult, Ticket, Tier,
+    Token,
 };
-use engine_core::sample::{RowSample, RowSampler, SampleError};
 
 use super::kv::PagedKv;
-use super::matrix::Matrix;
-use super::model::{Model, RowInput};
-use super::slots::{NextToken, Slot, find_malformed};
+use super::model::{Model, RowInput, RowValues};
+use super::slots::{NextToken, Slot};
 
-/// A model with KV memory and slots.
+/// Models with KV memory and slots.
 #[derive(Debug)]
 pub(super) struct Interpreting {
-    pub(super) model: Model,
-    pub(super) limits: Limits,
-    pub(super) page_size: u32,
+    /// By program.
+    pub(super) models: Vec<Model>,
+    pub(super) bounds: BatchBounds,
     /// By group.
     pub(super) device: Vec<PagedKv>,
     /// By group; empty where there is no host tier.
     pub(super) host: Vec<PagedKv>,
     pub(super) host_pages: Vec<u32>,
     pub(super) slots: Vec<Slot>,
-    pub(super) sampler: RowSampler,
+    pub(super) sampler: OutputSampler,
     /// What was started and not waited for, in order.
     pub(super) started: VecDeque<(u64, Started)>,
     pub(super) last_ticket: u64,
@@ -34,23 +34,28 @@ pub(super) struct Interpreting {
 /// What a ticket stands for.
 #[derive(Debug)]
 pub(super) enum Started {
-    Deferred(Forward),
-    Finished(StepResult, Result<(), StepError>),
+    Step(Forward),
     Transfer,
 }
 
-/// A step up to its logits.
+/// A step up to its logits, and the answers so far.
 #[derive(Debug)]
 pub(super) struct Forward {
+    program: ProgramId,
     rows: Vec<Row>,
     outputs: Vec<OutputRequest>,
-    /// By row: `[outputs of the row, vocab_size]`, or why there are none.
-    logits: Vec<Result<Matrix, String>>,
+    targets: Vec<Token>,
+    /// By row: its tokens and the values of its output rows, or why there are none.
+    values: Vec<Result<(Vec<Token>, RowValues), String>>,
+    /// By output.
+    answers: Vec<StepResult>,
+    failures: Vec<RowFailure>,
+    waits_for_masks: bool,
 }
 
 impl Executor for Interpreting {
     fn limits(&self) -> &Limits {
-        &self.limits
+        self.bounds.limits()
     }
 
     fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
@@ -59,34 +64,29 @@ impl Executor for Interpreting {
     }
 
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
-        if let Some(what) = find_malformed(batch, &self.limits) {
-            return Err(StepError::Unsupported { what });
-        }
+        batch.check(&self.bounds).map_err(|error| StepError::Batch { step: batch.step, error })?;
         self.apply_events(batch);
-        let forward = self.forward(batch);
-        let started = if batch.defer_sampling {
-            Started::Deferred(forward)
-        } else {
-            self.finish(forward, &Masks::default())
-        };
-        Ok(self.start(started))
+        let mut forward = self.forward(batch);
+        self.answer(&mut forward, false, &Masks::default());
+        Ok(self.start(Started::Step(forward)))
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
         let place = self.started.iter().position(|(number, _)| *number == ticket.number());
-        let deferred = place.and_then(|place| self.started.remove(place).map(|step| (place, step)));
-        match deferred {
-            Some((place, (number, Started::Deferred(forward)))) => {
-                let finished = self.finish(forward, masks);
-                self.started.insert(place, (number, finished));
+        let removed = place.and_then(|place| self.started.remove(place).map(|step| (place, step)));
+        let Some((place, (number, mut started))) = removed else {
+            return Err(StepError::Unsupported { what: "sampling a step that isn't out" });
+        };
+        let sampled = match &mut started {
+            Started::Step(forward) if forward.waits_for_masks => {
+                forward.waits_for_masks = false;
+                self.answer(forward, true, masks);
                 Ok(())
             }
-            Some((place, other)) => {
-                self.started.insert(place, other);
-                Err(StepError::Unsupported { what: "sampling a step twice" })
-            }
-            None => Err(StepError::Unsupported { what: "sampling a step that isn't out" }),
-        }
+            _ => Err(StepError::Unsupported { what: "sampling what doesn't wait for masks" }),
+        };
+        self.started.insert(place, (number, started));
+        sampled
     }
 
     fn wait(
@@ -97,17 +97,25 @@ impl Executor for Interpreting {
     ) -> Result<(), StepError> {
         result.clear();
         match self.retire(&ticket) {
-            Some(Started::Finished(finished, outcome)) => {
-                *result = finished;
-                outcome
-            }
             // Its sampling can't come any more, as the caller waits here.
-            Some(Started::Deferred(forward)) => {
-                for output in forward.outputs.iter().filter(|output| output.want == Want::Sample) {
+            Some(Started::Step(forward)) if forward.waits_for_masks => {
+                for output in forward.outputs.iter().filter(|output| output.deferred) {
                     let slot = forward.rows[output.row as usize].slot;
-                    self.slots[slot.index()].next = NextToken::None;
+                    self.slots[slot.index()].next[forward.program.index()] = NextToken::None;
                 }
                 Err(StepError::Unsupported { what: "answers of a step that was not sampled" })
+            }
+            Some(Started::Step(mut forward)) => {
+                // A row fails as a whole, once, for its first reason.
+                forward.failures.sort_by_key(|failure| failure.row);
+                forward.failures.dedup_by_key(|failure| failure.row);
+                let failures = forward.failures;
+                for (output, answer) in forward.outputs.iter().zip(&forward.answers) {
+                    if failures.iter().all(|failure| failure.row != output.row) {
+                        result.append(answer);
+                    }
+                }
+                if failures.is_empty() { Ok(()) } else { Err(StepError::Rows(failures)) }
             }
             Some(Started::Transfer) => Err(dead("a transfer was waited for as a step")),
             None => Err(dead("a ticket was waited for that isn't out")),
@@ -120,23 +128,23 @@ impl Executor for Interpreting {
         }
         let known = |copy: &PageCopy, (tier, page): (Tier, engine_core::PageId)| {
             let pages = match tier {
-                Tier::Device => &self.limits.pages,
-                _ => &self.host_pages,
+                Tier::Device => &self.bounds.limits().pages,
+                Tier::Host => &self.host_pages,
             };
-            pages.get(usize::from(copy.group.0)).is_some_and(|&pages| page.0 < pages)
+            pages.get(copy.group.index()).is_some_and(|&pages| page.0 < pages)
         };
         if !copies.iter().all(|copy| known(copy, copy.from) && known(copy, copy.to)) {
             return Err(StepError::Unsupported { what: "transfers of pages that don't exist" });
         }
         for copy in copies {
-            let group = usize::from(copy.group.0);
+            let group = copy.group.index();
             let (device, host) = (&mut self.device[group], &mut self.host[group]);
             let ((from_tier, from), (to_tier, to)) = (copy.from, copy.to);
             match (from_tier, to_tier) {
                 (Tier::Device, Tier::Device) => device.copy_page(from, to),
-                (Tier::Device, _) => host.copy_page_from(device, from, to),
-                (_, Tier::Device) => device.copy_page_from(host, from, to),
-                _ => host.copy_page(from, to),
+                (Tier::Device, Tier::Host) => host.copy_page_from(device, from, to),
+                (Tier::Host, Tier::Device) => device.copy_page_from(host, from, to),
+                (Tier::Host, Tier::Host) => host.copy_page(from, to),
             }
         }
         Ok(self.start(Started::Transfer))
@@ -171,17 +179,15 @@ impl Interpreting {
                 }
                 SlotEvent::Pages { slot, group, entries } => {
                     let announced = batch.slots.pages(slot, group);
-                    let (slot, group) = (&mut self.slots[slot.index()], usize::from(group.0));
-                    slot.set_pages(group, entries.range(), announced);
+                    let slot = &mut self.slots[slot.index()];
+                    slot.set_pages(group.index(), entries.range(), announced);
                 }
                 SlotEvent::CopyPage { group, from, to } => {
-                    self.device[usize::from(group.0)].copy_page(from, to);
+                    self.device[group.index()].copy_page(from, to);
                 }
                 SlotEvent::Close { slot } => {
-                    self.slots[slot.index()].next = NextToken::None;
+                    self.slots[slot.index()].next.fill(NextToken::None);
                 }
-                // Refused by `find_malformed`.
-                _ => {}
             }
         }
     }
@@ -189,95 +195,99 @@ impl Interpreting {
     /// Runs each row by itself. So no row can depend on another, however wrong it is.
     fn forward(&mut self, batch: &Batch<'_>) -> Forward {
         let rows = (0..).zip(batch.rows);
-        let logits = rows.map(|(index, row)| self.forward_row(batch, index, row)).collect();
-        Forward { rows: batch.rows.to_vec(), outputs: batch.outputs.to_vec(), logits }
+        let values: Vec<_> = rows.map(|(index, row)| self.forward_row(batch, index, row)).collect();
+        let mut failures = Vec::new();
+        for (row, values) in (0..).zip(&values) {
+            if let Err(reason) = values {
+                failures.push(RowFailure { row, reason: reason.clone() });
+                let slot = &mut self.slots[batch.rows[row as usize].slot.index()];
+                slot.next[batch.program.index()] = NextToken::Failed;
+            }
+        }
+        Forward {
+            program: batch.program,
+            rows: batch.rows.to_vec(),
+            outputs: batch.outputs.to_vec(),
+            targets: batch.targets.to_vec(),
+            values,
+            answers: vec![StepResult::default(); batch.outputs.len()],
+            failures,
+            waits_for_masks: batch.is_deferred(),
+        }
     }
 
-    fn forward_row(&mut self, batch: &Batch<'_>, index: u32, row: &Row) -> Result<Matrix, String> {
-        let program = self.model.program();
-        let windows: Vec<_> = program.groups().iter().map(|group| group.window).collect();
+    fn forward_row(
+        &mut self,
+        batch: &Batch<'_>,
+        index: u32,
+        row: &Row,
+    ) -> Result<(Vec<Token>, RowValues), String> {
+        let model = &self.models[batch.program.index()];
         let slot = &self.slots[row.slot.index()];
-        let tokens = slot.resolve_row(
-            row,
-            &batch.tokens[row.tokens.range()],
-            program.vocab_size(),
-            self.page_size,
-            &windows,
-            &self.limits.pages,
-        )?;
+        let groups = (0..).zip(model.program().groups()).map(|(group, page_group)| {
+            let group = self.bounds.group(batch.program, GroupId(group));
+            (group.index(), page_group.window)
+        });
+        let groups: Vec<_> = groups.collect();
+        let tokens = slot.resolve_row(batch, row, &groups, &self.bounds)?;
         let outputs = batch.outputs.iter().filter(|output| output.row == index);
-        let outputs: Vec<usize> =
-            outputs.map(|output| (output.token - row.tokens.start) as usize).collect();
+        let outputs: Vec<usize> = outputs
+            .flat_map(|output| output.tokens.range())
+            .map(|token| token - row.tokens.start as usize)
+            .collect();
+        let tables: Vec<_> = groups.iter().map(|&(group, _)| &slot.tables[group][..]).collect();
         let input = RowInput {
             tokens: &tokens,
             position: row.position as usize,
             outputs: &outputs,
-            tables: &slot.tables,
+            tables: &tables,
         };
-        Ok(self.model.run(&input, &mut self.device))
+        let first = groups.first().map_or(0, |&(group, _)| group);
+        let values = model.run(&input, &mut self.device[first..first + groups.len()]);
+        Ok((tokens, values))
     }
 
-    /// Answers all outputs of a step, and moves slots on to the tokens that were sampled.
-    fn finish(&mut self, mut forward: Forward, masks: &Masks<'_>) -> Started {
-        let mut failures: Vec<RowFailure> = Vec::new();
-        for (row, logits) in (0..).zip(&forward.logits) {
-            if let Err(reason) = logits {
-                failures.push(RowFailure { row, reason: reason.clone() });
-            }
-        }
-        let mut result = StepResult::default();
-        let mut answered_of_row = vec![0; forward.rows.len()];
+    /// Answers the outputs that wait for masks, or the others, and moves slots on to the tokens
+    /// that were sampled.
+    fn answer(&mut self, forward: &mut Forward, deferred: bool, masks: &Masks<'_>) {
+        let mut first_of_row = vec![0; forward.rows.len()];
         for (index, output) in (0..).zip(&forward.outputs) {
-            let row = output.row as usize;
-            let Ok(logits) = &mut forward.logits[row] else { continue };
-            let logits = logits.row_mut(answered_of_row[row]);
-            answered_of_row[row] += 1;
-            let mask = masks.entries.iter().find(|mask| mask.output == index);
-            match self.answer(output, &forward.rows[row], logits, mask, &mut result) {
-                Ok(sample) => result.sampled.push(sample.answer(index)),
-                Err(error) => failures.push(error.of_row(output.row)),
+            let row = &forward.rows[output.row as usize];
+            let run = output.tokens.len as usize;
+            let first = first_of_row[output.row as usize];
+            first_of_row[output.row as usize] += run;
+            let Ok((tokens, values)) = &mut forward.values[output.row as usize] else { continue };
+            if output.deferred != deferred {
+                continue;
             }
-        }
-        for failure in &failures {
-            let slot = forward.rows[failure.row as usize].slot;
-            self.slots[slot.index()].next = NextToken::Failed;
-        }
-        // A row fails as a whole, once, for its first reason.
-        failures.sort_by_key(|failure| failure.row);
-        failures.dedup_by_key(|failure| failure.row);
-        let row_of = |output: u32| forward.outputs[output as usize].row;
-        result
-            .sampled
-            .retain(|sampled| failures.iter().all(|failure| failure.row != row_of(sampled.output)));
-        let outcome = if failures.is_empty() { Ok(()) } else { Err(StepError::Rows(failures)) };
-        Started::Finished(result, outcome)
-    }
-
-    fn answer(
-        &mut self,
-        output: &OutputRequest,
-        row: &Row,
-        logits: &mut [f32],
-        mask: Option<&Mask<'_>>,
-        result: &mut StepResult,
-    ) -> Result<RowSample, SampleError> {
-        let slot = &mut self.slots[row.slot.index()];
-        match output.want {
-            Want::Score { token, top } => self.sampler.score(logits, token, top, &mut result.top),
-            // Sampling, the only other wish there is.
-            _ => {
-                // Of the token that is about to be: one after the token it follows.
-                let position = row.position + (output.token - row.tokens.start) + 1;
-                let sampled = self.sampler.sample(
-                    logits,
-                    &slot.sampling,
-                    &slot.counts,
-                    position,
-                    mask,
-                    &mut result.top,
-                )?;
-                slot.record(sampled.token);
-                Ok(sampled)
+            let start = output.tokens.start - row.tokens.start;
+            let rows = OutputRows {
+                output: index,
+                request: output,
+                tokens: &tokens[start as usize..start as usize + run],
+                position: row.position + start,
+                targets: &forward.targets,
+                logits: values.logits.rows_mut(first..first + run),
+                hidden: values.hidden.rows_of(first..first + run),
+            };
+            let slot = &mut self.slots[row.slot.index()];
+            let next = &mut slot.next[forward.program.index()];
+            let answer = &mut forward.answers[index as usize];
+            // What a draft samples is a proposal, and not counted.
+            let mut drafted = TokenCounts::default();
+            let counts = if forward.program == ProgramId::default() {
+                &mut slot.counts
+            } else {
+                drafted.clone_from(&slot.counts);
+                &mut drafted
+            };
+            match self.sampler.answer(rows, &slot.sampling, counts, masks, answer) {
+                Ok(Some(token)) => *next = NextToken::Sampled(token),
+                Ok(None) => {}
+                Err(error) => {
+                    *next = NextToken::Failed;
+                    forward.failures.push(error.of_row(output.row));
+                }
             }
         }
     }

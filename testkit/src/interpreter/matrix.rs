@@ -34,6 +34,15 @@ impl Matrix {
         &mut self.data[row * self.columns..(row + 1) * self.columns]
     }
 
+    /// Several rows, one after another.
+    pub(super) fn rows_of(&self, rows: std::ops::Range<usize>) -> &[f32] {
+        &self.data[rows.start * self.columns..rows.end * self.columns]
+    }
+
+    pub(super) fn rows_mut(&mut self, rows: std::ops::Range<usize>) -> &mut [f32] {
+        &mut self.data[rows.start * self.columns..rows.end * self.columns]
+    }
+
     /// All elements: what a vector is asked for.
     pub(super) fn elements(&self) -> &[f32] {
         &self.data

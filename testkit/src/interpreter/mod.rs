@@ -44,11 +44,11 @@ mod tests;
 use std::collections::VecDeque;
 
 use engine_core::backend::{
-    Backend, BackendError, Capabilities, CompileOptions, Executor, GroupId,
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
 };
 use engine_core::model::Program;
-use engine_core::sample::RowSampler;
-use engine_core::weights::{Format, Weights};
+use engine_core::sample::OutputSampler;
+use engine_core::weights::Weights;
 use engine_core::{PageId, Token};
 
 use self::executor::Interpreting;
@@ -80,21 +80,18 @@ impl Backend for Interpreter {
         weights: &dyn Weights,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executor>, BackendError> {
-        let [program] = programs else {
-            let what = format!("{} programs in one executor", programs.len());
-            return Err(BackendError::Unsupported { backend: BACKEND, what });
-        };
-        check_options(program, options)?;
-        let slot = Slot::new(program.groups().len());
+        check_options(programs, options)?;
+        let models = programs.iter().map(|program| Model::load(program, weights));
+        let models = models.collect::<Result<Vec<_>, _>>()?;
+        let slot = Slot::new(programs.len(), options.limits.pages.len());
         Ok(Box::new(Interpreting {
-            model: Model::load(program, weights)?,
-            limits: options.limits.clone(),
-            page_size: options.page_size,
-            device: memory(program, &options.limits.pages, options.page_size),
-            host: memory(program, &options.host_pages, options.page_size),
+            models,
+            bounds: BatchBounds::new(programs, options),
+            device: memory(programs, &options.limits.pages, options.page_size),
+            host: memory(programs, &options.host_pages, options.page_size),
             host_pages: options.host_pages.clone(),
             slots: vec![slot; options.limits.slots as usize],
-            sampler: RowSampler::default(),
+            sampler: OutputSampler::default(),
             started: VecDeque::new(),
             last_ticket: 0,
         }))
@@ -119,50 +116,54 @@ pub fn logits(
     }
     let model = Model::load(program, weights)?;
     let pages = vec![1; program.groups().len()];
-    let mut kv = memory(program, &pages, tokens.len().max(1) as u32);
+    let mut kv = memory(std::slice::from_ref(program), &pages, tokens.len().max(1) as u32);
     let outputs: Vec<usize> = (0..tokens.len()).collect();
-    let tables = vec![vec![PageId(0)]; program.groups().len()];
+    let tables = vec![&[PageId(0)][..]; program.groups().len()];
     let input = RowInput { tokens, position: 0, outputs: &outputs, tables: &tables };
-    let logits = model.run(&input, &mut kv);
+    let logits = model.run(&input, &mut kv).logits;
     Ok((0..logits.rows()).map(|row| logits.row(row).to_vec()).collect())
 }
 
 /// KV memory for every group that `pages` says something about.
-fn memory(program: &Program, pages: &[u32], page_size: u32) -> Vec<PagedKv> {
-    let groups = program.groups().iter().zip(pages);
+fn memory(programs: &[Program], pages: &[u32], page_size: u32) -> Vec<PagedKv> {
+    let groups = programs.iter().flat_map(Program::groups).zip(pages);
     groups.map(|(group, &pages)| PagedKv::new(group, pages as usize, page_size as usize)).collect()
 }
 
-fn check_options(program: &Program, options: &CompileOptions) -> Result<(), BackendError> {
+fn check_options(programs: &[Program], options: &CompileOptions) -> Result<(), BackendError> {
     let invalid = |option, reason| Err(BackendError::Option { option, reason });
     let (page_size, limits) = (options.page_size, &options.limits);
     if !page_size.is_power_of_two() || page_size > 512 {
         return invalid("page_size", format!("{page_size} is not a power of two up to 512"));
     }
-    if options.kv_format != Format::F32 {
+    if options.kv_format != KvFormat::F32 {
         let what = format!("KV in {}", options.kv_format);
         return Err(BackendError::Unsupported { backend: BACKEND, what });
     }
-    let groups = program.groups().len();
-    if limits.pages.len() != groups {
-        let reason = format!("{} for {groups} page groups", limits.pages.len());
-        return invalid("limits.pages", reason);
+    if programs.is_empty() {
+        return invalid("programs", "there is none".to_owned());
     }
-    if !options.host_pages.is_empty() && options.host_pages.len() != groups {
-        let reason = format!("{} for {groups} page groups", options.host_pages.len());
-        return invalid("host_pages", reason);
+    let groups: Vec<(&Program, GroupId)> = programs
+        .iter()
+        .flat_map(|program| (0..program.groups().len()).map(move |g| (program, GroupId(g as u8))))
+        .collect();
+    for (option, pages) in [("limits.pages", &limits.pages), ("host_pages", &options.host_pages)] {
+        let may_be_absent = option == "host_pages";
+        if pages.len() != groups.len() && !(may_be_absent && pages.is_empty()) {
+            let reason = format!("{} for {} page groups", pages.len(), groups.len());
+            return invalid(option, reason);
+        }
     }
     if limits.rows == 0 || limits.tokens == 0 || limits.slots == 0 {
         let reason =
             format!("{} rows, {} tokens and {} slots", limits.rows, limits.tokens, limits.slots);
         return invalid("limits", reason);
     }
-    let needed = (0..groups).fold(0u64, |sum, group| {
-        let elements = program.kv_elements(GroupId(group as u8));
-        let tiers = [limits.pages.get(group), options.host_pages.get(group)];
+    let needed = groups.iter().enumerate().fold(0u64, |sum, (index, (program, group))| {
+        let page = Interpreter.page_bytes(program, *group, page_size, options.kv_format);
+        let tiers = [limits.pages.get(index), options.host_pages.get(index)];
         let pages: u64 = tiers.into_iter().flatten().map(|&pages| u64::from(pages)).sum();
-        let positions = pages.saturating_mul(page_size.into());
-        sum.saturating_add(elements.saturating_mul(4).saturating_mul(positions))
+        sum.saturating_add(page.saturating_mul(pages))
     });
     if needed > MEMORY_BYTES {
         let (what, available) = ("the KV memory".to_owned(), MEMORY_BYTES);

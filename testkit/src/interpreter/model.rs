@@ -28,7 +28,16 @@ pub(super) struct RowInput<'a> {
     /// After which of them an output is wanted, as indices into `tokens`.
     pub(super) outputs: &'a [usize],
     /// Page tables by group, long enough for the new tokens.
-    pub(super) tables: &'a [Vec<PageId>],
+    pub(super) tables: &'a [&'a [PageId]],
+}
+
+/// What a program computed of the tokens after which something is wanted.
+#[derive(Debug)]
+pub(super) struct RowValues {
+    /// `[outputs, vocab_size]`.
+    pub(super) logits: Matrix,
+    /// `[outputs, hidden width]`.
+    pub(super) hidden: Matrix,
 }
 
 impl Model {
@@ -45,14 +54,17 @@ impl Model {
         &self.program
     }
 
-    /// Interprets the program over one row. Returns the logits, `[outputs, vocab_size]`.
-    pub(super) fn run(&self, row: &RowInput<'_>, kv: &mut [PagedKv]) -> Matrix {
+    /// Interprets the program over one row, with the KV memory of the program's groups.
+    pub(super) fn run(&self, row: &RowInput<'_>, kv: &mut [PagedKv]) -> RowValues {
         let mut values: Vec<Matrix> =
             self.program.values().iter().map(|_| Matrix::zeros(0, 0)).collect();
         for op in self.program.ops() {
             self.execute(op, row, kv, &mut values);
         }
-        std::mem::replace(&mut values[self.program.logits().index()], Matrix::zeros(0, 0))
+        let mut take =
+            |id: ValueId| std::mem::replace(&mut values[id.index()], Matrix::zeros(0, 0));
+        let hidden = take(self.program.hidden());
+        RowValues { logits: take(self.program.logits()), hidden }
     }
 
     /// Computes one operation from the values before it.
@@ -95,11 +107,11 @@ impl Model {
                 let group = usize::from(group.0);
                 let sinks = sinks.map(|sinks| self.weight(sinks).elements());
                 let inputs = [read(*query), read(*key), read(*value)];
-                let table = &row.tables[group];
+                let table = row.tables[group];
                 (*out, attention(op, inputs, sinks, &mut kv[group], table, row.position))
             }
             Op::GatedActivation { gate, up, activation, out } => {
-                let function = ops::gate(*activation).unwrap_or(|_| f64::NAN);
+                let function = ops::gate(*activation);
                 (*out, ops::gated_activation(read(*gate), read(*up), function))
             }
             Op::Add { left, right, out } => (*out, read(*left).zip(read(*right), |x, y| x + y)),
@@ -111,8 +123,6 @@ impl Model {
             Op::Logits { input, weight, out } => {
                 (*out, ops::linear(read(*input), self.weight(*weight), None))
             }
-            // Refused by `check_supported`.
-            _ => return,
         };
         values[out.index()] = result;
     }
@@ -122,27 +132,11 @@ impl Model {
     }
 }
 
-/// Refuses operations that this interpreter doesn't know yet, and attention that reaches further
-/// back than its page group keeps pages.
+/// Refuses attention that reaches further back than its page group keeps pages.
 fn check_supported(program: &Program, op: &Op) -> Result<(), BackendError> {
-    let supported = match op {
-        Op::Attention(attention) => {
-            let kept = program.groups()[usize::from(attention.group.0)].window;
-            kept.is_none_or(|kept| attention.window.is_some_and(|window| window <= kept))
-        }
-        Op::GatedActivation { activation, .. } => ops::gate(*activation).is_some(),
-        Op::Embed { .. }
-        | Op::RmsNorm { .. }
-        | Op::Linear { .. }
-        | Op::Rope { .. }
-        | Op::Add { .. }
-        | Op::Scale { .. }
-        | Op::SoftCap { .. }
-        | Op::SelectOutputs { .. }
-        | Op::Logits { .. } => true,
-        _ => false,
-    };
-    if supported {
+    let Op::Attention(attention) = op else { return Ok(()) };
+    let kept = program.groups()[usize::from(attention.group.0)].window;
+    if kept.is_none_or(|kept| attention.window.is_some_and(|window| window <= kept)) {
         return Ok(());
     }
     Err(BackendError::Unsupported { backend: BACKEND, what: format!("{op:?}") })

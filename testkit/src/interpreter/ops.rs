@@ -86,15 +86,14 @@ pub(super) fn gated_activation(gate: &Matrix, up: &Matrix, activation: Gate) -> 
 /// A nonlinearity.
 pub(super) type Gate = fn(f64) -> f64;
 
-/// The function of an activation, or `None` for one that isn't known here.
-pub(super) fn gate(activation: Activation) -> Option<Gate> {
+/// The function of an activation.
+pub(super) fn gate(activation: Activation) -> Gate {
     match activation {
-        Activation::Silu => Some(|x| x / (1.0 + (-x).exp())),
-        Activation::GeluTanh => Some(|x| {
+        Activation::Silu => |x| x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => |x| {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
             0.5 * x * (1.0 + inner.tanh())
-        }),
-        _ => None,
+        },
     }
 }
 

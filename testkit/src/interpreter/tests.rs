@@ -37,9 +37,8 @@ fn a_quarter_turn_takes_the_first_of_a_pair_to_the_second() {
 
 #[test]
 fn activations_have_their_published_values_at_one() {
-    let at_one = |activation| ops::gate(activation).map(|gate| gate(1.0));
-    let silu = at_one(Activation::Silu).expect("known");
-    let gelu = at_one(Activation::GeluTanh).expect("known");
+    let silu = ops::gate(Activation::Silu)(1.0);
+    let gelu = ops::gate(Activation::GeluTanh)(1.0);
     assert!((silu - 0.731_058_578_630_005).abs() < 1e-12, "{silu}");
     assert!((gelu - 0.841_191_990_608_276).abs() < 1e-9, "{gelu}");
     assert!((ops::soft_cap(1e9, 30.0) - 30.0).abs() < 1e-12);

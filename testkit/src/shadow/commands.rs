@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine_core::backend::{GroupId, OutputRequest, PageCopy, SlotSampling};
+use engine_core::backend::{Batch, GroupId, OutputRequest, PageCopy, SlotSampling, Want};
 use engine_core::{PageId, Token};
 
 use super::kv::Sequence;
@@ -59,7 +59,37 @@ pub(super) struct StepRow {
     pub(super) position: u32,
     /// By group.
     pub(super) tables: Vec<Vec<PageId>>,
-    pub(super) outputs: Vec<(u32, OutputRequest)>,
+    pub(super) outputs: Vec<StepOutput>,
+}
+
+/// An output with what it refers to.
+#[derive(Debug)]
+pub(super) struct StepOutput {
+    /// Among the batch's.
+    pub(super) index: u32,
+    pub(super) request: OutputRequest,
+    /// The tokens to score.
+    pub(super) targets: Vec<Token>,
+}
+
+impl StepOutput {
+    /// A copy of an output of a batch that was checked.
+    pub(super) fn new(batch: &Batch<'_>, index: u32) -> Self {
+        let request = batch.outputs[index as usize];
+        let targets = match request.want {
+            Want::Score { targets, .. } => batch.targets[targets.range()].to_vec(),
+            _ => Vec::new(),
+        };
+        Self { index, request, targets }
+    }
+}
+
+/// A mask with its words.
+#[derive(Debug)]
+pub(super) struct KeptMask {
+    /// Output, and token of its run.
+    pub(super) place: (u32, u32),
+    pub(super) allowed: Vec<u32>,
 }
 
 /// When and how a step's outputs are sampled.
@@ -69,6 +99,6 @@ pub(super) enum Sampling {
     AtOnce,
     /// Deferred, and not asked for yet.
     Deferred,
-    /// Deferred, and asked for under masks: output and allowed tokens.
-    Masked(Vec<(u32, Vec<u32>)>),
+    /// Deferred, and asked for under masks.
+    Masked(Vec<KeptMask>),
 }

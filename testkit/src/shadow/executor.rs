@@ -3,15 +3,16 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use engine_core::backend::sample::pool;
 use engine_core::backend::{
-    BackendError, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask,
-    Masks, PageCopy, Progress, Sampled, SlotSampling, Span, StepError, StepResult, Ticket, Want,
+    BackendError, Batch, BatchBounds, CompileOptions, Deadline, Executor, GroupId, InputToken,
+    Limits, Mask, Masks, PageCopy, Progress, Sampled, SlotSampling, Span, StepError, StepResult,
+    Ticket, Want,
 };
 use engine_core::{PageId, Token};
 
 use super::Ledger;
-use super::check::{check_batch, check_shared};
-use super::commands::{Command, Sampling, Step, StepRow};
+use super::commands::{Command, KeptMask, Sampling, Step, StepOutput, StepRow};
 use super::kv::{Kv, Sequence};
 use super::model::{self, Chain, Seen};
 use super::resident::Resident;
@@ -22,7 +23,10 @@ use super::violation::Violation;
 /// [`Ledger`] and reported as [`StepError::Dead`].
 #[derive(Debug)]
 pub struct ShadowExecutor {
-    limits: Limits,
+    options: CompileOptions,
+    bounds: BatchBounds,
+    /// By group; `None` is full attention.
+    windows: Vec<Option<u32>>,
     vocab_size: u32,
     ledger: Arc<Ledger>,
     resident: Resident,
@@ -66,12 +70,15 @@ impl ShadowExecutor {
                 reason: "it is zero".into(),
             });
         }
-        let (limits, page_size) = (options.limits.clone(), options.page_size as usize);
+        let (limits, page_size) = (&options.limits, options.page_size as usize);
+        let windows = vec![None; limits.pages.len()];
         Ok(Self {
-            resident: Resident::new(&limits, page_size, ledger.clone()),
+            resident: Resident::new(limits, page_size, ledger.clone()),
             kv: Kv::new(page_size, &limits.pages),
             transfers: Transfers::new(page_size, &limits.pages, &options.host_pages),
-            limits,
+            bounds: BatchBounds::of_sizes(vocab_size, windows.clone(), options),
+            windows,
+            options: options.clone(),
             vocab_size,
             ledger,
             queue: VecDeque::new(),
@@ -85,11 +92,21 @@ impl ShadowExecutor {
         })
     }
 
+    /// With a window for each group; `None` is full attention.
+    #[must_use]
+    pub fn with_windows(mut self, windows: impl IntoIterator<Item = Option<u32>>) -> Self {
+        let groups = self.windows.len();
+        self.windows = windows.into_iter().take(groups).collect();
+        self.windows.resize(groups, None);
+        self.bounds = BatchBounds::of_sizes(self.vocab_size, self.windows.clone(), &self.options);
+        self
+    }
+
     /// Makes the pages of a group for which `is_free` holds unreadable, from the next launch on.
     /// To be called once that launch is planned: its rows may not read these pages, though its
     /// events may still copy from them.
     pub fn poison(&mut self, group: GroupId, is_free: impl Fn(PageId) -> bool) {
-        let pages = self.limits.pages.get(usize::from(group.0)).copied().unwrap_or(0);
+        let pages = self.bounds.limits().pages.get(group.index()).copied().unwrap_or(0);
         let pages: Vec<_> = (0..pages).map(PageId).filter(|&page| is_free(page)).collect();
         if let Err(violation) = self.transfers.check_free(group, &pages) {
             self.ledger.record(violation);
@@ -130,7 +147,7 @@ impl ShadowExecutor {
     }
 
     fn try_launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, Violation> {
-        check_batch(batch, &self.limits, self.vocab_size)?;
+        batch.check(&self.bounds)?;
         if let Some(before) = self.last_step
             && batch.step != before + 1
         {
@@ -139,7 +156,6 @@ impl ShadowExecutor {
         self.resident.apply(batch, &mut self.queue)?;
         self.transfers.check_events(batch.events)?;
         self.queue.extend(self.freed.drain(..));
-        check_shared(batch, self.resident.groups())?;
         let mut rows = Vec::with_capacity(batch.rows.len());
         for row in batch.rows {
             self.resident.check_row(batch, row, self.last_step)?;
@@ -171,11 +187,11 @@ impl ShadowExecutor {
                 outputs: row
                     .outputs
                     .range()
-                    .map(|index| (index as u32, batch.outputs[index]))
+                    .map(|index| StepOutput::new(batch, index as u32))
                     .collect(),
             });
         }
-        let sampling = if batch.defer_sampling { Sampling::Deferred } else { Sampling::AtOnce };
+        let sampling = if batch.is_deferred() { Sampling::Deferred } else { Sampling::AtOnce };
         let ticket = self.next_ticket();
         self.last_step = Some(batch.step);
         self.queue.push_back(Command::Step(Step {
@@ -225,18 +241,17 @@ impl ShadowExecutor {
         if !matches!(step.sampling, Sampling::Deferred) {
             return Err(Violation::NotDeferred { step: step.number });
         }
-        let mut kept: Vec<(u32, Vec<u32>)> = Vec::new();
+        let mut kept: Vec<KeptMask> = Vec::new();
         for mask in masks.entries {
-            let exists = step
-                .rows
-                .iter()
-                .flat_map(|row| &row.outputs)
-                .any(|(index, output)| *index == mask.output && output.want == Want::Sample);
-            let twice = kept.iter().any(|(output, _)| *output == mask.output);
-            if !exists || twice {
+            let outputs = step.rows.iter().flat_map(|row| &row.outputs);
+            let mut named = outputs.filter(|output| output.index == mask.output);
+            let exists = named
+                .any(|output| output.request.deferred && mask.index < output.request.tokens.len);
+            let place = (mask.output, mask.index);
+            if !exists || kept.iter().any(|kept| kept.place == place) {
                 return Err(Violation::Mask { output: mask.output });
             }
-            kept.push((mask.output, mask.allowed.to_vec()));
+            kept.push(KeptMask { place, allowed: mask.allowed.to_vec() });
         }
         step.sampling = Sampling::Masked(kept);
         Ok(())
@@ -291,7 +306,7 @@ impl ShadowExecutor {
     fn run_row(
         &mut self,
         row: &StepRow,
-        masks: &[(u32, Vec<u32>)],
+        masks: &[KeptMask],
         result: &mut StepResult,
     ) -> Result<(), Violation> {
         let slot = row.sequence.slot;
@@ -300,37 +315,79 @@ impl ShadowExecutor {
         let new: Option<Vec<Token>> = new.collect();
         let new = new.ok_or(Violation::NoNextToken { slot })?;
 
-        let mut known = Vec::new();
-        let mut start = Chain::EMPTY;
+        let mut known = self.read(row)?;
+        let start = Chain::of(&known);
         for (group, table) in row.tables.iter().enumerate() {
             let group = GroupId(group as u8);
-            known.clear();
-            start = self.kv.read(group, table, row.position, row.sequence, &mut known)?;
             let mut chain = start;
             for (position, &token) in (row.position..).zip(&new) {
-                chain = chain.then(token);
-                self.kv.write(group, table, (token, position, chain), row.sequence)?;
+                chain = self.kv.write(group, table, (token, position, chain), row.sequence)?;
             }
         }
 
+        let mut chains = Vec::with_capacity(new.len());
         let mut chain = start;
-        let mut outputs = row.outputs.iter().peekable();
-        for (index, &token) in (row.first_token..).zip(&new) {
+        for &token in &new {
             chain = chain.then(token);
-            known.push(token);
-            while let Some((output, request)) =
-                outputs.next_if(|(_, request)| request.token == index)
-            {
-                model::raw_logits(chain, self.vocab_size, &mut self.logits);
-                let mask = masks.iter().find(|(masked, _)| masked == output);
-                let sampled = match request.want {
-                    Want::Score { token, top } => (token, Some(top)),
-                    _ => self.sample_row(row, *output, &known, mask.map(|(_, bits)| &bits[..]))?,
+            chains.push(chain);
+        }
+        let before = known.len();
+        for output in &row.outputs {
+            let run = output.request.tokens.range();
+            let first = run.start - row.first_token as usize;
+            known.truncate(before);
+            known.extend_from_slice(&new[..first]);
+            let mut answers = Vec::new();
+            for (index, place) in (0..).zip(first..first + run.len()) {
+                known.push(new[place]);
+                model::raw_logits(chains[place], self.vocab_size, &mut self.logits);
+                let mask = masks.iter().find(|mask| mask.place == (output.index, index));
+                let mask = mask.map(|mask| &mask.allowed[..]);
+                let (token, top) = match output.request.want {
+                    Want::Sample | Want::Verify(_) => {
+                        self.sample_row(row, output.index, &known, mask)?
+                    }
+                    Want::Score { top, .. } => (output.targets[index as usize], Some(top)),
+                    Want::Hidden | Want::Pool(_) => break,
                 };
-                push(result, &self.logits, *output, sampled);
+                answers.push(answer(result, &self.logits, token, top));
+                let holds = new.get(place + 1) == Some(&token);
+                if matches!(output.request.want, Want::Verify(_)) && !holds {
+                    break;
+                }
+            }
+            let hidden = chains[first..first + run.len()].iter().map(|chain| chain.hidden());
+            match output.request.want {
+                Want::Hidden => result.push_vector(output.index, hidden),
+                Want::Pool(pooling) => {
+                    let hidden: Vec<f32> = hidden.collect();
+                    result.push_vector(output.index, pool(pooling, &hidden, 1));
+                }
+                _ => result.push_tokens(output.index, answers),
             }
         }
         Ok(())
+    }
+
+    /// Reads what a row sees of each group, and returns the tokens of all positions before it.
+    fn read(&self, row: &StepRow) -> Result<Vec<Token>, Violation> {
+        let groups = || (0..).map(GroupId).zip(&row.tables).zip(&self.windows);
+        let mut known = None;
+        for ((group, table), _) in groups().filter(|(_, window)| window.is_none()) {
+            let mut tokens = Vec::new();
+            self.kv.read(group, table, row.position, row.sequence, &mut tokens)?;
+            known = Some(tokens);
+        }
+        for ((group, table), window) in groups() {
+            let &Some(window) = window else { continue };
+            let tokens = match &mut known {
+                Some(tokens) => tokens,
+                None => known.insert(self.kv.recall(group, table, row.position, row.sequence)?),
+            };
+            let sees = (window, row.position);
+            self.kv.read_window(group, table, sees, row.sequence, tokens)?;
+        }
+        Ok(known.unwrap_or_default())
     }
 
     /// Samples after the `known` tokens, makes the token the slot's next, and returns it with
@@ -366,8 +423,9 @@ impl ShadowExecutor {
             }
             seen = Seen { prompt, generated: &generated };
         }
-        let allowed =
-            |token: Token| mask.is_none_or(|allowed| Mask { output, allowed }.allows(token));
+        let allowed = |token: Token| {
+            mask.is_none_or(|allowed| Mask { output, index: 0, allowed }.allows(token))
+        };
         let token = model::choose(&self.logits, sampling, &seen, position, allowed)
             .ok_or(Violation::Mask { output })?;
         live.next = Some(token);
@@ -378,7 +436,7 @@ impl ShadowExecutor {
 
 impl Executor for ShadowExecutor {
     fn limits(&self) -> &Limits {
-        &self.limits
+        self.bounds.limits()
     }
 
     fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
@@ -420,9 +478,8 @@ impl Executor for ShadowExecutor {
     }
 }
 
-/// Appends an answer, with log probabilities where they are asked for.
-fn push(result: &mut StepResult, logits: &[f32], output: u32, sampled: (Token, Option<u8>)) {
-    let (token, wanted) = sampled;
+/// A token of an answer, with log probabilities where they are asked for.
+fn answer(result: &mut StepResult, logits: &[f32], token: Token, wanted: Option<u8>) -> Sampled {
     let start = result.top.len() as u32;
     let mut logprob = f32::NAN;
     if let Some(count) = wanted {
@@ -430,5 +487,5 @@ fn push(result: &mut StepResult, logits: &[f32], output: u32, sampled: (Token, O
         result.top.extend(model::likeliest(logits, count));
     }
     let top = Span { start, len: result.top.len() as u32 - start };
-    result.sampled.push(Sampled { output, token, logprob, top });
+    Sampled { token, logprob, top }
 }

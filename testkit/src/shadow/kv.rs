@@ -1,5 +1,7 @@
 //! KV memory as an account: what each position of each page holds.
 
+use std::collections::HashMap;
+
 use engine_core::backend::{GroupId, SlotId};
 use engine_core::{PageId, Token};
 
@@ -39,17 +41,19 @@ pub(super) struct Kv {
     page_size: usize,
     /// By group, then page and place in the page.
     groups: Vec<Vec<Cell>>,
+    /// What was ever written: a prefix without its last token, and that token.
+    prefixes: HashMap<Chain, (Chain, Token)>,
 }
 
 impl Kv {
     pub(super) fn new(page_size: usize, pages: &[u32]) -> Self {
         let groups =
             pages.iter().map(|&pages| vec![Cell::Unwritten; pages as usize * page_size]).collect();
-        Self { page_size, groups }
+        Self { page_size, groups, prefixes: HashMap::new() }
     }
 
-    /// Reads positions `0..len` through a page table, appending their tokens, and returns the
-    /// prefix that they form.
+    /// Reads positions `0..len` of a full group through a page table, appending their tokens, and
+    /// returns the prefix that they form.
     pub(super) fn read(
         &self,
         group: GroupId,
@@ -58,42 +62,108 @@ impl Kv {
         reader: Sequence,
         tokens: &mut Vec<Token>,
     ) -> Result<Chain, Violation> {
-        let slot = reader.slot;
         let mut chain = Chain::EMPTY;
         for position in 0..len {
-            let (page, cell) = self.locate(group, table, position, slot)?;
-            match self.groups[usize::from(group.0)][cell] {
-                Cell::Unwritten => return Err(Violation::Unwritten { slot, position, page }),
-                Cell::Freed => return Err(Violation::Freed { slot, position, page }),
-                Cell::Written(entry) => {
-                    chain = chain.then(entry.token);
-                    if entry.position != position || entry.chain != chain {
-                        return Err(Violation::Foreign { slot, position, page });
-                    }
-                    if entry.namespace != reader.namespace {
-                        let (reader, writer) = (reader.namespace, entry.namespace);
-                        return Err(Violation::Namespace { slot, reader, writer });
-                    }
-                    tokens.push(entry.token);
-                }
-            }
+            let token = self.entry(group, table, position, reader)?.token;
+            chain = chain.then(token);
+            self.check_chain((group, table, position, reader), chain)?;
+            tokens.push(token);
         }
         Ok(chain)
     }
 
-    /// Writes the KV of one position, computed under `chain`, its own token included.
+    /// Reads what the token at position `len` sees of a windowed group: nothing that its window
+    /// has left. `tokens` are those of all positions.
+    pub(super) fn read_window(
+        &self,
+        group: GroupId,
+        table: &[PageId],
+        (window, len): (u32, u32),
+        reader: Sequence,
+        tokens: &[Token],
+    ) -> Result<(), Violation> {
+        let first = len.saturating_sub(window.saturating_sub(1));
+        let mut chain = Chain::of(&tokens[..first as usize]);
+        for (position, &token) in (first..len).zip(&tokens[first as usize..]) {
+            chain = chain.then(token);
+            self.check_chain((group, table, position, reader), chain)?;
+        }
+        Ok(())
+    }
+
+    /// The tokens of positions `0..len`, from what was noted when the last of them was written:
+    /// for a program without full groups, which nobody else could tell.
+    pub(super) fn recall(
+        &self,
+        group: GroupId,
+        table: &[PageId],
+        len: u32,
+        reader: Sequence,
+    ) -> Result<Vec<Token>, Violation> {
+        let mut tokens = Vec::new();
+        let Some(last) = len.checked_sub(1) else { return Ok(tokens) };
+        let mut chain = self.entry(group, table, last, reader)?.chain;
+        while let Some(&(before, token)) = self.prefixes.get(&chain) {
+            tokens.push(token);
+            chain = before;
+        }
+        tokens.reverse();
+        if tokens.len() != len as usize {
+            let (page, _) = self.locate(group, table, last, reader.slot)?;
+            return Err(Violation::Foreign { slot: reader.slot, position: last, page });
+        }
+        Ok(tokens)
+    }
+
+    fn entry(
+        &self,
+        group: GroupId,
+        table: &[PageId],
+        position: u32,
+        reader: Sequence,
+    ) -> Result<Entry, Violation> {
+        let slot = reader.slot;
+        let (page, cell) = self.locate(group, table, position, slot)?;
+        match self.groups[usize::from(group.0)][cell] {
+            Cell::Unwritten => Err(Violation::Unwritten { slot, position, page }),
+            Cell::Freed => Err(Violation::Freed { slot, position, page }),
+            Cell::Written(entry) => Ok(entry),
+        }
+    }
+
+    fn check_chain(
+        &self,
+        (group, table, position, reader): (GroupId, &[PageId], u32, Sequence),
+        chain: Chain,
+    ) -> Result<(), Violation> {
+        let entry = self.entry(group, table, position, reader)?;
+        let slot = reader.slot;
+        if entry.position != position || entry.chain != chain {
+            let (page, _) = self.locate(group, table, position, slot)?;
+            return Err(Violation::Foreign { slot, position, page });
+        }
+        if entry.namespace != reader.namespace {
+            let (reader, writer) = (reader.namespace, entry.namespace);
+            return Err(Violation::Namespace { slot, reader, writer });
+        }
+        Ok(())
+    }
+
+    /// Writes the KV of one position, computed under what comes `before` it. Returns that and it.
     pub(super) fn write(
         &mut self,
         group: GroupId,
         table: &[PageId],
-        (token, position, chain): (Token, u32, Chain),
+        (token, position, before): (Token, u32, Chain),
         writer: Sequence,
-    ) -> Result<(), Violation> {
+    ) -> Result<Chain, Violation> {
+        let chain = before.then(token);
+        self.prefixes.insert(chain, (before, token));
         let (_, cell) = self.locate(group, table, position, writer.slot)?;
         let namespace = writer.namespace;
         self.groups[usize::from(group.0)][cell] =
             Cell::Written(Entry { token, position, chain, namespace });
-        Ok(())
+        Ok(chain)
     }
 
     /// Copies a whole page. Page numbers were checked when the copy was announced.

@@ -10,6 +10,7 @@
 //!   at each launch they are compared with the lent [`Slots`](engine_core::backend::Slots).
 //! - Steps run late: `launch` copies the batch, `wait` runs it. An engine that relies on an
 //!   effect before it waited for it reads something stale.
+//! - Of a windowed group a row reads what its window covers and nothing else.
 //! - A test tells which pages are free ([`ShadowExecutor::poison`]); in the order of the
 //!   launches they become unreadable.
 //! - Transfers between the tiers run late as well, in order with the steps. Until they have been
@@ -18,7 +19,6 @@
 //! - A test may say what it knows of a sequence ([`Ledger::expect`]): its namespace and its longest
 //!   length. Sequences are told apart by their sampling seed.
 
-mod check;
 mod commands;
 mod executor;
 mod kv;
@@ -39,7 +39,7 @@ pub use executor::ShadowExecutor;
 pub use violation::Violation;
 
 /// Compiles any program into a [`ShadowExecutor`]; of the program only the size of the
-/// vocabulary and the number of page groups matter.
+/// vocabulary and the windows of the page groups matter.
 #[derive(Clone, Debug, Default)]
 pub struct ShadowBackend {
     ledger: Arc<Ledger>,
@@ -78,7 +78,9 @@ impl Backend for ShadowBackend {
             });
         };
         let vocab_size = program.vocab_size();
-        Ok(Box::new(ShadowExecutor::new(options, vocab_size, self.ledger.clone())?))
+        let executor = ShadowExecutor::new(options, vocab_size, self.ledger.clone())?;
+        let groups = programs.iter().flat_map(Program::groups);
+        Ok(Box::new(executor.with_windows(groups.map(|group| group.window))))
     }
 }
 

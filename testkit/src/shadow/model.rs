@@ -4,7 +4,7 @@ use engine_core::Token;
 use engine_core::backend::SlotSampling;
 
 /// Hash of a prefix; grows by one token at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Chain(u64);
 
 impl Chain {
@@ -15,6 +15,11 @@ impl Chain {
     #[must_use]
     pub fn then(self, token: Token) -> Self {
         Self(mix(self.0.rotate_left(7) ^ u64::from(token)))
+    }
+
+    /// A hidden state of one element: a number that the prefix decides.
+    pub fn hidden(self) -> f32 {
+        (self.0 >> 40) as f32
     }
 
     /// The prefix of all tokens.

@@ -48,10 +48,6 @@ impl Resident {
         Self { slots, pages: limits.pages.clone(), page_size, openings: 0, ledger }
     }
 
-    pub(super) fn groups(&self) -> usize {
-        self.pages.len()
-    }
-
     /// The sequence in a row's slot, which [`check_row`](Self::check_row) has found there.
     pub(super) fn occupant(&self, row: &Row) -> Result<&Occupant, Violation> {
         let slot = self.slots.get(row.slot.index());
@@ -115,7 +111,9 @@ impl Resident {
                     return Err(Violation::Entries { slot: id, start, end, len });
                 }
                 let pages = self.pages[usize::from(group.0)];
-                if let Some(&page) = lent[range.clone()].iter().find(|page| page.0 >= pages) {
+                // Where the window has left, there is none.
+                let is_unknown = |page: &&PageId| page.0 >= pages && **page != PageId::NONE;
+                if let Some(&page) = lent[range.clone()].iter().find(is_unknown) {
                     return Err(Violation::UnknownPage { group, page });
                 }
                 table.resize(table.len().max(range.end), PageId(0));
@@ -136,7 +134,6 @@ impl Resident {
                 slot.tables.iter_mut().for_each(Vec::clear);
                 Ok(Some(Command::Close { opening: occupant.opening }))
             }
-            _ => Ok(None),
         }
     }
 
@@ -192,9 +189,11 @@ impl Resident {
         if names_next && (before.is_none() || occupant.sampled_in != before) {
             return Err(Violation::NoNextToken { slot: id });
         }
-        occupant.next = Some(found);
-        let samples =
-            batch.outputs[row.outputs.range()].iter().any(|output| output.want == Want::Sample);
+        let outputs = &batch.outputs[row.outputs.range()];
+        let verifies = outputs.iter().any(|output| matches!(output.want, Want::Verify(_)));
+        // How much of a draft holds is not known here: the row after it may begin anywhere in it.
+        occupant.next = (!verifies).then_some(found);
+        let samples = verifies || outputs.iter().any(|output| output.want == Want::Sample);
         occupant.sampled_in = samples.then_some(batch.step);
         Ok(())
     }

@@ -1,28 +1,15 @@
 //! What an engine can get wrong, as a backend sees it.
 
-use engine_core::backend::{GroupId, SlotId, Tier};
-use engine_core::{PageId, Token};
+use engine_core::PageId;
+use engine_core::backend::{BatchError, GroupId, SlotId, Tier};
 
 /// A breach of the backend contract. Each is a bug in the engine, never in a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// A step is larger than the limits.
-    #[error("a step has {found} {what}, but the limit is {limit}")]
-    TooLarge {
-        /// Rows, tokens or outputs.
-        what: &'static str,
-        /// How many there are.
-        found: usize,
-        /// How many there may be.
-        limit: u32,
-    },
-    /// A step has no row.
-    #[error("step {step} has no row")]
-    EmptyStep {
-        /// The step.
-        step: u64,
-    },
+    /// A batch breaks a rule that can be seen in the batch alone.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
     /// Steps are not numbered one after the other.
     #[error("step {found} was launched after step {before}")]
     StepNumber {
@@ -30,62 +17,6 @@ pub enum Violation {
         before: u64,
         /// The step's number.
         found: u64,
-    },
-    /// Spans of tokens or outputs don't follow each other row after row.
-    #[error("row {row}: its {what} don't follow those of the row before, or end past the last")]
-    Spans {
-        /// The row.
-        row: usize,
-        /// Tokens or outputs.
-        what: &'static str,
-    },
-    /// A row without new tokens.
-    #[error("row {row} is empty")]
-    EmptyRow {
-        /// The row.
-        row: usize,
-    },
-    /// A decode row that hasn't one token and one output, or a count of them that is too high.
-    #[error("row {row} is counted as a decode row, but has {tokens} tokens and {outputs} outputs")]
-    DecodeRow {
-        /// The row.
-        row: usize,
-        /// Its new tokens.
-        tokens: u32,
-        /// Its outputs.
-        outputs: u32,
-    },
-    /// An output names another row or a token outside its row.
-    #[error("output {output} of row {row} names a row or token that isn't its own")]
-    Output {
-        /// The row.
-        row: usize,
-        /// The output.
-        output: usize,
-    },
-    /// Rows are said to share pages, but don't.
-    #[error("row {row} is said to share its first {pages} pages, but doesn't")]
-    Shared {
-        /// The row.
-        row: usize,
-        /// How many pages it was said to share.
-        pages: u32,
-    },
-    /// Two rows of a step belong to one slot.
-    #[error("{slot:?} has two rows in a step")]
-    SlotTwice {
-        /// The slot.
-        slot: SlotId,
-    },
-    /// A known token beyond the vocabulary.
-    #[error("row {row} has token {token}, but the vocabulary has {vocab_size}")]
-    UnknownToken {
-        /// The row.
-        row: usize,
-        /// The token.
-        token: Token,
-        /// Number of ids.
-        vocab_size: u32,
     },
     /// A slot number beyond the limits.
     #[error("{slot:?} does not exist")]
@@ -172,14 +103,6 @@ pub enum Violation {
         found: u32,
         /// Most that make sense.
         longest: u32,
-    },
-    /// A row names another slot's next token.
-    #[error("a row of {slot:?} names the next token of {named:?}")]
-    ForeignNextToken {
-        /// The row's slot.
-        slot: SlotId,
-        /// The slot it names.
-        named: SlotId,
     },
     /// A row names a next token, but the step before samples none for its slot, or it isn't the
     /// row's only new token.

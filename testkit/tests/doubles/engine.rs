@@ -5,7 +5,6 @@ use std::sync::Arc;
 use engine_core::backend::{
     Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, OutputRequest, Row,
     SharedPrefix, SlotEvent, SlotId, SlotSampling, Slots, Span, StepError, StepResult, Ticket,
-    Want,
 };
 use engine_core::{PageId, Token};
 use testkit::shadow::{Ledger, ShadowExecutor, Violation};
@@ -84,7 +83,8 @@ impl Engine {
             let first = outputs.len() as u32;
             if samples {
                 let token = tokens.len() as u32 - 1;
-                outputs.push(OutputRequest { row: index, token, want: Want::Sample });
+                let output = OutputRequest::sample(index, token);
+                outputs.push(OutputRequest { deferred: self.defer_sampling, ..output });
             }
             let outputs = Span { start: first, len: samples.into() };
             rows.push(Row { slot, tokens: span, position, outputs });
@@ -102,7 +102,7 @@ impl Engine {
     ) -> Result<Ticket, StepError> {
         let (events, step) = (std::mem::take(&mut self.events), self.step);
         let mut batch = Batch::new(step, tokens, rows, decode_rows, outputs, &events, &self.slots);
-        batch.defer_sampling = self.defer_sampling;
+        batch.targets = &[5; 2];
         batch.shared = shared;
         self.step += 1;
         self.executor.launch(&batch)
@@ -110,7 +110,7 @@ impl Engine {
 
     pub(crate) fn wait(&mut self, ticket: Ticket) -> Result<Vec<Token>, StepError> {
         self.executor.wait(ticket, Deadline::NEVER, &mut self.result)?;
-        Ok(self.result.sampled.iter().map(|sampled| sampled.token).collect())
+        Ok(self.result.tokens.iter().map(|sampled| sampled.token).collect())
     }
 
     pub(crate) fn run(&mut self, wanted: &[Wanted<'_>]) -> Vec<Token> {

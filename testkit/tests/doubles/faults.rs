@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use engine_core::backend::{
     Backend, BackendError, Batch, CompileOptions, Deadline, Executor, InputToken, Limits,
-    OutputRequest, Row, SlotId, Slots, Span, StepError, StepResult, Ticket, Want,
+    OutputRequest, Row, SlotId, Slots, Span, StepError, StepResult, Ticket,
 };
 use engine_core::weights::MapWeights;
 use testkit::faults::{Fault, Faults, FaultyBackend};
@@ -28,7 +28,7 @@ fn launch(executor: &mut dyn Executor, step: u64) -> Result<Ticket, StepError> {
         position: 0,
         outputs: span(row),
     });
-    let outputs = [0, 1].map(|row| OutputRequest { row, token: row, want: Want::Sample });
+    let outputs = [0, 1].map(|row| OutputRequest::sample(row, row));
     executor.launch(&Batch::new(step, &tokens, &rows, 2, &outputs, &[], &Slots::new(2, 1)))
 }
 
@@ -37,7 +37,7 @@ fn step(executor: &mut dyn Executor, number: u64) -> Result<Vec<u32>, (StepError
     let mut result = StepResult::default();
     let outcome = launch(executor, number)
         .and_then(|ticket| executor.wait(ticket, Deadline::NEVER, &mut result));
-    let answered = result.sampled.iter().map(|sampled| sampled.output).collect();
+    let answered = result.outputs.iter().map(|result| result.output).collect();
     outcome.map_err(|error| (error, Vec::clone(&answered))).map(|()| answered)
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use engine_core::backend::{
-    Executor, InputToken, Mask, Masks, OutputRequest, Row, SharedPrefix, SlotEvent, SlotId,
-    SlotSampling, Span, StepError, Want,
+    BatchError, Executor, InputToken, Mask, Masks, OutputRequest, Row, SharedPrefix, SlotEvent,
+    SlotId, SlotSampling, Span, StepError, Want,
 };
 use engine_core::{PageId, Token};
 use testkit::shadow::{Expectation, Violation, model};
@@ -49,20 +49,20 @@ fn scores_are_log_probabilities_with_the_likeliest_beside_them() {
     let span = Span { start: 0, len: 2 };
     let tokens = [InputToken::Known(1), InputToken::Known(2)];
     let rows = [Row { slot: A, tokens: span, position: 0, outputs: span }];
-    let score = |token: u32| OutputRequest {
-        row: 0,
-        token,
-        want: Want::Score { token: 5, top: VOCABULARY as u8 },
+    let score = |token: u32| {
+        let tokens = Span { start: token, len: 1 };
+        let want = Want::Score { targets: tokens, top: VOCABULARY as u8 };
+        OutputRequest { row: 0, tokens, want, deferred: false }
     };
     let ticket = engine.launch_raw(&tokens, &rows, 0, &[score(0), score(1)], &[]).unwrap();
     engine.wait(ticket).unwrap();
-    let first = engine.result.sampled[0];
+    let first = engine.result.tokens[0];
     let top = &engine.result.top[first.top.range()];
     let sum: f32 = top.iter().map(|(_, logprob)| logprob.exp()).sum();
     assert!((sum - 1.0).abs() < 1e-5, "probabilities sum to {sum}");
     assert!(top.is_sorted_by(|a, b| a.1 >= b.1));
     assert!(top.contains(&(5, first.logprob)));
-    assert_ne!(engine.result.sampled[1].logprob, first.logprob);
+    assert_ne!(engine.result.tokens[1].logprob, first.logprob);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_deferred_step_is_sampled_under_its_masks() {
     engine.defer_sampling = true;
     engine.open(0, &[0]);
     let ticket = engine.launch(&[(0, 0, &known([1]), true)]).unwrap();
-    let entries = [Mask { output: 0, allowed: &[1 << 9] }];
+    let entries = [Mask { output: 0, index: 0, allowed: &[1 << 9] }];
     engine.executor.sample(&ticket, &Masks { entries: &entries }).unwrap();
     engine.defer_sampling = false;
     let next = engine.launch(&[(0, 1, &[None], true)]).unwrap();
@@ -96,9 +96,9 @@ fn a_deferred_step_that_nobody_sampled_is_found() {
 
 #[test]
 fn masks_that_make_no_sense_are_found() {
-    let allow_nothing = [Mask { output: 0, allowed: &[0] }];
-    let two = [Mask { output: 0, allowed: &[1] }; 2];
-    let unknown = [Mask { output: 1, allowed: &[1] }];
+    let allow_nothing = [Mask { output: 0, index: 0, allowed: &[0] }];
+    let two = [Mask { output: 0, index: 0, allowed: &[1] }; 2];
+    let unknown = [Mask { output: 1, index: 0, allowed: &[1] }];
     for entries in [&allow_nothing[..], &two[..], &unknown[..]] {
         let mut engine = Engine::new();
         engine.defer_sampling = true;
@@ -147,18 +147,18 @@ fn events_for_entries_or_pages_that_do_not_exist_are_found() {
     let entries = Span { start: 1, len: 1 };
     engine.events.push(SlotEvent::Pages { slot: A, group: GROUP, entries });
     let found = engine.breach(&[(0, 0, &known([1]), true)]);
-    assert_eq!(found, Violation::Entries { slot: A, start: 1, end: 2, len: 1 });
+    assert_eq!(found, Violation::Batch(BatchError::Entries { slot: 0, end: 2, found: 1 }));
 
     let mut engine = Engine::new();
     engine.open(0, &[8]);
     let found = engine.breach(&[(0, 0, &known([1]), true)]);
-    assert_eq!(found, Violation::UnknownPage { group: GROUP, page: PageId(8) });
+    assert_eq!(found, Violation::Batch(BatchError::UnknownPage { group: 0, page: 8 }));
 
     let mut engine = Engine::new();
     engine.open(0, &[0]);
     engine.events.push(SlotEvent::CopyPage { group: GROUP, from: PageId(0), to: PageId(9) });
     let found = engine.breach(&[(0, 0, &known([1]), true)]);
-    assert_eq!(found, Violation::UnknownPage { group: GROUP, page: PageId(9) });
+    assert_eq!(found, Violation::Batch(BatchError::UnknownPage { group: 0, page: 9 }));
 }
 
 #[test]
@@ -172,12 +172,14 @@ fn slots_opened_twice_or_used_while_closed_are_found() {
     let mut engine = Engine::new();
     engine.open(0, &[0]);
     engine.close(0);
+    engine.slots.pages_mut(A, GROUP).push(PageId(0));
     assert_eq!(engine.breach(&[(0, 0, &known([1]), true)]), Violation::Closed { slot: A });
 
     let mut engine = Engine::new();
     engine.open(0, &[0]);
     engine.close(0);
     engine.close(0);
+    engine.slots.pages_mut(A, GROUP).push(PageId(0));
     assert_eq!(engine.breach(&[(0, 0, &known([1]), true)]), Violation::Closed { slot: A });
 }
 
@@ -201,7 +203,8 @@ fn gaps_in_positions_and_short_tables_are_found() {
     let mut engine = Engine::new();
     engine.open(0, &[0]);
     let found = engine.breach(&[(0, 0, &known([1, 2, 3, 4, 5]), true)]);
-    assert_eq!(found, Violation::TableTooShort { slot: A, needed: 2, len: 1 });
+    let error = BatchError::TableTooShort { row: 0, group: 0, needed: 2, found: 1 };
+    assert_eq!(found, Violation::Batch(error));
 }
 
 #[test]
@@ -321,19 +324,19 @@ fn next_tokens_that_no_step_produces_or_another_slot_does_are_found() {
     let row = Row { slot: A, tokens: span, position: 0, outputs: Span::default() };
     let launched = engine.launch_raw(&[InputToken::Produced(SlotId(1))], &[row], 0, &[], &[]);
     let found = engine.breach_of(launched);
-    assert_eq!(found, Violation::ForeignNextToken { slot: A, named: SlotId(1) });
+    assert_eq!(found, Violation::Batch(BatchError::Produced { row: 0 }));
 }
 
 #[test]
 fn batches_that_are_not_well_formed_are_found() {
     let span = |start, len| Span { start, len };
     let row = |tokens, outputs| Row { slot: A, tokens, position: 0, outputs };
-    let output = |row, token| OutputRequest { row, token, want: Want::Sample };
+    let output = OutputRequest::sample;
     let token = InputToken::Known(1);
     let none = Span::default();
     type Shape<'a> = (&'a str, &'a [InputToken], &'a [Row], u32, &'a [OutputRequest]);
     let cases: &[Shape<'_>] = &[
-        ("EmptyStep", &[], &[], 0, &[]),
+        ("Empty", &[], &[], 0, &[]),
         ("EmptyRow", &[], &[row(none, none)], 0, &[]),
         ("Spans", &[token], &[row(span(1, 1), none)], 0, &[]),
         ("Spans", &[token; 2], &[row(span(0, 1), none)], 0, &[]),
@@ -342,8 +345,8 @@ fn batches_that_are_not_well_formed_are_found() {
         ("TooLarge", &[token], &[row(span(0, 1), none)], 2, &[]),
         ("TooLarge", &[token; 13], &[row(span(0, 13), none)], 0, &[]),
         ("UnknownToken", &[InputToken::Known(11)], &[row(span(0, 1), none)], 0, &[]),
-        ("Output", &[token], &[row(span(0, 1), span(0, 1))], 0, &[output(1, 0)]),
-        ("Output", &[token], &[row(span(0, 1), span(0, 1))], 0, &[output(0, 1)]),
+        ("OutputTokens", &[token], &[row(span(0, 1), span(0, 1))], 0, &[output(1, 0)]),
+        ("OutputTokens", &[token], &[row(span(0, 1), span(0, 1))], 0, &[output(0, 1)]),
         ("Output", &[token; 2], &[row(span(0, 2), span(0, 1))], 0, &[output(0, 0)]),
         ("SlotTwice", &[token; 2], &[row(span(0, 1), none), row(span(1, 1), none)], 0, &[]),
     ];
@@ -352,7 +355,7 @@ fn batches_that_are_not_well_formed_are_found() {
         engine.open(0, &[0]);
         let launched = engine.launch_raw(tokens, rows, *decode_rows, outputs, &[]);
         let found = format!("{:?}", engine.breach_of(launched));
-        assert!(found.starts_with(name), "{found} instead of {name}");
+        assert!(found.starts_with(&format!("Batch({name}")), "{found} instead of {name}");
     }
 }
 
@@ -377,7 +380,10 @@ fn rows_that_are_said_to_share_pages_must_share_them() {
         let launched = engine.launch_raw(&tokens, &rows, 0, &[], &[shared(pages)]);
         assert_eq!(launched.is_err(), is_wrong);
         if is_wrong {
-            assert_eq!(engine.breach_of(launched), Violation::Shared { row: 1, pages });
+            assert_eq!(
+                engine.breach_of(launched),
+                Violation::Batch(BatchError::Shared { row: 1, pages })
+            );
         }
     }
 }

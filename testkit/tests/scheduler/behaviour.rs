@@ -2,12 +2,14 @@
 //!
 //! Each test is a workload of its own through the same driver, so all rules hold here too.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use engine_core::backend::{SlotSampling, StepError, StepResult};
+use engine_core::kv::GroupKind::{self, Full, Windowed};
 use engine_core::schedule::{
-    Arrival, Plan, QueuePolicy, Refusal, RequestId, ScheduleError, Scheduler, SchedulerConfig,
-    SequenceId,
+    Arrival, HostTierConfig, Input, InputError, Plan, PromptWant, QueuePolicy, Refusal, RequestId,
+    ScheduleError, Scheduler, SchedulerConfig, SequenceId, WindowedConfig,
 };
 use engine_core::{Namespace, Retention, Token};
 use testkit::shadow::model;
@@ -154,7 +156,7 @@ fn another_namespace_does_not_wait_for_a_prefix_that_it_can_not_use() {
         let prompt = script.tokens(40);
         script.arrive(0, prompt.clone(), 3);
         let mut other = script.request(prompt, 3, 1);
-        other.namespace = Namespace(namespace);
+        other.namespace = Namespace::tenant(namespace);
         script.actions.push((0, Action::Arrive(other)));
         let report = script.run(roomy(8), false);
         assert_eq!(batches(&report).next().map(|batch| batch.rows.len()), Some(rows));
@@ -245,9 +247,12 @@ fn arrival(request: u64, prompt: Vec<Token>, max_tokens: u32) -> Arrival {
         sampling: Arc::new(SlotSampling::greedy()),
         max_tokens,
         stop_tokens: [].into(),
-        namespace: Namespace(0),
+        namespace: Namespace::tenant(0),
         retention: Retention::default(),
         constrained: false,
+        speculation: false,
+        priority: 0,
+        want: PromptWant::Nothing,
     }
 }
 
@@ -256,58 +261,94 @@ fn what_can_never_run_is_refused_and_leaves_no_trace() {
     let mut config = SchedulerConfig::new(4, 10, 2, 60);
     config.max_waiting = 1;
     let mut scheduler = Scheduler::new(config).unwrap();
-    let mut refusal = |arrival| scheduler.arrive(arrival).unwrap_err();
-    assert_eq!(refusal(arrival(1, vec![], 5)), Refusal::EmptyPrompt);
-    assert_eq!(refusal(arrival(1, vec![1], 0)), Refusal::NothingToGenerate);
+    let refusal = |scheduler: &mut Scheduler, arrival| match scheduler
+        .apply(Input::Arrive(arrival))
+        .unwrap_err()
+    {
+        InputError::Refused(refusal) => refusal,
+        error => panic!("{error}"),
+    };
+    assert_eq!(refusal(&mut scheduler, arrival(1, vec![], 5)), Refusal::EmptyPrompt);
+    assert_eq!(refusal(&mut scheduler, arrival(1, vec![1], 0)), Refusal::NothingToGenerate);
     let too_long = Refusal::PromptTooLong { prompt_len: 60, context_length: 60 };
-    assert_eq!(refusal(arrival(1, vec![1; 60], 5)), too_long);
+    assert_eq!(refusal(&mut scheduler, arrival(1, vec![1; 60], 5)), too_long);
     let never_fits = Refusal::NeverFits { needed: 11, capacity: 10 };
-    assert_eq!(refusal(arrival(1, vec![1; 36], 5)), never_fits);
+    assert_eq!(refusal(&mut scheduler, arrival(1, vec![1; 36], 5)), never_fits);
     assert_eq!(
-        refusal(arrival(1, vec![1; 36], u32::MAX)),
+        refusal(&mut scheduler, arrival(1, vec![1; 36], u32::MAX)),
         Refusal::NeverFits { needed: 15, capacity: 10 }
     );
     assert!(scheduler.is_idle());
-    assert_eq!(scheduler.plan().unwrap(), Plan::Idle);
+    assert!(matches!(scheduler.plan().unwrap(), Plan::Idle));
 
-    scheduler.arrive(arrival(1, vec![1; 36], 4)).unwrap();
-    assert_eq!(scheduler.arrive(arrival(2, vec![1], 1)), Err(Refusal::QueueFull { waiting: 1 }));
-    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
+    scheduler.apply(Input::Arrive(arrival(1, vec![1; 36], 4))).unwrap();
+    let full = refusal(&mut scheduler, arrival(2, vec![1], 1));
+    assert_eq!(full, Refusal::QueueFull { waiting: 1 });
+    assert!(matches!(scheduler.plan().unwrap(), Plan::Launch(_)));
     let id = SequenceId { request: RequestId(1), index: 0 };
-    assert_eq!(scheduler.arrive(arrival(1, vec![1], 1)), Err(Refusal::Exists(id)));
+    let exists = refusal(&mut scheduler, arrival(1, vec![1], 1));
+    assert_eq!(exists, Refusal::Exists(id));
 }
 
 #[test]
 fn limits_that_can_not_serve_anybody_are_refused() {
-    for (pages, max_running, context) in [(0, 1, 10), (1, 0, 10), (1, 1, 1)] {
-        let built = Scheduler::new(SchedulerConfig::new(4, pages, max_running, context));
-        assert!(matches!(built, Err(ScheduleError::Config(_))));
+    let refused = |config: SchedulerConfig| {
+        assert!(
+            matches!(Scheduler::new(config.clone()), Err(ScheduleError::Config(_))),
+            "{config:?}"
+        );
+    };
+    for (page_size, pages, running, context) in
+        [(4, 0, 1, 10), (4, 1, 0, 10), (4, 1, 1, 1), (0, 1, 1, 10)]
+    {
+        refused(SchedulerConfig::new(page_size, pages, running, context));
     }
     let built = Scheduler::new(SchedulerConfig::new(3, 4, 1, 10));
     assert!(matches!(built, Err(ScheduleError::Pool(_))), "3 is no page size");
+
+    let with = |groups: &[GroupKind], windowed_pages: Option<u32>| {
+        let mut config = SchedulerConfig::new(4, 100, 2, 200);
+        config.groups = groups.to_vec();
+        config.windowed = windowed_pages.map(|pages| WindowedConfig { window: 50, pages });
+        config
+    };
+    refused(with(&[], None));
+    refused(with(&[Full, Windowed], None));
+    refused(with(&[Full], Some(50)));
+    refused(with(&[Full, Windowed], Some(14)));
+    let mut enough = with(&[Full, Windowed], Some(15));
+    Scheduler::new(enough.clone()).unwrap();
+    enough.host_tier = Some(HostTierConfig::new(10));
+    refused(enough);
+}
+
+fn nothing(error: Option<StepError>) -> Input<'static> {
+    Input::Commit { result: Cow::Owned(StepResult::default()), error: error.map(Cow::Owned) }
 }
 
 #[test]
 fn a_backend_that_breaks_its_contract_is_an_error() {
     let mut scheduler = Scheduler::new(SchedulerConfig::new(4, 10, 2, 40)).unwrap();
-    let nothing = StepResult::default();
-    let committed = scheduler.commit(&nothing, None);
-    assert!(matches!(committed, Err(ScheduleError::NothingInFlight)));
-    scheduler.arrive(arrival(1, vec![1, 2], 2)).unwrap();
-    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
-    let committed = scheduler.commit(&nothing, None);
-    assert!(matches!(committed, Err(ScheduleError::MissingOutput { step: 0, output: 0 })));
+    let committed = scheduler.apply(nothing(None)).unwrap_err();
+    assert!(matches!(committed, InputError::Schedule(ScheduleError::NothingInFlight)));
+    let committed = scheduler.apply(Input::CopiesDone { error: None }).unwrap_err();
+    assert!(matches!(committed, InputError::Schedule(ScheduleError::NothingInFlight)));
+    scheduler.apply(Input::Arrive(arrival(1, vec![1, 2], 2))).unwrap();
+    assert!(matches!(scheduler.plan().unwrap(), Plan::Launch(_)));
+    let committed = scheduler.apply(nothing(None)).unwrap_err();
+    let InputError::Schedule(error) = committed else { panic!("{committed}") };
+    assert!(matches!(error, ScheduleError::Answer { step: 0, output: 0, found: 0, most: 1 }));
 }
 
 #[test]
 fn lost_kv_ends_the_step_s_sequences_and_no_waiting_one() {
     let mut scheduler = Scheduler::new(SchedulerConfig::new(4, 10, 1, 40)).unwrap();
-    scheduler.arrive(arrival(1, vec![1, 2], 2)).unwrap();
-    scheduler.arrive(arrival(2, vec![3, 4], 2)).unwrap();
-    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
+    scheduler.apply(Input::Arrive(arrival(1, vec![1, 2], 2))).unwrap();
+    scheduler.apply(Input::Arrive(arrival(2, vec![3, 4], 2))).unwrap();
+    assert!(matches!(scheduler.plan().unwrap(), Plan::Launch(_)));
     let lost = StepError::KvLost { reason: "gone".into() };
-    scheduler.commit(&StepResult::default(), Some(&lost)).unwrap();
+    scheduler.apply(nothing(Some(lost))).unwrap();
     assert_eq!(scheduler.tokens(SequenceId { request: RequestId(1), index: 0 }), None);
     assert_eq!(scheduler.stats().waiting, 1);
-    assert_eq!(scheduler.plan().unwrap(), Plan::Launch);
+    assert!(matches!(scheduler.plan().unwrap(), Plan::Launch(_)));
 }

@@ -1,36 +1,32 @@
 //! The driver's part in copies between the tiers.
 
-use engine_core::backend::{Deadline, Executor, StepError, Ticket};
+use std::borrow::Cow;
 
-use crate::driver::{Driver, Launched, broken};
-use crate::log::Entry;
+use engine_core::backend::{Deadline, Executor, PageCopy, StepError, Ticket};
+use engine_core::schedule::Input;
+
+use crate::driver::Driver;
 use crate::rules::Failure;
 
 impl Driver {
     /// Starts what the plan orders, after its launch if there was one.
-    pub(crate) fn start_copies(&mut self, has_launched: bool) -> Result<(), Failure> {
-        if self.scheduler.copies().is_empty() {
-            return Ok(());
+    pub(crate) fn start_copies(
+        &mut self,
+        launched: Option<&Result<Ticket, StepError>>,
+        copies: &[PageCopy],
+    ) -> Result<Option<Result<Ticket, StepError>>, Failure> {
+        if copies.is_empty() {
+            return Ok(None);
         }
-        let launched = self.launched.back().filter(|_| has_launched);
-        let ticket = match launched.and_then(|launched| launched.ticket.as_ref()) {
+        let started = match launched {
             // There is nothing left to copy.
             Some(Err(error @ StepError::KvLost { .. })) => Err(error.clone()),
-            _ => self.executor.transfer(self.scheduler.copies()),
+            _ => self.executor.transfer(copies),
         };
         if !self.ledger.violations().is_empty() {
             return Err(self.first_violation());
         }
-        match self.launched.back_mut().filter(|_| has_launched) {
-            Some(launched) => launched.copies = Some(ticket),
-            None => self.launched.push_back(Launched {
-                ticket: None,
-                copies: Some(ticket),
-                seeds: Vec::new(),
-                is_lost: false,
-            }),
-        }
-        Ok(())
+        Ok(Some(started))
     }
 
     /// Waits for copies and commits them.
@@ -46,8 +42,6 @@ impl Driver {
         if let Some(StepError::KvLost { .. }) = error {
             self.launched.iter_mut().for_each(|launched| launched.is_lost = true);
         }
-        self.log.push(Entry::CommitCopies(error.clone()));
-        self.scheduler.commit_copies(error.as_ref()).map_err(broken)?;
-        self.after_change()
+        self.tell(Input::CopiesDone { error: error.map(Cow::Owned) })
     }
 }

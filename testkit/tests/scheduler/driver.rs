@@ -1,22 +1,24 @@
 //! Runs a workload on the shadow backend, checks everything after every step, and compares every
 //! sequence with what it generates alone.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use engine_core::Token;
 use engine_core::backend::{
-    Batch, CompileOptions, Deadline, Executor, GroupId, Limits, Mask, Masks, SlotSampling,
+    CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, Mask, Masks, SlotSampling,
     StepError, StepResult, Ticket,
 };
+use engine_core::kv::GroupKind;
 use engine_core::schedule::{
-    Arrival, FinishReason, ForkError, Plan, Refusal, RequestId, Scheduler, SchedulerConfig,
-    SequenceId,
+    Arrival, Deferred, FinishReason, Input, InputError, InputLog, Plan, PromptWant, Refusal,
+    RequestId, Scheduler, SchedulerConfig, SequenceId,
 };
 use testkit::faults::Faults;
 use testkit::shadow::{Expectation, Ledger, ShadowExecutor};
 
-use crate::log::{Entry, Snapshot};
+use crate::log::{Entry, Planned};
 use crate::rules::{Failure, Report};
 use crate::workload::{Action, Case, Request};
 
@@ -32,9 +34,16 @@ pub(crate) fn limits(config: &SchedulerConfig) -> Limits {
     Limits {
         rows: config.max_running,
         tokens: config.step_tokens() as u32,
-        outputs: config.max_running,
+        outputs: config.step_outputs() as u32,
         slots: config.max_running,
-        pages: vec![config.pages],
+        pages: config.groups.iter().map(|&kind| pages_of(config, kind)).collect(),
+    }
+}
+
+fn pages_of(config: &SchedulerConfig, kind: GroupKind) -> u32 {
+    match kind {
+        GroupKind::Full => config.pages,
+        GroupKind::Windowed => config.windowed.map_or(0, |group| group.pages),
     }
 }
 
@@ -47,12 +56,26 @@ pub(crate) struct Driver {
     pub(crate) requests: Vec<Option<SequenceId>>,
     pub(crate) arrivals: u64,
     pub(crate) launched: VecDeque<Launched>,
+    /// Outputs of the step launched last that wait for masks, with the tokens proposed in each.
+    deferred: Vec<(Deferred, Vec<Token>)>,
     /// Seeds of the sequences that a fault has to end.
     pub(crate) struck: HashSet<u64>,
     pub(crate) result: StepResult,
     pub(crate) cached_tokens: u64,
     pub(crate) admitted: Vec<SequenceId>,
     pub(crate) log: Vec<Entry>,
+    pub(crate) recorded: Option<InputLog<Vec<u8>>>,
+}
+
+/// What came of a plan.
+enum Started {
+    /// A step was launched, or could not be.
+    Step {
+        is_launched: bool,
+    },
+    /// Nothing, or copies alone.
+    Nothing,
+    Idle,
 }
 
 /// What one plan launched and started, or tried to.
@@ -95,12 +118,12 @@ impl Driver {
         );
         options.host_pages = config.host_tier.iter().map(|tier| tier.pages).collect();
         let shadow = ShadowExecutor::new(&options, case.vocab_size, ledger.clone())
-            .map_err(|error| Failure::Rule(error.to_string()))?;
-        let mut scheduler = Scheduler::new(config).map_err(broken)?;
-        if let Some(bug) = case.cache_bug {
-            scheduler.plant_in_cache(bug);
-        }
+            .map_err(|error| Failure::Rule(error.to_string()))?
+            .with_windows(case.windows.iter().copied());
+        let scheduler = Scheduler::new(config).map_err(broken)?;
+        let recorded = case.is_recorded.then(|| InputLog::new(Vec::new(), scheduler.config()));
         Ok(Self {
+            recorded: recorded.transpose().map_err(broken)?,
             scheduler,
             executor: Faults::new(shadow, case.faults.iter().cloned())
                 .with_transfer_faults(case.transfer_faults.iter().copied())
@@ -110,6 +133,7 @@ impl Driver {
             requests: Vec::new(),
             arrivals: 0,
             launched: VecDeque::new(),
+            deferred: Vec::new(),
             struck: HashSet::new(),
             result: StepResult::default(),
             cached_tokens: 0,
@@ -128,10 +152,8 @@ impl Driver {
             while let Some((_, action)) = actions.next_if(|(due, _)| *due <= time) {
                 self.act(action)?;
             }
-            match self.plan()? {
-                Plan::Launch => {
-                    let is_launched = self.launch();
-                    self.start_copies(true)?;
+            match self.start()? {
+                Started::Step { is_launched } => {
                     while self.launched.len() > 1 {
                         self.commit()?;
                     }
@@ -141,14 +163,13 @@ impl Driver {
                         self.commit()?;
                     }
                 }
-                Plan::Sync => {
-                    self.start_copies(false)?;
+                Started::Nothing => {
                     if self.launched.is_empty() {
                         return Err(Failure::Rule("sync, but nothing is in flight".into()));
                     }
                     self.commit()?;
                 }
-                Plan::Idle => match actions.peek() {
+                Started::Idle => match actions.peek() {
                     None => return Ok(()),
                     Some(&&(due, _)) => time = due,
                 },
@@ -167,16 +188,12 @@ impl Driver {
                 for index in 0..samples {
                     self.ask(SequenceId { index, ..id }, FinishReason::Abort);
                 }
-                self.log.push(Entry::Abort(id.request, samples));
-                self.scheduler.abort(id.request, samples).map_err(broken)?;
-                self.after_change()
+                self.tell(Input::Abort { request: id.request, samples })
             }
             Action::Stop(index) => {
                 let Some(&Some(id)) = self.requests.get(*index) else { return Ok(()) };
                 self.ask(id, FinishReason::Stop);
-                self.log.push(Entry::End(id, FinishReason::Stop));
-                self.scheduler.end(id, FinishReason::Stop).map_err(broken)?;
-                self.after_change()
+                self.tell(Input::End { id, reason: FinishReason::Stop })
             }
             Action::Fork(index, request) => {
                 let Some(&Some(parent)) = self.requests.get(*index) else { return Ok(()) };
@@ -199,16 +216,18 @@ impl Driver {
         for (index, sampling) in request.samples.iter().enumerate() {
             let id = SequenceId { request: number, index: index as u32 };
             let arrival = arrival(id, request, sampling);
-            let refusal =
-                self.scheduler.config().check(arrival.prompt.len(), arrival.max_tokens as usize);
-            self.log.push(Entry::Arrive(arrival.clone()));
-            match self.scheduler.arrive(arrival.clone()) {
+            let refusal = self.scheduler.config().check(
+                arrival.prompt.len(),
+                arrival.max_tokens as usize,
+                arrival.want,
+            );
+            match self.apply(Input::Arrive(arrival.clone())) {
                 Ok(()) => {
                     self.track(arrival, request.samples.len() as u32);
                     first = first.or(Some(id));
                 }
-                Err(found) if refusal.as_ref() == Err(&found) => {}
-                Err(Refusal::QueueFull { waiting })
+                Err(InputError::Refused(found)) if refusal.as_ref() == Err(&found) => {}
+                Err(InputError::Refused(Refusal::QueueFull { waiting }))
                     if waiting >= self.scheduler.config().max_waiting => {}
                 Err(found) => return Err(Failure::Rule(format!("refused: {found}"))),
             }
@@ -221,23 +240,22 @@ impl Driver {
         let id = SequenceId { request: self.next_request(), index: 0 };
         let Some(sampling) = request.samples.first() else { return Ok(()) };
         let mut branch = arrival(id, request, sampling);
-        self.log.push(Entry::Fork(parent, branch.clone()));
         let is_live = self.tracked[&parent].finished.is_none();
         let mut prompt = self.scheduler.tokens(parent).unwrap_or_default().to_vec();
         prompt.extend_from_slice(&branch.prompt);
         let namespace = self.ledger_namespace(parent);
-        match self.scheduler.fork(parent, branch.clone()) {
+        match self.apply(Input::Fork { parent, branch: branch.clone() }) {
             Ok(()) => {
                 branch.prompt = prompt;
-                branch.namespace.0 = namespace;
+                branch.namespace.tenant = namespace;
                 self.track(branch, 1);
             }
-            Err(ForkError::Refused(Refusal::Unknown(_))) if !is_live => {}
-            Err(ForkError::Refused(Refusal::QueueFull { waiting }))
+            Err(InputError::Refused(Refusal::Unknown(_))) if !is_live => {}
+            Err(InputError::Refused(Refusal::QueueFull { waiting }))
                 if waiting >= self.scheduler.config().max_waiting => {}
-            Err(ForkError::Refused(found)) if is_live => {
+            Err(InputError::Refused(found)) if is_live => {
                 let config = self.scheduler.config();
-                let refusal = config.check(prompt.len(), branch.max_tokens as usize);
+                let refusal = config.check(prompt.len(), branch.max_tokens as usize, branch.want);
                 if refusal != Err(found.clone()) {
                     return Err(Failure::Rule(format!("a fork was refused: {found}")));
                 }
@@ -261,7 +279,7 @@ impl Driver {
         let room = self.scheduler.config().context_length - arrival.prompt.len();
         let max_tokens = (arrival.max_tokens as usize).min(room);
         let longest = (arrival.prompt.len() + max_tokens - 1) as u32;
-        let namespace = arrival.namespace.0;
+        let namespace = arrival.namespace.tenant;
         self.ledger.expect(arrival.sampling.seed, Expectation { namespace, longest });
         let tracked = Tracked {
             prompt: arrival.prompt,
@@ -278,59 +296,97 @@ impl Driver {
         self.tracked.insert(arrival.id, tracked);
     }
 
-    fn plan(&mut self) -> Result<Plan, Failure> {
+    /// Tells the scheduler something that it can't refuse.
+    pub(crate) fn tell(&mut self, input: Input<'static>) -> Result<(), Failure> {
+        self.apply(input).map_err(broken)?;
+        self.after_change()
+    }
+
+    fn apply(&mut self, input: Input<'static>) -> Result<(), InputError> {
+        self.log.push(Entry::Input(input.clone()));
+        if let Some(recorded) = &mut self.recorded {
+            let _written = recorded.input(&input);
+        }
+        self.scheduler.apply(input)
+    }
+
+    /// Plans, and starts what the plan lends.
+    fn start(&mut self) -> Result<Started, Failure> {
         let in_flight = self.scheduler.in_flight() + self.scheduler.copies_in_flight();
         let before = self.scheduler.stats();
-        let now = before.steps;
-        self.scheduler.advance(now);
-        self.log.push(Entry::Advance(now));
-        let plan = self.scheduler.plan().map_err(broken)?;
+        self.tell(Input::Tick { now: before.steps })?;
+        let groups = self.scheduler.config().groups.clone();
+        let planned = Planned::of(&self.scheduler.plan().map_err(broken)?, groups.len());
+        if let Some(recorded) = &mut self.recorded {
+            recorded.plan(&self.scheduler.last_plan()).map_err(broken)?;
+        }
         let after = self.scheduler.stats();
         if in_flight > 0 && after.retractions > before.retractions {
             return Err(Failure::Rule("retracted while a step is in flight".into()));
         }
         self.check_admission()?;
-        let batch = (plan == Plan::Launch).then(|| Snapshot::of(&self.scheduler.batch()));
-        if let Some(batch) = &batch {
+        if let Some(batch) = &planned.batch {
             self.check_prefill(batch)?;
         }
-        self.log.push(Entry::Plan(plan, batch, self.scheduler.copies().to_vec()));
+        self.log.push(Entry::Plan(planned.clone()));
         self.after_change()?;
-        Ok(plan)
+        if planned.is_idle {
+            return Ok(Started::Idle);
+        }
+        let mut ticket = None;
+        self.deferred.clear();
+        if let Plan::Launch(step) = self.scheduler.last_plan() {
+            let pool = self.scheduler.pool();
+            for (group, &kind) in (0..).map(GroupId).zip(&groups) {
+                self.executor.inner_mut().poison(group, |page| pool.is_free(kind, page));
+            }
+            self.deferred.extend(step.deferred.iter().map(|&deferred| {
+                let run = step.batch.outputs[deferred.output as usize].tokens.range();
+                let proposed =
+                    step.batch.tokens[run].iter().skip(1).filter_map(|token| match token {
+                        InputToken::Known(token) => Some(*token),
+                        InputToken::Produced(_) => None,
+                    });
+                (deferred, proposed.collect())
+            }));
+            ticket = Some(self.executor.launch(&step.batch));
+        }
+        let copies = self.start_copies(ticket.as_ref(), &planned.copies)?;
+        let started = match &ticket {
+            Some(ticket) => Started::Step { is_launched: ticket.is_ok() },
+            None => Started::Nothing,
+        };
+        if ticket.is_some() || copies.is_some() {
+            let seeds = planned.batch.map_or(Vec::new(), |batch| batch.seeds);
+            self.launched.push_back(Launched { ticket, copies, seeds, is_lost: false });
+        }
+        Ok(started)
     }
 
-    fn launch(&mut self) -> bool {
-        let pool = self.scheduler.pool();
-        self.executor.inner_mut().poison(GroupId(0), |page| pool.is_free(page));
-        let batch: Batch<'_> = self.scheduler.batch();
-        let seeds = Snapshot::of(&batch).seeds;
-        let ticket = self.executor.launch(&batch);
-        let is_launched = ticket.is_ok();
-        let (ticket, copies) = (Some(ticket), None);
-        self.launched.push_back(Launched { ticket, copies, seeds, is_lost: false });
-        is_launched
-    }
-
-    /// Samples the step launched last, if that was deferred, under masks that depend on the tokens
-    /// of all steps before it.
+    /// Samples what is deferred of the step launched last, under masks that depend on the tokens of
+    /// all steps before it.
     fn sample_deferred(&mut self, vocab_size: u32) -> Result<(), Failure> {
-        let constrained = self.scheduler.constrained_outputs();
         let Some(Launched { ticket: Some(Ok(ticket)), .. }) = self.launched.back() else {
             return Ok(());
         };
-        if constrained.is_empty() {
+        if self.deferred.is_empty() {
             return Ok(());
         }
-        let allowed: Vec<(u32, [u32; 1])> = constrained
+        let mut allowed: Vec<(u32, u32, [u32; 1])> = Vec::new();
+        for (Deferred { output, id }, proposed) in &self.deferred {
+            let Some(known) = self.scheduler.tokens(*id) else { continue };
+            let mut known = known.to_vec();
+            for index in 0..=proposed.len() {
+                known.extend(index.checked_sub(1).map(|before| proposed[before]));
+                let tokens = (0..vocab_size).filter(|&token| may_follow(&known, token));
+                let bits = tokens.fold(0, |bits, token| bits | 1 << token);
+                allowed.push((*output, index as u32, [bits]));
+            }
+        }
+        let entries: Vec<Mask<'_>> = allowed
             .iter()
-            .filter_map(|&(output, id)| {
-                let known = self.scheduler.tokens(id)?;
-                let allowed = (0..vocab_size).filter(|&token| may_follow(known, token));
-                Some((output, [allowed.fold(0, |bits, token| bits | 1 << token)]))
-            })
+            .map(|(output, index, allowed)| Mask { output: *output, index: *index, allowed })
             .collect();
-        let entries: Vec<Mask<'_>> =
-            allowed.iter().map(|(output, allowed)| Mask { output: *output, allowed }).collect();
         let sampled = self.executor.sample(ticket, &Masks { entries: &entries });
         sampled.map_err(|_| self.first_violation())
     }
@@ -371,9 +427,8 @@ impl Driver {
         }
         let error = outcome.err();
         self.strike(&launched.seeds, launched.is_lost, error.as_ref());
-        self.log.push(Entry::Commit(self.result.clone(), error.clone()));
-        self.scheduler.commit(&self.result, error.as_ref()).map_err(broken)?;
-        self.after_change()
+        let result = Cow::Owned(self.result.clone());
+        self.tell(Input::Commit { result, error: error.map(Cow::Owned) })
     }
 }
 
@@ -392,6 +447,10 @@ fn arrival(id: SequenceId, request: &Request, sampling: &Arc<SlotSampling>) -> A
         namespace: request.namespace,
         retention: request.retention,
         constrained: request.constrained,
+        // Some don't wish it.
+        speculation: !sampling.seed.is_multiple_of(8),
+        priority: 0,
+        want: PromptWant::Nothing,
     }
 }
 

@@ -39,8 +39,8 @@ fn driven_off(script: &mut Script) -> (Vec<u32>, u64) {
 /// Copies in the direction of `to`, by plan.
 fn copies(report: &Report, to: Tier) -> Vec<usize> {
     let plans = report.log.iter().filter_map(|entry| match entry {
-        Entry::Plan(_, _, copies) => Some(copies.iter().filter(|copy| copy.to.0 == to).count()),
-        _ => None,
+        Entry::Plan(planned) => Some(planned.copies.iter().filter(|copy| copy.to.0 == to).count()),
+        Entry::Input(_) => None,
     });
     plans.filter(|&count| count > 0).collect()
 }

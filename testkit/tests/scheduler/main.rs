@@ -10,12 +10,12 @@ mod copies;
 mod driver;
 mod host_tier;
 mod log;
+mod recorded;
 mod rules;
 mod script;
 mod workload;
 
-use engine_core::schedule::SeededBug;
-use rules::{Failure, Report};
+use rules::Report;
 use workload::{Case, Flavour};
 
 /// Seeds to run: as many as the test wants, or what the environment says.
@@ -44,6 +44,8 @@ fn check(flavour: Flavour, usually: u64) -> Sum {
                 sum.host_hits += stats.host_hits;
                 sum.to_host += stats.pages_to_host;
                 sum.failed_transfers += stats.failed_transfers;
+                sum.proposed += stats.proposed_tokens;
+                sum.accepted += stats.accepted_tokens;
             }
         }
     }
@@ -62,6 +64,8 @@ struct Sum {
     host_hits: u64,
     to_host: u64,
     failed_transfers: u64,
+    proposed: u64,
+    accepted: u64,
 }
 
 #[test]
@@ -103,57 +107,50 @@ fn copies_that_fail_change_no_token() {
 }
 
 #[test]
+fn windowed_groups_change_no_token() {
+    let sum = check(Flavour { windowed: true, ..Flavour::default() }, 2000);
+    if sum.cases >= 100 {
+        assert!(sum.cached > sum.cases && sum.retractions > sum.cases / 60, "{sum:?}");
+    }
+}
+
+#[test]
+fn speculation_changes_no_token() {
+    let sum = check(Flavour { speculation: true, ..Flavour::default() }, 2500);
+    if sum.cases >= 100 {
+        assert!(sum.proposed > 4 * sum.cases && sum.accepted > sum.cases, "{sum:?}");
+    }
+}
+
+#[test]
+fn speculation_survives_faults_and_the_host_tier() {
+    let faults = Flavour { speculation: true, faults: true, ..Flavour::default() };
+    check(faults, 800);
+    check(Flavour { host: true, ..faults }, 600);
+}
+
+#[test]
+fn speculation_in_windowed_groups_changes_no_token() {
+    check(Flavour { speculation: true, windowed: true, ..Flavour::default() }, 1200);
+    let wide = Flavour { speculation: true, windowed: true, wide: true, ..Flavour::default() };
+    check(wide, 30);
+}
+
+#[test]
+fn windowed_groups_survive_faults() {
+    check(Flavour { windowed: true, faults: true, ..Flavour::default() }, 800);
+}
+
+#[test]
 fn a_log_of_inputs_replays_every_decision() {
     for seed in seeds(200) {
-        let flavour = Flavour { faults: seed % 3 == 0, host: seed % 2 == 0, wide: false };
+        let faults = seed % 3 == 0;
+        let (host, windowed) = (seed % 4 == 0, seed % 4 == 1);
+        let speculation = seed % 5 < 2;
+        let flavour = Flavour { faults, host, windowed, speculation, ..Flavour::default() };
         let case = Case::new(seed, flavour);
         let report = driver::run(&case).unwrap_or_else(|failure| panic!("{seed}: {failure}"));
         let differs = log::replay(case.config.clone(), &report.log);
         assert_eq!(differs, None, "UNDERSTORY_SEED={seed}: the replay decides otherwise there");
     }
-}
-
-/// Cases that a planted bug has to be caught in. Without a bug they pass: see the tests above.
-const CASES_A_BUG: u64 = 800;
-
-/// Plants a bug in one case after the other. Returns what the first one that fails finds.
-fn catch(plant: impl Fn(&mut Case)) -> Option<(u64, Failure)> {
-    (0..CASES_A_BUG).find_map(|number| {
-        let flavour = Flavour { faults: number % 2 == 1, host: number % 4 >= 2, wide: false };
-        let mut case = Case::new(number / 4, flavour);
-        plant(&mut case);
-        // A broken cache may well overflow a count, which in this build is a panic.
-        let found = std::panic::catch_unwind(|| driver::run(&case).err());
-        found.unwrap_or(Some(Failure::Panic)).map(|failure| (number, failure))
-    })
-}
-
-#[test]
-fn every_bug_planted_in_the_scheduler_is_caught() {
-    let missed = SeededBug::ALL.iter().filter(|&&bug| {
-        let caught = catch(|case| case.config.seeded_bug = Some(bug));
-        println!("{bug:?}: {caught:?}");
-        caught.is_none()
-    });
-    assert_eq!(missed.collect::<Vec<_>>(), Vec::<&SeededBug>::new());
-}
-
-#[test]
-fn bugs_planted_in_the_prefix_cache_are_caught() {
-    use radix_cache::SeededBug;
-    // The others need collisions of hashes or failing transfers, which workloads don't bring:
-    // the cache's own tests plant them.
-    let bugs = [
-        SeededBug::IgnoreNamespace,
-        SeededBug::ReplaceOnInsert,
-        SeededBug::UnlockBeforeLock,
-        SeededBug::SplitForgetsLockCount,
-        SeededBug::EvictLocked,
-    ];
-    let missed = bugs.into_iter().filter(|&bug| {
-        let caught = catch(|case| case.cache_bug = Some(bug));
-        println!("{bug:?}: {caught:?}");
-        caught.is_none()
-    });
-    assert_eq!(missed.collect::<Vec<_>>(), []);
 }

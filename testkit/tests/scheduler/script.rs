@@ -48,7 +48,7 @@ impl Script {
             samples: samples.collect(),
             max_tokens,
             stop_tokens: [].into(),
-            namespace: Namespace(0),
+            namespace: Namespace::tenant(0),
             retention: Retention::default(),
             constrained: false,
         }
@@ -75,10 +75,11 @@ impl Script {
             config,
             overlapped,
             vocab_size: VOCABULARY,
+            windows: vec![None],
+            is_recorded: false,
             actions: self.actions,
             faults: faults.to_vec(),
             transfer_faults: transfer_faults.to_vec(),
-            cache_bug: None,
         };
         driver::run(&case).unwrap_or_else(|failure| panic!("{failure}\n{case:#?}"))
     }
@@ -91,7 +92,7 @@ pub(crate) fn roomy(max_running: u32) -> SchedulerConfig {
 
 pub(crate) fn batches(report: &Report) -> impl Iterator<Item = &Snapshot> {
     report.log.iter().filter_map(|entry| match entry {
-        Entry::Plan(_, batch, _) => batch.as_ref(),
-        _ => None,
+        Entry::Plan(planned) => planned.batch.as_ref(),
+        Entry::Input(_) => None,
     })
 }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use engine_core::backend::SlotSampling;
-use engine_core::schedule::{HostTierConfig, QueuePolicy, SchedulerConfig};
+use engine_core::kv::GroupKind;
+use engine_core::schedule::{
+    HostTierConfig, QueuePolicy, SchedulerConfig, Speculation, WindowedConfig,
+};
 use engine_core::{Namespace, Policy, Retention, Token, WritePolicy};
 use testkit::faults::{Fault, TransferFault};
 use testkit::random::Random;
@@ -14,14 +17,16 @@ pub(crate) struct Case {
     pub(crate) config: SchedulerConfig,
     pub(crate) overlapped: bool,
     pub(crate) vocab_size: u32,
+    /// Windows of the executor's groups.
+    pub(crate) windows: Vec<Option<u32>>,
     /// In the order of their times.
     pub(crate) actions: Vec<(u64, Action)>,
     /// By step.
     pub(crate) faults: Vec<(u64, Fault)>,
     /// By transfer.
     pub(crate) transfer_faults: Vec<(u64, TransferFault)>,
-    /// Planted in the prefix cache.
-    pub(crate) cache_bug: Option<radix_cache::SeededBug>,
+    /// Write a log for [`replay`](engine_core::schedule::replay).
+    pub(crate) is_recorded: bool,
 }
 
 /// What the world does to the scheduler, before the plan of some round.
@@ -57,6 +62,12 @@ pub(crate) struct Flavour {
     pub(crate) wide: bool,
     /// A second tier, and too little room without it.
     pub(crate) host: bool,
+    /// Windowed groups, beside full ones or alone.
+    pub(crate) windowed: bool,
+    /// Tokens are proposed and verified.
+    pub(crate) speculation: bool,
+    /// More than a thousand requests, recorded.
+    pub(crate) long: bool,
 }
 
 impl Case {
@@ -108,6 +119,7 @@ impl Draw {
             self.stems.push((0..len).map(|_| random.below(vocab_size as usize) as Token).collect());
         }
         let requests = match flavour {
+            Flavour { long: true, .. } => 1500,
             Flavour { wide: true, .. } => 64,
             Flavour { host: true, .. } => random.between(6, 24),
             _ => random.between(1, 10),
@@ -163,8 +175,28 @@ impl Draw {
                 transfer_faults = self.transfer_faults();
             }
         }
-        let cache_bug = None;
-        Case { config, overlapped, vocab_size, actions, faults, transfer_faults, cache_bug }
+        if flavour.speculation {
+            let random = &mut self.random;
+            let mut speculation = Speculation::default();
+            speculation.max_draft = random.between(1, 8) as u8;
+            speculation.min_match = random.between(1, 3) as u8;
+            speculation.lookback = random.between(4, 100) as u32;
+            speculation.step_tokens = random.between(1, 32) as u32;
+            config.speculation = Some(speculation);
+        }
+        let windows =
+            if flavour.windowed { self.add_windows(&mut config, longest) } else { vec![None] };
+        let is_recorded = flavour.long;
+        Case {
+            config,
+            overlapped,
+            vocab_size,
+            windows,
+            actions,
+            faults,
+            transfer_faults,
+            is_recorded,
+        }
     }
 
     /// A tier on the host, from one page to more than the device has, and a device that holds
@@ -178,6 +210,49 @@ impl Draw {
         tier.write = *random.pick(&policies).unwrap_or(&WritePolicy::Back);
         tier.min_load_tokens = *random.pick(&[1, 1, 20]).unwrap_or(&1);
         config.host_tier = Some(tier);
+    }
+
+    /// Groups of both kinds, or windowed ones alone, with pages for one window, or more. Windows
+    /// may differ: the scheduler is told the widest.
+    fn add_windows(&mut self, config: &mut SchedulerConfig, longest: usize) -> Vec<Option<u32>> {
+        use GroupKind::{Full, Windowed};
+        let random = &mut self.random;
+        let kinds: [&[GroupKind]; 6] = [
+            &[Full, Windowed],
+            &[Full, Windowed],
+            &[Windowed, Full],
+            &[Windowed, Full, Windowed, Full],
+            &[Windowed],
+            &[Full, Full],
+        ];
+        config.groups = random.pick(&kinds).copied().unwrap_or(&[Full]).to_vec();
+        let has_full = config.groups.contains(&Full);
+        // Without a full group, only what a window covers tells what came before it.
+        let narrowest = if has_full { 1 } else { 2 };
+        let window = random.between(narrowest, longest + 8);
+        let reach = (window - 1).div_ceil(config.page_size);
+        let smallest = reach + 2 + 8usize.div_ceil(config.page_size);
+        let pages = match random.below(3) {
+            0 => smallest,
+            1 => smallest + random.below(smallest * 2),
+            _ => smallest * 16,
+        };
+        // Chunks are as short as the windowed pages that are left.
+        if let Some(every) = &mut config.retract_every {
+            *every += longest.div_ceil(config.page_size) as u64;
+        }
+        let has_window = config.groups.contains(&Windowed);
+        config.windowed = has_window.then_some(WindowedConfig { window, pages: pages as u32 });
+        if !has_full {
+            config.pages = config.pages.max(200);
+        }
+        let mut widest = Some(window);
+        let groups = config.groups.clone();
+        let windows = groups.iter().map(|kind| match kind {
+            Full => None,
+            Windowed => Some(widest.take().unwrap_or_else(|| random.between(1, window)) as u32),
+        });
+        windows.collect()
     }
 
     fn transfer_faults(&mut self) -> Vec<(u64, TransferFault)> {
@@ -254,7 +329,7 @@ impl Draw {
             Vec::new()
         };
         let max_tokens = random.between(1, most_tokens) as u32;
-        let namespace = Namespace(random.below(namespaces) as u64);
+        let namespace = Namespace::tenant(random.below(namespaces) as u64);
         let samples = vec![self.sampling(30)];
         let constrained = self.random.chance(20);
         let retention = self.retention();

@@ -4,9 +4,9 @@
 //! portable lowering; then each device calls the kernel on its own heads. The kernel reads the KV
 //! array as it lies, so there is no copy of it.
 
-use engine_core::{
-    backend::BackendError,
-    model::{Attention, Op, Program},
+use backend_api::{
+    BackendError,
+    program::{Attention, Op, Program},
 };
 
 use super::{Heads, kv_index};
@@ -140,7 +140,7 @@ pub(crate) struct RaggedRows {
 impl RaggedRows {
     /// Reads them off a step's control vector; see [`StepShape::control_len`].
     pub(crate) fn new(f: &mut Function, control: &Value, shape: StepShape) -> Self {
-        let mut start = 3 * shape.tokens() + shape.outputs;
+        let mut start = 3 * shape.tokens() + shape.outputs + shape.hidden;
         let mut next = |f: &mut Function, size: usize| {
             start += size;
             f.slice(control, 0, start - size, size)
@@ -270,10 +270,13 @@ impl Heads<'_> {
 
 #[cfg(test)]
 mod tests {
-    use engine_core::model::{AttentionOptions, ProgramBuilder, Split};
+    use backend_api::program::{AttentionOptions, ProgramBuilder, Split};
 
     use super::*;
-    use crate::{lower::step::step, stablehlo::Element};
+    use crate::{
+        lower::{Placed, step::step},
+        stablehlo::Element,
+    };
 
     const TPU: &str = "TPU v6 lite";
 
@@ -301,7 +304,7 @@ mod tests {
     }
 
     fn shape() -> StepShape {
-        StepShape { decode: 3, blocks: 5, block: 1, outputs: 3, is_ragged: true }
+        StepShape { decode: 3, blocks: 5, block: 1, outputs: 3, hidden: 0, is_ragged: true }
     }
 
     fn planned(program: &Program, devices: usize, folder: &std::path::Path) -> AttentionPlan {
@@ -321,8 +324,9 @@ mod tests {
         Kernels::write_stand_ins(folder.path(), &kernels);
         let plan = planned(program, devices, folder.path());
         assert_eq!(plan.used, AttentionUsed::Pallas);
-        let module = step(program, &placement, &geometry(), plan.kernels.as_ref(), shape());
-        module.expect("the program lowers").text
+        let (program, geometry, kernels) = (program.clone(), geometry(), plan.kernels);
+        let placed = Placed { program, placement, geometry, kernels };
+        step(&placed, shape()).expect("the program lowers").text
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The parts of which the llama-like families are put together, with Hugging Face's names.
 
 use super::OUTPUT_WEIGHT;
-use crate::model::builder::{AttentionOptions, ProgramBuilder, Rotary};
 use crate::model::config::ModelConfig;
-use crate::model::program::{Activation, Program, ProgramError, Split, ValueId};
+use backend_api::program::{Activation, Program, ProgramError, Split, ValueId};
+use backend_api::program::{AttentionOptions, ProgramBuilder, Rotary};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 

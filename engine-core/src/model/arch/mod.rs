@@ -6,7 +6,7 @@ mod qwen2;
 mod qwen3;
 
 use super::config::{Architecture, ModelConfig};
-use super::program::{Program, ProgramError};
+use backend_api::program::{Program, ProgramError};
 
 /// Name of the output layer's weight, in checkpoints that have one.
 pub const OUTPUT_WEIGHT: &str = "lm_head.weight";

@@ -2,7 +2,7 @@
 
 use super::decoder::Decoder;
 use crate::model::config::ModelConfig;
-use crate::model::program::{Program, ProgramError};
+use backend_api::program::{Program, ProgramError};
 
 pub(super) fn build(
     config: &ModelConfig,

@@ -1,5 +1,6 @@
 //! What can be wrong with a model's configuration.
 
+use crate::error::clip;
 use std::{io, path::PathBuf};
 
 use super::Architecture;
@@ -38,7 +39,7 @@ pub enum ConfigError {
         source: WeightsError,
     },
     /// A model family that this crate has no program for.
-    #[error("architecture `{found}` is not supported (supported: {})", supported())]
+    #[error("architecture `{found}` is not supported (supported: {})", supported(), found = clip(found))]
     UnknownArchitecture {
         /// What the model says it is.
         found: String,
@@ -60,7 +61,7 @@ pub enum ConfigError {
         found: String,
     },
     /// A number that no sensible model has.
-    #[error("`{field}` is {value}, it must be {allowed}")]
+    #[error("`{field}` is {value}, it must be {allowed}", value = clip(value))]
     OutOfRange {
         /// The field.
         field: &'static str,
@@ -92,7 +93,7 @@ pub enum ConfigError {
         actual: usize,
     },
     /// A field with a meaning that this crate does not implement.
-    #[error("`{field}` = {value} is not supported (supported: {supported})")]
+    #[error("`{field}` = {value} is not supported (supported: {supported})", value = clip(value))]
     Unsupported {
         /// The field.
         field: String,

@@ -23,6 +23,11 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
 
     let hidden_size = keys.required("embedding_length")?;
     let layers = keys.required("block_count")?;
+    // Layers left out would be a model that answers, and wrongly.
+    if let Some(name) = file.tensor_names().find(|name| layer_of(name) >= Some(layers)) {
+        let (name, key) = (name.to_owned(), keys.key("block_count"));
+        return Err(GgufError::LayerOutOfRange { name, key, layers }.into());
+    }
     let heads =
         keys.heads("attention.head_count")?.ok_or_else(|| keys.missing("attention.head_count"))?;
     let head_dim = match keys.optional("attention.key_length")? {
@@ -56,6 +61,11 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
         mlp_bias: has_bias("ffn_up"),
         sliding_window,
     })
+}
+
+/// The layer that a tensor belongs to, by its name.
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
 /// The key `vocab_size` is optional; the vocabulary itself is as long as the embedding.

@@ -101,9 +101,9 @@ fn rope(json: &Fields) -> Result<(f32, Option<RopeScaling>), ConfigError> {
 fn full_rotation(json: &Fields) -> Result<(), ConfigError> {
     match json.f32("partial_rotary_factor")? {
         None | Some(1.0) => Ok(()),
-        Some(factor) => Err(ConfigError::Unsupported {
+        Some(_) => Err(ConfigError::Unsupported {
             field: "partial_rotary_factor".into(),
-            value: factor.to_string(),
+            value: json.get("partial_rotary_factor").map(ToString::to_string).unwrap_or_default(),
             supported: "1",
         }),
     }

@@ -4,6 +4,41 @@ use serde_json::{Map, Value};
 
 use super::ConfigError;
 
+/// Reads an object of JSON as Python writes it: with the names `NaN`, `Infinity` and `-Infinity`
+/// where those numbers stand. They become strings, so that a field that must be a number says what
+/// it is instead, and all others are read.
+pub(crate) fn object(json: &str) -> serde_json::Result<Map<String, Value>> {
+    serde_json::from_str(json).or_else(|error| match quote_names_of_numbers(json) {
+        Some(quoted) => serde_json::from_str(&quoted),
+        None => Err(error),
+    })
+}
+
+/// `None` if there is no such name outside of strings.
+fn quote_names_of_numbers(json: &str) -> Option<String> {
+    let mut quoted = String::new();
+    let mut done = 0;
+    let mut is_string = false;
+    let mut bytes = json.bytes().enumerate();
+    while let Some((place, byte)) = bytes.next() {
+        match byte {
+            b'"' => is_string = !is_string,
+            b'\\' if is_string => drop(bytes.next()),
+            b'N' | b'I' | b'-' if !is_string && place >= done => {
+                let name = ["NaN", "Infinity", "-Infinity"]
+                    .into_iter()
+                    .find(|name| json[place..].starts_with(name));
+                if let Some(name) = name {
+                    quoted.extend([&json[done..place], "\"", name, "\""]);
+                    done = place + name.len();
+                }
+            }
+            _ => {}
+        }
+    }
+    (done > 0).then(|| quoted + &json[done..])
+}
+
 /// A JSON object. A field that is `null` counts as absent, as it does in Python's readers.
 #[derive(Debug)]
 pub(super) struct Fields {
@@ -12,7 +47,7 @@ pub(super) struct Fields {
 
 impl Fields {
     pub(super) fn parse(json: &str) -> Result<Self, ConfigError> {
-        let fields = serde_json::from_str(json).map_err(|source| ConfigError::Json { source })?;
+        let fields = object(json).map_err(|source| ConfigError::Json { source })?;
         Ok(Self { fields })
     }
 
@@ -31,7 +66,9 @@ impl Fields {
     }
 
     pub(super) fn f32(&self, field: &str) -> Result<Option<f32>, ConfigError> {
-        self.typed(field, "a number", |value| value.as_f64().map(|value| value as f32))
+        self.typed(field, "a number of 32 bits", |value| {
+            value.as_f64().map(|value| value as f32).filter(|value| value.is_finite())
+        })
     }
 
     pub(super) fn required_f32(&self, field: &str) -> Result<f32, ConfigError> {
@@ -58,20 +95,6 @@ impl Fields {
         })
     }
 
-    pub(super) fn token(&self, field: &str) -> Result<Option<u32>, ConfigError> {
-        self.typed(field, "a token id", as_token)
-    }
-
-    /// A token id, or a list of them; empty if the field is absent.
-    pub(super) fn tokens(&self, field: &str) -> Result<Vec<u32>, ConfigError> {
-        let tokens =
-            self.typed(field, "a token id or a list of token ids", |value| match value {
-                Value::Array(tokens) => tokens.iter().map(as_token).collect(),
-                token => as_token(token).map(|token| vec![token]),
-            })?;
-        Ok(tokens.unwrap_or_default())
-    }
-
     pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
         self.fields.values()
     }
@@ -96,10 +119,6 @@ impl Fields {
 
 pub(super) fn missing(field: &str) -> ConfigError {
     ConfigError::MissingField { field: field.to_owned() }
-}
-
-fn as_token(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|token| u32::try_from(token).ok())
 }
 
 /// The value as JSON; its beginning, if it is long.

@@ -1,5 +1,6 @@
 //! What can be wrong with a GGUF file.
 
+use crate::error::clip;
 use crate::weights::TensorError;
 
 /// A GGUF file that is malformed, or whose metadata lacks what a model needs.
@@ -61,7 +62,7 @@ pub enum GgufError {
         limit: usize,
     },
     /// A metadata key that occurs twice.
-    #[error("metadata key `{key}` occurs twice")]
+    #[error("metadata key `{key}` occurs twice", key = clip(key))]
     DuplicateKey {
         /// The key.
         key: String,
@@ -73,13 +74,31 @@ pub enum GgufError {
         alignment: u64,
     },
     /// A tensor name that occurs twice.
-    #[error("tensor `{name}` occurs twice")]
+    #[error("tensor `{name}` occurs twice", name = clip(name))]
     DuplicateTensor {
         /// The tensor.
         name: String,
     },
+    /// Two tensors that share bytes of the file.
+    #[error("tensors `{}` and `{}` overlap", clip(other), clip(name))]
+    OverlappingTensors {
+        /// The tensor that begins later.
+        name: String,
+        /// The one that it begins in.
+        other: String,
+    },
+    /// A tensor of a layer beyond the number of layers that the metadata give.
+    #[error("`{}` belongs to none of the {layers} layers of `{key}`", clip(name), key = clip(key))]
+    LayerOutOfRange {
+        /// The tensor.
+        name: String,
+        /// The key of the number of layers.
+        key: String,
+        /// That number.
+        layers: usize,
+    },
     /// A tensor with more dimensions than the format allows.
-    #[error("tensor `{name}` claims {dimensions} dimensions, the format allows 4")]
+    #[error("tensor `{name}` claims {dimensions} dimensions, the format allows 4", name = clip(name))]
     TooManyDimensions {
         /// The tensor.
         name: String,
@@ -87,7 +106,7 @@ pub enum GgufError {
         dimensions: u32,
     },
     /// A tensor that does not start at a multiple of the alignment.
-    #[error("tensor `{name}` is at offset {offset}, not a multiple of {alignment}")]
+    #[error("tensor `{name}` is at offset {offset}, not a multiple of {alignment}", name = clip(name))]
     MisalignedTensor {
         /// The tensor.
         name: String,
@@ -98,8 +117,7 @@ pub enum GgufError {
     },
     /// A tensor that reaches past the end of the file.
     #[error(
-        "tensor `{name}` takes {size} bytes at offset {offset} of {available}: the file is truncated or malformed"
-    )]
+        "tensor `{name}` takes {size} bytes at offset {offset} of {available}: the file is truncated or malformed", name = clip(name))]
     TensorOutOfRange {
         /// The tensor.
         name: String,
@@ -111,7 +129,7 @@ pub enum GgufError {
         available: usize,
     },
     /// A tensor with a size that does not fit its type or this machine.
-    #[error("tensor `{name}` is malformed")]
+    #[error("tensor `{name}` is malformed", name = clip(name))]
     Tensor {
         /// The tensor.
         name: String,
@@ -119,13 +137,13 @@ pub enum GgufError {
         source: TensorError,
     },
     /// A metadata key that a model can't do without.
-    #[error("the metadata lacks `{key}`")]
+    #[error("the metadata lacks `{key}`", key = clip(key))]
     MissingKey {
         /// The key.
         key: String,
     },
     /// A metadata value of another type than its key calls for.
-    #[error("metadata key `{key}` is {found}, not {expected}")]
+    #[error("metadata key `{key}` is {found}, not {expected}", key = clip(key))]
     WrongType {
         /// The key.
         key: String,
@@ -141,7 +159,7 @@ pub enum GgufError {
         parts: u64,
     },
     /// A tensor whose rows are not whole heads, so that their order can't be restored.
-    #[error("`{name}` has {rows} rows, which are not {heads} heads of even size")]
+    #[error("`{name}` has {rows} rows, which are not {heads} heads of even size", name = clip(name))]
     RowsAreNotHeads {
         /// The tensor.
         name: String,

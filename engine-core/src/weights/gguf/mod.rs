@@ -17,7 +17,7 @@ use reader::{Header, Stored};
 pub use value::{Array, Metadata, Value};
 pub use writer::GgufWriter;
 
-use super::{Tensor, WeightsError, map::FileBytes};
+use super::{Tensor, WeightFileError, WeightsError, map::FileBytes};
 
 /// An open GGUF file, version 2 or 3, memory-mapped.
 ///
@@ -34,8 +34,8 @@ impl GgufFile {
     ///
     /// # Errors
     ///
-    /// [`WeightsError::Io`] if it can't be read, [`WeightsError::Gguf`] if it is malformed.
-    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+    /// [`WeightFileError::Io`] if it can't be read, [`WeightFileError::Gguf`] if it is malformed.
+    pub fn open(path: &Path) -> Result<Self, WeightFileError> {
         Self::parse(path.to_owned(), FileBytes::open(path)?)
     }
 
@@ -43,15 +43,15 @@ impl GgufFile {
     ///
     /// # Errors
     ///
-    /// [`WeightsError::Gguf`] if it is malformed.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, WeightsError> {
+    /// [`WeightFileError::Gguf`] if it is malformed.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, WeightFileError> {
         Self::parse(PathBuf::from("<memory>"), FileBytes::Owned(bytes))
     }
 
-    fn parse(path: PathBuf, bytes: FileBytes) -> Result<Self, WeightsError> {
+    fn parse(path: PathBuf, bytes: FileBytes) -> Result<Self, WeightFileError> {
         match Header::parse(&bytes) {
             Ok(header) => Ok(Self { path, bytes, header }),
-            Err(source) => Err(WeightsError::Gguf { path, source }),
+            Err(source) => Err(WeightFileError::Gguf { path, source }),
         }
     }
 

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{GgufError, GgufFile};
 use crate::{
     model::{Architecture, ModelConfig},
-    weights::{Shape, Tensor, Weights, WeightsError},
+    weights::{Shape, Tensor, WeightFileError, Weights, WeightsError},
 };
 
 /// The weights of a GGUF file under the names of Hugging Face.
@@ -36,8 +36,8 @@ impl GgufWeights {
     ///
     /// # Errors
     ///
-    /// [`WeightsError::Gguf`] if two tensors have the same name under Hugging Face's rules.
-    pub fn new(file: Arc<GgufFile>, config: &ModelConfig) -> Result<Self, WeightsError> {
+    /// [`WeightFileError::Gguf`] if two tensors have the same name under Hugging Face's rules.
+    pub fn new(file: Arc<GgufFile>, config: &ModelConfig) -> Result<Self, WeightFileError> {
         let mut entries = BTreeMap::new();
         for stored_name in file.tensor_names() {
             let name = huggingface_name(stored_name).unwrap_or_else(|| stored_name.to_owned());
@@ -46,7 +46,7 @@ impl GgufWeights {
                 reordered_heads: reordered_heads(stored_name, config),
             };
             if entries.insert(name.clone(), entry).is_some() {
-                return Err(WeightsError::Gguf {
+                return Err(WeightFileError::Gguf {
                     path: file.path().to_owned(),
                     source: GgufError::DuplicateTensor { name },
                 });
@@ -64,8 +64,12 @@ impl Weights for GgufWeights {
         let tensor = self.file.tensor(&entry.stored_name)?;
         match entry.reordered_heads {
             None => Ok(tensor),
-            Some(heads) => restore_row_order(&entry.stored_name, &tensor, heads)
-                .map_err(|source| WeightsError::Gguf { path: self.file.path().to_owned(), source }),
+            Some(heads) => {
+                restore_row_order(&entry.stored_name, &tensor, heads).map_err(|source| {
+                    let (name, path) = (name.to_owned(), self.file.path().to_owned());
+                    WeightsError::File { name, path, source: source.into() }
+                })
+            }
         }
     }
 

@@ -43,6 +43,17 @@ pub(super) enum Stored {
     UnsupportedRank { shape: Vec<usize> },
 }
 
+impl Stored {
+    /// How many bytes the tensor takes at least.
+    fn byte_len(&self) -> u64 {
+        match self {
+            Stored::Readable { bytes, .. } => bytes.len() as u64,
+            Stored::UnsupportedType { .. } => 1,
+            Stored::UnsupportedRank { shape } => u64::from(!shape.contains(&0)),
+        }
+    }
+}
+
 impl Header {
     /// Parses and checks the header of `file`, the whole file.
     pub(super) fn parse(file: &[u8]) -> Result<Self, GgufError> {
@@ -74,15 +85,34 @@ impl Header {
         let alignment = alignment(&metadata)?;
         let data_start = cursor.position.next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
+        let mut starts = Vec::with_capacity(infos.len());
         for info in infos {
             let stored = info.locate(data_start, file.len(), alignment)?;
+            starts.push((info.offset, stored.byte_len(), info.name.clone()));
             if tensors.contains_key(&info.name) {
                 return Err(GgufError::DuplicateTensor { name: info.name });
             }
             tensors.insert(info.name, stored);
         }
+        check_overlaps(starts)?;
         Ok(Self { version, metadata, tensors })
     }
+}
+
+/// Refuses two tensors that share bytes, as the reader of safetensors does: one of them would be
+/// read as the other. Each entry has the tensor's offset, its least length and its name.
+fn check_overlaps(mut tensors: Vec<(u64, u64, String)>) -> Result<(), GgufError> {
+    tensors.sort_unstable();
+    let mut latest: Option<(u64, String)> = None;
+    for (offset, length, name) in tensors.into_iter().filter(|(_, length, _)| *length > 0) {
+        match latest {
+            Some((end, other)) if offset < end => {
+                return Err(GgufError::OverlappingTensors { name, other });
+            }
+            _ => latest = Some((offset.saturating_add(length), name)),
+        }
+    }
+    Ok(())
 }
 
 fn alignment(metadata: &Metadata) -> Result<usize, GgufError> {

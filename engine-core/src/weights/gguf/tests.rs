@@ -55,18 +55,18 @@ fn vector() -> Tensor<'static> {
     Tensor::from_f32(Format::F32, Shape::Vector(3), &[1.0, 2.0, 3.0]).expect("valid")
 }
 
-/// Reads everything in a file that opens.
-fn read_all(bytes: Vec<u8>) -> Result<(), WeightsError> {
+/// Reads everything readable in a file that opens.
+fn read_all(bytes: Vec<u8>) -> Result<(), WeightFileError> {
     let file = GgufFile::from_bytes(bytes)?;
-    for name in file.tensor_names() {
-        file.tensor(name)?.to_f32();
+    for tensor in file.tensor_names().flat_map(|name| file.tensor(name)) {
+        tensor.to_f32();
     }
     Ok(())
 }
 
 fn fault(bytes: Vec<u8>) -> GgufError {
     match read_all(bytes) {
-        Err(WeightsError::Gguf { source, .. }) => source,
+        Err(WeightFileError::Gguf { source, .. }) => source,
         other => panic!("expected a malformed file, got {other:?}"),
     }
 }
@@ -245,6 +245,38 @@ fn lies_about_a_tensor_are_refused() {
     assert!(matches!(at(32), GgufError::TensorOutOfRange { offset: 32, available: 64, .. }));
     let far = u64::MAX - 31;
     assert!(matches!(at(far), GgufError::TensorOutOfRange { offset, .. } if offset == far));
+}
+
+#[test]
+fn tensors_that_share_bytes_are_refused_by_name() {
+    let with_kind = |kind: u32| {
+        GgufWriter::new()
+            .raw_tensor("a", &[16], 0, &[0; 64])
+            .raw_tensor("b", &[24], kind, &[0; 96])
+            .finish()
+    };
+    for kind in [0, 14] {
+        let file = with_kind(kind);
+        assert!(GgufFile::from_bytes(file.clone()).is_ok());
+        let mut start = 24u64.to_le_bytes().to_vec();
+        start.extend(kind.to_le_bytes());
+        for offset in [0u64, 32] {
+            let old = [start.as_slice(), &64u64.to_le_bytes()].concat();
+            let new = [start.as_slice(), &offset.to_le_bytes()].concat();
+            let error = fault(replaced(&file, &old, &new));
+            assert!(matches!(error, GgufError::OverlappingTensors { .. }), "{offset}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_name_of_a_megabyte_is_cut_in_messages() {
+    let name = "x".repeat(1 << 20);
+    let twice = GgufWriter::new().tensor(&name, &vector()).tensor(&name, &vector()).finish();
+    assert!(fault(twice).to_string().len() < 1000);
+    let file = GgufFile::from_bytes(small_file()).expect("well-formed");
+    let error = file.tensor(&name).expect_err("absent");
+    assert!(error.to_string().len() < 1000);
 }
 
 #[test]

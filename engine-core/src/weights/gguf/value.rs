@@ -75,7 +75,7 @@ impl Value {
         })
     }
 
-    fn type_name(&self) -> &'static str {
+    pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Value::U8(_) => "a u8",
             Value::I8(_) => "an i8",

@@ -1,0 +1,13 @@
+//! What backends would each write for themselves.
+//!
+//! A backend takes from here what suits it; nothing in the contract asks for it.
+
+mod liveness;
+mod load;
+mod pack;
+mod tickets;
+
+pub use liveness::{Buffers, Liveness};
+pub use load::{check_memory, check_options, check_weight_shape, kv_bytes};
+pub use pack::{OutputRow, Packed, output_rows};
+pub use tickets::Tickets;

@@ -1,0 +1,136 @@
+//! A compiled program with the memory that it computes in.
+
+use std::ops::Range;
+
+use backend_api::Limits;
+
+use super::{
+    compile::{BufferRows, Compiled},
+    forward::{Forward, Workers},
+    owned_batch::OwnedBatch,
+    weights::LoadedWeights,
+};
+use crate::{
+    kernels::{
+        attention::{QueryTokens, TOKENS_PER_TASK},
+        kv::KvLayer,
+        rope::RopeAngles,
+    },
+    pool::TaskPanicked,
+};
+
+/// One of an executor's programs.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    compiled: Compiled,
+    /// Its page groups among those of the executor.
+    groups: Range<usize>,
+    /// By buffer: `[rows, width]`, with room for the largest step.
+    buffers: Vec<Vec<f32>>,
+    /// By rotary.
+    angles: Vec<RopeAngles>,
+    shape: StepShape,
+}
+
+impl Machine {
+    /// Memory for steps of up to `limits`. `groups` are the program's page groups among those of
+    /// the executor.
+    pub(crate) fn new(compiled: Compiled, groups: Range<usize>, limits: &Limits) -> Self {
+        let room = |(rows, width): &(BufferRows, usize)| match rows {
+            BufferRows::Tokens => vec![0.0; limits.tokens as usize * width],
+            BufferRows::Outputs | BufferRows::Logits => vec![0.0; limits.outputs as usize * width],
+        };
+        Self {
+            buffers: compiled.buffers.iter().map(room).collect(),
+            angles: compiled.rotaries.iter().map(|_| RopeAngles::default()).collect(),
+            shape: StepShape::default(),
+            compiled,
+            groups,
+        }
+    }
+
+    /// Runs the program. `kv` is the memory of all page groups of the executor, by layer.
+    /// Afterwards [`take_logits`](Self::take_logits) and [`take_hidden`](Self::take_hidden) have
+    /// what was computed.
+    ///
+    /// # Errors
+    /// If a kernel panicked.
+    pub(crate) fn forward(
+        &mut self,
+        workers: &mut Workers,
+        weights: &LoadedWeights,
+        kv: &mut [Vec<KvLayer>],
+        batch: &OwnedBatch,
+    ) -> Result<(), TaskPanicked> {
+        let Self { compiled, groups, buffers, angles, shape } = self;
+        shape.fill(batch);
+        for (angles, (frequencies, factor)) in angles.iter_mut().zip(&compiled.rotaries) {
+            angles.compute(&shape.positions, frequencies, *factor);
+        }
+        let kv = &mut kv[groups.clone()];
+        let mut forward = Forward { compiled, weights, workers, buffers, angles, kv, shape, batch };
+        compiled.instructions.iter().try_for_each(|instruction| forward.execute(instruction))
+    }
+
+    /// Columns of the logits.
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.compiled.logits.width
+    }
+
+    /// Columns of the hidden states.
+    pub(crate) fn hidden_width(&self) -> usize {
+        self.compiled.hidden.width
+    }
+
+    /// The logits of the last forward pass, `[logit rows, vocab_size]` and room for more.
+    pub(crate) fn logits(&mut self) -> &mut [f32] {
+        &mut self.buffers[self.compiled.logits.index]
+    }
+
+    /// The hidden states of the last forward pass, `[output rows, width]` and room for more.
+    pub(crate) fn hidden(&self) -> &[f32] {
+        &self.buffers[self.compiled.hidden.index]
+    }
+}
+
+/// What several operations need to know of a batch.
+#[derive(Debug, Default)]
+pub(super) struct StepShape {
+    /// By token.
+    pub(super) positions: Vec<u32>,
+    outputs: usize,
+    logits: usize,
+    /// Attention's tasks, for one KV head: row and tokens.
+    pub(super) queries: Vec<(usize, QueryTokens)>,
+}
+
+impl StepShape {
+    pub(super) fn fill(&mut self, batch: &OwnedBatch) {
+        self.positions.clear();
+        self.queries.clear();
+        self.outputs = batch.output_tokens.len();
+        self.logits = batch.logit_rows;
+        for (index, row) in batch.rows.iter().enumerate() {
+            self.positions.extend(row.position..row.kv_len());
+            let (count, position) = (row.tokens.len as usize, row.position as usize);
+            for start in (0..count).step_by(TOKENS_PER_TASK) {
+                self.queries.push((
+                    index,
+                    QueryTokens {
+                        first_token: row.tokens.start as usize + start,
+                        count: TOKENS_PER_TASK.min(count - start),
+                        position: position + start,
+                    },
+                ));
+            }
+        }
+    }
+
+    pub(super) fn rows(&self, of: BufferRows) -> usize {
+        match of {
+            BufferRows::Tokens => self.positions.len(),
+            BufferRows::Outputs => self.outputs,
+            BufferRows::Logits => self.logits,
+        }
+    }
+}

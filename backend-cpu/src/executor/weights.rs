@@ -1,0 +1,119 @@
+//! Weights in memory, repacked for the kernels.
+
+use std::collections::HashMap;
+
+use backend_api::{
+    BackendError,
+    kit::check_weight_shape,
+    program::{Program, WeightId},
+    weights::{Shape, Weights},
+};
+
+use super::BACKEND;
+use crate::kernels::panels::PackedMatrix;
+
+/// Index of a matrix in [`LoadedWeights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatrixId(usize);
+
+/// Index of a vector in [`LoadedWeights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VectorId(usize);
+
+/// The weights of all programs of an executor. One that several programs name is there once.
+#[derive(Debug, Default)]
+pub(crate) struct LoadedWeights {
+    matrices: Vec<PackedMatrix>,
+    vectors: Vec<Vec<f32>>,
+    by_name: HashMap<String, WeightPlace>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum WeightPlace {
+    Matrix(MatrixId),
+    Vector(VectorId),
+}
+
+impl LoadedWeights {
+    /// Reads the weights of a program.
+    ///
+    /// # Errors
+    /// A weight that is missing or has another shape.
+    pub(crate) fn load<'a>(
+        &mut self,
+        program: &'a Program,
+        weights: &dyn Weights,
+    ) -> Result<WeightPlaces<'a>, BackendError> {
+        let mut places = Vec::with_capacity(program.weights().len());
+        for weight in program.weights() {
+            let tensor = weights.tensor(&weight.name)?;
+            check_weight_shape(weight, &tensor)?;
+            let known = self.by_name.get(&weight.name).copied();
+            let place = known.unwrap_or_else(|| match tensor.shape() {
+                Shape::Vector(_) => {
+                    self.vectors.push(tensor.to_f32());
+                    WeightPlace::Vector(VectorId(self.vectors.len() - 1))
+                }
+                Shape::Matrix { .. } => {
+                    self.matrices.push(PackedMatrix::pack(&tensor));
+                    WeightPlace::Matrix(MatrixId(self.matrices.len() - 1))
+                }
+            });
+            self.by_name.insert(weight.name.clone(), place);
+            places.push(place);
+        }
+        Ok(WeightPlaces { program, places })
+    }
+
+    pub(crate) fn matrix(&self, id: MatrixId) -> &PackedMatrix {
+        &self.matrices[id.0]
+    }
+
+    pub(crate) fn vector(&self, id: VectorId) -> &[f32] {
+        &self.vectors[id.0]
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let matrices = self.matrices.iter().map(|matrix| matrix.bytes() as u64);
+        let vectors = self.vectors.iter().map(|vector| size_of_val(vector.as_slice()) as u64);
+        matrices.chain(vectors).sum()
+    }
+}
+
+/// Where a program's weights are.
+#[derive(Debug)]
+pub(crate) struct WeightPlaces<'a> {
+    program: &'a Program,
+    /// By [`WeightId`].
+    places: Vec<WeightPlace>,
+}
+
+impl WeightPlaces<'_> {
+    /// A weight that must be a matrix.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub(crate) fn matrix(&self, weight: WeightId) -> Result<MatrixId, BackendError> {
+        match self.places.get(weight.index()) {
+            Some(WeightPlace::Matrix(id)) => Ok(*id),
+            _ => Err(self.unsupported(weight, "as a matrix")),
+        }
+    }
+
+    /// A weight that must be a vector.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub(crate) fn vector(&self, weight: WeightId) -> Result<VectorId, BackendError> {
+        match self.places.get(weight.index()) {
+            Some(WeightPlace::Vector(id)) => Ok(*id),
+            _ => Err(self.unsupported(weight, "as a vector")),
+        }
+    }
+
+    fn unsupported(&self, weight: WeightId, kind: &str) -> BackendError {
+        let name = self.program.weights().get(weight.index()).map(|weight| &weight.name);
+        BackendError::Unsupported { backend: BACKEND, what: format!("weight {name:?} {kind}") }
+    }
+}
