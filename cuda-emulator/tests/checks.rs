@@ -268,8 +268,7 @@ fn a_trap_names_its_thread() {
 fn a_report_says_where_and_what_to_look_at() {
     let outcome = run("shared_race", shape([1, 1, 1], 64), &without("uninitialized-shared"));
     let text = outcome.reports[0].to_string();
-    for part in ["error: shared_race:", "bugs.cu:", "block (0, 0, 0)", "look at: a __syncthreads()"]
-    {
+    for part in ["error: shared_race:", "bugs.cu:", "block (0, 0, 0)", "hint: a __syncthreads()"] {
         assert!(text.contains(part), "{text}");
     }
     let json = outcome.reports[0].to_json();

@@ -354,7 +354,7 @@ impl fmt::Display for Report {
         if let Some(other) = &self.other {
             write!(f, "\n  the other access: {other}")?;
         }
-        write!(f, "\n  look at: {}", self.problem.hint())
+        write!(f, "\n  hint: {}", self.problem.hint())
     }
 }
 
