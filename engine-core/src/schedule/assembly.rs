@@ -50,9 +50,6 @@ impl Assembly {
     /// Appends the tokens of a running sequence from `start` to `end`, the known ones and then the
     /// one to be produced, as one row; an output if one is wanted after the last.
     pub(super) fn push(&mut self, (key, sequence): (SequenceKey, &Sequence), row: NewRow) {
-        if row.kind == RowKind::Decode && row.wants && row.of_prompt.is_empty() {
-            return self.push_decode((key, sequence), &row);
-        }
         let NewRow { run, slot, start, end, kind, wants, draft, of_prompt } = row;
         let row = self.rows.len() as u32;
         let first = self.tokens.len() as u32;
@@ -95,8 +92,13 @@ impl Assembly {
     }
 
     /// What [`push`](Self::push) does, for the row that nearly all are: one token, one sample.
-    fn push_decode(&mut self, (key, sequence): (SequenceKey, &Sequence), row: &NewRow) {
-        let NewRow { run, slot, start, end, kind, .. } = *row;
+    pub(super) fn push_decode(
+        &mut self,
+        (key, sequence): (SequenceKey, &Sequence),
+        (run, slot): (u64, SlotId),
+        start: usize,
+    ) {
+        let (kind, end) = (RowKind::Decode, start + 1);
         let row = self.rows.len() as u32;
         let (token, output) = (self.tokens.len() as u32, self.outputs.len() as u32);
         let known = sequence.tokens.get(start).copied();

@@ -18,11 +18,24 @@ pub(super) fn push_decode(
     key: SequenceKey,
     draft: Range<usize>,
 ) -> Result<bool, ScheduleError> {
-    let drafted = draft.len() as u32;
-    let kind = if drafted > 0 { RowKind::Verify { drafted } } else { RowKind::Decode };
-    if !push(state, assembly, key, None, kind, draft)? {
+    let sequence = state.sequences.of_mut(key);
+    if !sequence.can_decode() {
         return Ok(false);
     }
+    let unanswered = sequence.unanswered.end;
+    let running = sequence.running_mut()?;
+    let start = running.launched;
+    if draft.is_empty() && unanswered <= start {
+        running.launched += 1;
+        running.pending += 1;
+        state.pages.grow(&running.holding, running.launched)?;
+        let place = (running.run, running.holding.slot());
+        assembly.push_decode((key, sequence), place, start);
+        return Ok(true);
+    }
+    let drafted = draft.len() as u32;
+    let kind = if drafted > 0 { RowKind::Verify { drafted } } else { RowKind::Decode };
+    push(state, assembly, key, start + 1, kind, draft)?;
     if drafted > 0 {
         state.stats.verification_rows += 1;
         state.stats.proposed_tokens += u64::from(drafted);
@@ -72,7 +85,7 @@ pub(super) fn push_chunk(
     if end <= start || pages.missing(holding, end) > pages.available_of(GroupKind::Full) {
         return Ok(0);
     }
-    push(state, assembly, key, Some(end), RowKind::Chunk, 0..0)?;
+    push(state, assembly, key, end, RowKind::Chunk, 0..0)?;
     state.stats.prefill_tokens += (end - start) as u64;
     budget.tokens -= end - start;
     budget.answers -= answered_by(&unanswered, start, end).len();
@@ -93,25 +106,21 @@ pub(super) fn pages_for_decode(state: &State) -> usize {
     decoding.filter_map(|sequence| sequence.running()).filter(|running| needs_page(running)).count()
 }
 
-/// Appends a row up to `end`, or of one token, and `draft` behind it; takes the pages that it needs,
-/// and counts it as launched. Returns whether it did, which a row of one token needs leave for. A token is wanted if it reaches the end of what is known or launched.
+/// Appends a row up to `end`, and `draft` behind it; takes the pages that it needs, and counts it as
+/// launched. A token is wanted if it reaches the end of what is known or launched.
 fn push(
     state: &mut State,
     assembly: &mut Assembly,
     key: SequenceKey,
-    end: Option<usize>,
+    end: usize,
     kind: RowKind,
     draft: Range<usize>,
-) -> Result<bool, ScheduleError> {
+) -> Result<(), ScheduleError> {
     let sequence = state.sequences.of_mut(key);
-    if end.is_none() && !sequence.can_decode() {
-        return Ok(false);
-    }
     let (known, generates) = (sequence.known(), sequence.max_tokens > 0);
     let unanswered = sequence.unanswered.clone();
     let running = sequence.running_mut()?;
     let start = running.launched;
-    let end = end.unwrap_or(start + 1);
     running.launched = end + draft.len();
     state.pages.grow(&running.holding, running.launched)?;
     let wants = generates && end == known + running.pending;
@@ -123,5 +132,5 @@ fn push(
     let (run, slot) = (running.run, running.holding.slot());
     let row = NewRow { run, slot, start, end, kind, wants, draft, of_prompt };
     assembly.push((key, sequence), row);
-    Ok(true)
+    Ok(())
 }
