@@ -3,7 +3,6 @@
 use engine_core::schedule::Speculation;
 use serde_json::{Value, json};
 use testkit::random::Random;
-use understory::prelude::*;
 
 use crate::agreement::compare;
 use crate::qwen3::{Checkpoint, NOISE, VOCABULARY};
