@@ -19,6 +19,9 @@ pub struct Capabilities {
     /// A row's result does not depend on what else is in the batch, nor on how its prompt was
     /// chunked or cached.
     pub batch_invariant: bool,
+    /// Hidden states and pooled vectors take preparation, and are there only with
+    /// [`CompileOptions::hidden`].
+    pub prepares_hidden: bool,
 }
 
 impl Capabilities {
@@ -31,6 +34,7 @@ impl Capabilities {
             page_sizes: (0..=9).map(|power| 1 << power).collect(),
             kv_formats: vec![KvFormat::F32],
             batch_invariant: false,
+            prepares_hidden: false,
         }
     }
 }

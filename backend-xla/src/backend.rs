@@ -177,6 +177,7 @@ impl Backend for XlaBackend {
             self.device_kind(),
         );
         let mut capabilities = Capabilities::new(description, self.memory_bytes);
+        capabilities.prepares_hidden = true;
         capabilities.kv_formats = match self.element {
             Element::BF16 => vec![KvFormat::Bf16, KvFormat::F32],
             _ => vec![KvFormat::F32, KvFormat::Bf16],

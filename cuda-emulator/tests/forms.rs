@@ -52,3 +52,34 @@ fn every_form_compiles() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     assert!(count > 1500, "{count} forms");
 }
+
+/// The page that lists the forms.
+fn page() -> String {
+    let mut page = String::from(
+        "# Instructions\n\n\
+         Every form that the machine has, made from the tables in `src/machine/ops`; `tests/forms.rs` compiles each \
+         of them\nand keeps this page true (`UPDATE=1 cargo test -p cuda-emulator --test forms` writes it anew). \
+         `(a|b)` stands for either.\nRegisters: `h` of 16 bits, `r` of 32, `d` of 64, `p` predicates. An instruction \
+         or modifier that isn't here is an error\nwhen a kernel is compiled.\n\n\
+         Besides these there are `bra`, `brx.idx` and direct `call`.\n",
+    );
+    let mut all: Vec<_> = instruction_forms().collect();
+    all.sort_by_key(|instruction| instruction.name);
+    for instruction in all {
+        page += &format!("\n## {}\n\n", instruction.name);
+        for form in instruction.forms {
+            page += &format!("    {form}\n");
+        }
+    }
+    page
+}
+
+#[test]
+fn the_page_of_instructions_lists_what_the_tables_hold() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/instructions.md");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, page()).expect("the page can be written");
+    }
+    let written = std::fs::read_to_string(path).expect("the page is there");
+    assert!(written == page(), "docs/instructions.md is out of date: run with UPDATE=1");
+}

@@ -113,6 +113,10 @@ pub enum SubmitError {
         /// The most that may wait ([`EngineOptions::max_queued_requests`](crate::engine::EngineOptions)).
         limit: usize,
     },
+    /// The engine was started without preparing for vectors
+    /// ([`EngineOptions::embeddings`](crate::engine::EngineOptions)), which its backend needs.
+    #[error("the engine was started without embeddings")]
+    NoEmbeddings,
     /// A conversation without a message: there is nothing to answer.
     #[error("the prompt has no messages")]
     NoMessages,

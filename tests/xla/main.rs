@@ -6,9 +6,11 @@ mod agreement;
 #[path = "../../examples/offline_batch/batch/mod.rs"]
 mod batch;
 mod bundled;
+mod embeddings;
 #[path = "../../examples/support/json_request.rs"]
 mod json_request;
 mod qwen3;
+mod speculation;
 mod support;
 mod traffic;
 mod trouble;

@@ -21,7 +21,7 @@ const HEAD_DIM: usize = 32;
 const INTERMEDIATE: usize = 256;
 
 /// How far log probabilities may be apart: 1.9e-5 was measured.
-const NOISE: f32 = 5e-5;
+pub(crate) const NOISE: f32 = 5e-5;
 
 /// A checkpoint in a folder that lasts as long as this does.
 pub(crate) struct Checkpoint(TempDir);

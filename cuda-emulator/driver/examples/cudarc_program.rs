@@ -152,12 +152,10 @@ fn graph() {
     let mut z = stream.alloc_zeros::<f32>(32).unwrap();
     stream.synchronize().unwrap();
     stream.begin_capture(GLOBAL).unwrap();
-    for (from, to) in [(&x, &mut y)] {
-        let mut builder = stream.launch_builder(&scale);
-        builder.arg(to).arg(from).arg(&2.0f32).arg(&32u32);
-        // SAFETY: the arguments are those of the kernel.
-        unsafe { builder.launch(LaunchConfig::for_num_elems(32)) }.unwrap();
-    }
+    let mut builder = stream.launch_builder(&scale);
+    builder.arg(&mut y).arg(&x).arg(&2.0f32).arg(&32u32);
+    // SAFETY: the arguments are those of the kernel.
+    unsafe { builder.launch(LaunchConfig::for_num_elems(32)) }.unwrap();
     let mut builder = stream.launch_builder(&scale);
     builder.arg(&mut z).arg(&y).arg(&5.0f32).arg(&32u32);
     // SAFETY: the arguments are those of the kernel.

@@ -18,7 +18,7 @@ impl Sectors {
     #[inline(always)]
     pub(crate) fn add(&mut self, address: u64, bytes: u64) {
         self.insert(address / 32);
-        let last = (address + bytes - 1) / 32;
+        let last = address.saturating_add(bytes - 1) / 32;
         if last != address / 32 {
             self.insert(last);
         }
@@ -82,7 +82,7 @@ fn part_wavefronts(offsets: &[u64; 32], mask: u32, words: u64) -> u64 {
         let lane = rest.trailing_zeros() as usize;
         rest &= rest - 1;
         for word in 0..words {
-            let word = offsets[lane] / 4 + word;
+            let word = (offsets[lane] / 4).wrapping_add(word);
             let bank = &mut seen[(word % 32) as usize];
             conflict |= *bank != u64::MAX && *bank != word;
             *bank = word;
@@ -95,7 +95,7 @@ fn part_wavefronts(offsets: &[u64; 32], mask: u32, words: u64) -> u64 {
     let mut all = Vec::with_capacity(32 * words as usize);
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
         for word in 0..words {
-            all.push(offsets[lane as usize] / 4 + word);
+            all.push((offsets[lane as usize] / 4).wrapping_add(word));
         }
     }
     all.sort_unstable();

@@ -125,7 +125,7 @@ impl Block {
     /// What to say when the launch has run for too long.
     pub(crate) fn timeout(&self, instructions: u64) -> Box<Fault> {
         let trap = Trap::warp(Problem::Timeout { instructions });
-        let warp = self.next.checked_sub(1).unwrap_or(0);
+        let warp = self.next.saturating_sub(1);
         let at = self.warps.get(warp).map_or(0, Warp::at);
         self.fault(warp, at, trap)
     }

@@ -198,7 +198,7 @@ impl<'m> Context<'_, 'm> {
             },
         };
         let offset = address - allocation.base;
-        if offset % bytes != 0 || allocation.read_only && access.writes() {
+        if !offset.is_multiple_of(bytes) || allocation.read_only && access.writes() {
             return self.refused(lane, address, bytes, access, allocation.read_only);
         }
         let checks = &self.env.checks;
@@ -309,7 +309,7 @@ impl<'m> Context<'_, 'm> {
         if offset.saturating_add(bytes) > size {
             return self.outside_of("shared memory", size, lane, offset, bytes, access);
         }
-        if offset % bytes != 0 {
+        if !offset.is_multiple_of(bytes) {
             return self.refused(lane, offset, bytes, access, false);
         }
         if self.env.checks.shadows_shared() {
@@ -360,7 +360,7 @@ impl<'m> Context<'_, 'm> {
         if offset.saturating_add(bytes) > size {
             return self.outside_of("local memory", size, lane, offset, bytes, access);
         }
-        if offset % bytes != 0 {
+        if !offset.is_multiple_of(bytes) {
             return self.refused(lane, offset, bytes, access, false);
         }
         Ok(Place::Local(lane * self.env.kernel.local_bytes + offset as usize))
@@ -377,7 +377,7 @@ impl<'m> Context<'_, 'm> {
         if offset.saturating_add(bytes) > size {
             return self.outside_of("the parameters", size, lane, offset, bytes, access);
         }
-        if access.writes() || offset % bytes != 0 {
+        if access.writes() || !offset.is_multiple_of(bytes) {
             return self.refused(lane, offset, bytes, access, access.writes());
         }
         Ok(Place::Parameter(offset as usize))

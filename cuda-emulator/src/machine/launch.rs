@@ -18,6 +18,9 @@ const SHARE: u64 = 1 << 18;
 /// Blocks that have yielded before no new one is begun.
 const RESIDENT: usize = 256;
 
+/// The largest grid whose blocks are watched for races.
+const RACING: u32 = 1 << 26;
+
 /// The shape of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launch {
@@ -152,7 +155,9 @@ pub fn launch(
     let blocks = x * y * z;
     let Ok(total) = u32::try_from(blocks) else { return Err(LaunchError::Grid(launch.grid)) };
     let mut releases = Vec::new();
-    releases.resize_with(total as usize, || AtomicU8::new(0));
+    if options.checks.global_races && total <= RACING {
+        releases.resize_with(total as usize, || AtomicU8::new(0));
+    }
     let env = Environment {
         kernel,
         memory: memory.view(),

@@ -331,7 +331,10 @@ macro_rules! cell {
         /// The cell at a multiple of its size inside of the allocation.
         #[inline(always)]
         pub(crate) fn $name(&self, offset: u64) -> &$atomic {
-            assert!(offset % $size == 0 && offset + $size <= self.cells.len() as u64 * 8);
+            assert!(
+                offset.is_multiple_of($size)
+                    && offset.saturating_add($size) <= self.cells.len() as u64 * 8
+            );
             // SAFETY: the assertion keeps the cell inside of the memory and aligned; memory made
             // of atomics may be changed through shared references.
             unsafe { &*self.cells.as_ptr().cast::<u8>().add(offset as usize).cast::<$atomic>() }
@@ -376,7 +379,7 @@ impl Allocation {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at % 8 == 0 && rest.len() >= 8 {
+            if at.is_multiple_of(8) && rest.len() >= 8 {
                 let (word, after) = rest.split_at_mut(8);
                 word.copy_from_slice(&self.load(at, 8).to_ne_bytes());
                 rest = after;
@@ -394,7 +397,7 @@ impl Allocation {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
-            if at % 8 == 0
+            if at.is_multiple_of(8)
                 && let Some((word, after)) = rest.split_first_chunk()
             {
                 self.store(at, 8, u64::from_ne_bytes(*word));

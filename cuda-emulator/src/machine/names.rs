@@ -16,7 +16,7 @@ pub(crate) const PARAM_WINDOW: u64 = 0x30_0000_0000;
 pub(crate) const WINDOW: u64 = 0x10_0000_0000;
 
 /// The most rows of registers of a kernel.
-const ROW_LIMIT: u64 = 1 << 21;
+const ROW_LIMIT: u64 = 1 << 17;
 /// The most local memory of a thread, in bytes.
 const LOCAL_LIMIT: u64 = 512 << 10;
 /// The most parameters, in bytes.

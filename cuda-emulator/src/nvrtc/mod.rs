@@ -11,7 +11,7 @@ use std::ptr;
 
 use libloading::Library;
 
-pub use fetch::{PACKAGE, VERSION, cache_directory};
+pub use fetch::{PACKAGE, VERSION, cache_directory, toolkit_headers};
 
 /// What NVRTC could not do.
 #[derive(Debug, thiserror::Error)]

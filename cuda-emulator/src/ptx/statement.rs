@@ -37,7 +37,6 @@ impl Parser<'_> {
                 Kind::Sign(';') => _ = self.advance(),
                 Kind::Word(".loc") => source = Some(self.location()?),
                 Kind::Word(word) if word.starts_with('.') => {
-                    self.advance();
                     self.directive(word, &mut statements)?;
                 }
                 Kind::Word(word) if self.peek_second() == Kind::Sign(':') => {
@@ -79,9 +78,16 @@ impl Parser<'_> {
     }
 
     fn directive(&mut self, word: &str, statements: &mut Vec<Statement>) -> Result<(), PtxError> {
+        // Inline assembly may leave out the space: `.reg.b32 x;`.
+        let glued = word.strip_prefix(".reg.");
+        let word = if glued.is_some() { ".reg" } else { word };
+        self.advance();
         match word {
             ".reg" => {
-                let name = self.word("a type")?;
+                let name = match glued {
+                    Some(ty) => ty,
+                    None => self.word("a type")?,
+                };
                 let ty = Type::parse(name.trim_start_matches('.'))
                     .ok_or_else(|| self.fail(PtxProblem::Type(name.to_owned())))?;
                 let mut names = Vec::new();

@@ -198,6 +198,7 @@ impl EngineBuilder {
             clock: shared.clock,
             config,
             vocab_size,
+            embeds: compile.hidden,
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
             end_tokens: self.end_tokens,

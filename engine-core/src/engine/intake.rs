@@ -22,6 +22,8 @@ use crate::text::{ChatMessage, ChatOptions, ChatTemplate, StopStrings, Tokenizer
 pub(super) struct Intake {
     pub(super) config: SchedulerConfig,
     pub(super) vocab_size: u32,
+    /// Vectors can be had.
+    pub(super) embeds: bool,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) chat_template: Option<ChatTemplate>,
     /// End an answer unless the request ignores them.
@@ -34,6 +36,9 @@ pub(super) struct Intake {
 impl Intake {
     /// Finds what is wrong with a request and quickly found.
     pub(super) fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        if request.pooling.is_some() && !self.embeds {
+            return Err(SubmitError::NoEmbeddings);
+        }
         Ok(request.sampling.validate(self.vocab_size)?)
     }
 

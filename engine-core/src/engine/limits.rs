@@ -241,6 +241,7 @@ impl EngineLimits {
         let mut compile = CompileOptions::new(limits, page_size, context_length);
         compile.kv_format = kv_format(capabilities)?;
         compile.deterministic = options.deterministic;
+        compile.hidden = options.embeddings || !capabilities.prepares_hidden;
         compile.longest_draft = options.speculation.map_or(0, |s| s.max_draft.into());
         if self.host_pages > 0 {
             compile.host_pages = vec![self.host_pages; self.kinds.len()];

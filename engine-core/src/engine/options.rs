@@ -63,6 +63,9 @@ pub struct EngineOptions {
     /// Ask the backend for results that don't depend on the batch, where it doesn't promise that
     /// anyway. Default no.
     pub deterministic: bool,
+    /// Prepare for [`Engine::embed`](crate::engine::Engine::embed), which makes the start longer, on
+    /// backends where vectors take preparation: XLA. Others embed in any case. Default no.
+    pub embeddings: bool,
     /// Propose tokens and verify several in a step, where text repeats itself. Changes no token.
     /// Default no.
     pub speculation: Option<Speculation>,
@@ -115,6 +118,7 @@ backend_api::setters!(EngineOptions {
     max_queued_requests: usize,
     step_deadline: impl Into<Option<Duration>>,
     deterministic: bool,
+    embeddings: bool,
     speculation: impl Into<Option<Speculation>>,
     record_inputs: impl Into<Option<PathBuf>>,
 });
@@ -138,6 +142,7 @@ impl Default for EngineOptions {
             max_queued_requests: 4096,
             step_deadline: Some(Duration::from_secs(120)),
             deterministic: false,
+            embeddings: false,
             speculation: None,
             record_inputs: None,
             retract_every: None,

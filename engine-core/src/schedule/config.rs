@@ -157,7 +157,7 @@ impl SchedulerConfig {
     }
 
     /// Most tokens of a step after which something is wanted: one for each slot, proposed ones, and
-    /// [`prompt_outputs`](Self::prompt_outputs).
+    /// `prompt_outputs`.
     pub fn step_outputs(&self) -> usize {
         let proposed = self.speculation.map_or(0, |s| s.step_tokens as usize);
         self.max_running as usize + proposed + self.prompt_outputs()

@@ -63,6 +63,8 @@ backend_api::setters!(ChatOptions {
     documents: impl Into<Option<Vec<Value>>>,
     template: impl Into<Option<String>>,
     variables: impl Into<Map<String, Value>>,
+    as_given: bool,
+    recognise_control_tokens: bool,
 });
 
 impl Default for ChatOptions {

@@ -33,6 +33,9 @@ struct Command {
     /// A directory of headers; the file's own is searched first.
     #[arg(short = 'I', long = "include", value_name = "DIRECTORY")]
     include: Vec<PathBuf>,
+    /// Fetches the headers of the CUDA toolkit (cuda_fp16.h and others) and searches them too.
+    #[arg(long)]
+    toolkit: bool,
     /// An option for NVRTC, such as -DNAME=1 or --use_fast_math.
     #[arg(long = "option", value_name = "OPTION", allow_hyphen_values = true)]
     option: Vec<String>,
@@ -124,6 +127,9 @@ fn ptx(command: &Command) -> Result<String, Failure> {
         include = vec![PathBuf::from(".")];
     }
     include.extend(command.include.iter().cloned());
+    if command.toolkit {
+        include.extend(cuda_emulator::nvrtc::toolkit_headers()?);
+    }
     let options = CompileOptions {
         architecture: command.arch.clone(),
         include,

@@ -339,27 +339,27 @@ fn mul(form: &mut Form<'_, '_>) -> Compiled {
 }
 
 fn high_u16(a: u16, b: u16) -> u16 {
-    (u32::from(a) * u32::from(b) >> 16) as u16
+    ((u32::from(a) * u32::from(b)) >> 16) as u16
 }
 
 fn high_i16(a: i16, b: i16) -> i16 {
-    (i32::from(a) * i32::from(b) >> 16) as i16
+    ((i32::from(a) * i32::from(b)) >> 16) as i16
 }
 
 fn high_u32(a: u32, b: u32) -> u32 {
-    (u64::from(a) * u64::from(b) >> 32) as u32
+    ((u64::from(a) * u64::from(b)) >> 32) as u32
 }
 
 fn high_i32(a: i32, b: i32) -> i32 {
-    (i64::from(a) * i64::from(b) >> 32) as i32
+    ((i64::from(a) * i64::from(b)) >> 32) as i32
 }
 
 fn high_u64(a: u64, b: u64) -> u64 {
-    (u128::from(a) * u128::from(b) >> 64) as u64
+    ((u128::from(a) * u128::from(b)) >> 64) as u64
 }
 
 fn high_i64(a: i64, b: i64) -> i64 {
-    (i128::from(a) * i128::from(b) >> 64) as i64
+    ((i128::from(a) * i128::from(b)) >> 64) as i64
 }
 
 fn mad(form: &mut Form<'_, '_>) -> Compiled {
@@ -406,10 +406,10 @@ fn mul24(form: &mut Form<'_, '_>) -> Compiled {
     let shift = if part == Part::High { 16 } else { 0 };
     match form.ty()? {
         Type::U32 => form.binary(move |a: u32, b: u32| {
-            (u64::from(a & 0xff_ffff) * u64::from(b & 0xff_ffff) >> shift) as u32
+            ((u64::from(a & 0xff_ffff) * u64::from(b & 0xff_ffff)) >> shift) as u32
         }),
         Type::S32 => form.binary(move |a: i32, b: i32| {
-            (i64::from(a << 8 >> 8) * i64::from(b << 8 >> 8) >> shift) as i32
+            ((i64::from(a << 8 >> 8) * i64::from(b << 8 >> 8)) >> shift) as i32
         }),
         other => Err(form.bad_type(other)),
     }

@@ -102,7 +102,7 @@ fn copy(form: &mut Form<'_, '_>) -> Compiled {
             // Where the bytes go is checked now; they arrive later.
             let offset = targets[lane];
             let size = context.block.shared.len() as u64;
-            if offset + bytes as u64 > size || offset % bytes as u64 != 0 {
+            if offset.saturating_add(bytes as u64) > size || !offset.is_multiple_of(bytes as u64) {
                 // The check of ordinary stores says what is wrong.
                 context.shared(lane, offset, bytes as u64, Access::Write)?;
                 continue;
@@ -144,7 +144,7 @@ fn read(
     }
     for (index, byte) in data.iter_mut().enumerate().take(wanted) {
         let place: Place<'_> =
-            context.place(space, lane, address + index as u64, 1, Access::Read)?;
+            context.place(space, lane, address.wrapping_add(index as u64), 1, Access::Read)?;
         *byte = context.load(place, 0, 1) as u8;
     }
     Ok(())

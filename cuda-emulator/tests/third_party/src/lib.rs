@@ -1,0 +1,1 @@
+//! Empty: the package names a dependency.
