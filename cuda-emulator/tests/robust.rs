@@ -154,8 +154,11 @@ fn exercise(text: &str, bytes: &[u8], threads: u32) {
         for (index, place) in block.chunks_mut(8).enumerate() {
             // Some parameters are good addresses, others anything.
             let address = (room + 4096 * index as u64).to_le_bytes();
-            let source: &[u8] =
-                if bytes.len() > index && bytes[index] % 4 == 0 { bytes } else { &address };
+            let source: &[u8] = if bytes.len() > index && bytes[index].is_multiple_of(4) {
+                bytes
+            } else {
+                &address
+            };
             for (to, from) in place.iter_mut().zip(source) {
                 *to = *from;
             }

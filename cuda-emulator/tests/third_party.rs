@@ -290,6 +290,17 @@ fn half(value: f32) -> u16 {
     (((bits >> 23) - 112) << 10 | bits >> 13 & 0x3ff) as u16
 }
 
+fn from_half(bits: u16) -> f64 {
+    let magnitude = f64::from(bits & 0x3ff) / 1024.0;
+    let exponent = i32::from(bits >> 10 & 31);
+    let value = if exponent == 0 {
+        magnitude * 2f64.powi(-14)
+    } else {
+        (1.0 + magnitude) * 2f64.powi(exponent - 15)
+    };
+    if bits & 0x8000 != 0 { -value } else { value }
+}
+
 #[test]
 fn quantized_kernels() {
     // The file has each matrix kernel for up to eight columns; those for one are kept.
@@ -352,9 +363,22 @@ fn quantized_kernels() {
     let arguments =
         Arguments::new().with(x_at).with(blocks_at).with(columns as i32).with(columns as i32);
     run(&device, "quantize_q8_1", shape([1, 1, 1], columns as u32), &arguments);
-    for (kernel, weights, values) in [
-        ("mul_mat_vec_q4_0_q8_1_cuda1", q4, &q4_values),
-        ("mul_mat_vec_q8_0_q8_1_cuda1", q8, &q8_values),
+    // What the first kernel left: for each block a scale and the sum of the numbers, as halves, and
+    // 32 bytes. Four bits lose their offset of 8 through the sum.
+    let bytes: Vec<u8> = device.download(blocks_at, columns / 32 * 36);
+    let mut quantized = Vec::new();
+    let mut sums = Vec::new();
+    for block in bytes.chunks(36) {
+        let scale = from_half(u16::from_le_bytes([block[0], block[1]]));
+        sums.push(from_half(u16::from_le_bytes([block[2], block[3]])));
+        quantized.extend(block[4..].iter().map(|byte| f64::from(*byte as i8) * scale));
+    }
+    for (x, quantized) in x.iter().zip(&quantized) {
+        assert!((f64::from(*x) - quantized).abs() < 0.01);
+    }
+    for (kernel, weights, values, offset) in [
+        ("mul_mat_vec_q4_0_q8_1_cuda1", q4, &q4_values, 8.0),
+        ("mul_mat_vec_q8_0_q8_1_cuda1", q8, &q8_values, 0.0),
     ] {
         let arguments = Arguments::new()
             .with(weights)
@@ -366,6 +390,18 @@ fn quantized_kernels() {
             .with(rows as i32);
         let grid = Launch { grid: [rows as u32, 1, 1], block: [32, 4, 1], dynamic_shared: 0 };
         run(&device, kernel, grid, &arguments);
-        close(&device, out, &product(values), 1e-2, kernel);
+        let expected: Vec<f64> = (0..rows)
+            .map(|row| {
+                let in_block = |block: usize| {
+                    let scale = f64::from(scales[row * columns / 32 + block]);
+                    let dot: f64 = (block * 32..block * 32 + 32)
+                        .map(|i| (values[row * columns + i] + offset * scale) * quantized[i])
+                        .sum();
+                    dot - offset * scale * sums[block]
+                };
+                (0..columns / 32).map(in_block).sum()
+            })
+            .collect();
+        close(&device, out, &expected, 1e-5, kernel);
     }
 }

@@ -204,6 +204,20 @@ pub unsafe extern "C" fn cuCtxSetFlags(_flags: u32) -> u32 {
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxGetLimit(value: *mut usize, number: u32) -> u32 {
+    device_call(|driver, device| {
+        let found = driver.limit(device, number)?;
+        // SAFETY: the program's pointer, null allowed.
+        unsafe { put(value, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxSetLimit(number: u32, value: usize) -> u32 {
+    device_call(|driver, device| driver.set_limit(device, number, value))
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceCanAccessPeer(can: *mut i32, device: i32, peer: i32) -> u32 {
     call(|driver| {
         let answer = driver.can_access_peer(ordinal(device)?, ordinal(peer)?)?;

@@ -277,3 +277,17 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
         cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, dynamic_shared)
     }
 }
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
+    bytes: *mut usize,
+    function: Handle,
+    blocks: i32,
+    threads: i32,
+) -> u32 {
+    call(|driver| {
+        let found = driver.dynamic_shared_for(function, blocks, threads)?;
+        // SAFETY: the program's pointer, null allowed.
+        unsafe { put(bytes, found) }
+    })
+}

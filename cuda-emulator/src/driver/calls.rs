@@ -130,6 +130,25 @@ impl Driver {
         if forbidden { Err(Status::CAPTURE_UNSUPPORTED) } else { Ok(()) }
     }
 
+    /// `cuCtxGetLimit`. Limits are kept and change nothing.
+    pub fn limit(&self, device: usize, number: u32) -> Answer<usize> {
+        let usual = match number {
+            // Stack of a thread, buffer of printf, heap of malloc.
+            0 => 1024,
+            1 => 1 << 20,
+            2 => 8 << 20,
+            _ => return Err(Status::UNSUPPORTED_LIMIT),
+        };
+        Ok(self.limits.get(&(device, number)).copied().unwrap_or(usual))
+    }
+
+    /// `cuCtxSetLimit`.
+    pub fn set_limit(&mut self, device: usize, number: u32, value: usize) -> Answer<()> {
+        self.limit(device, number)?;
+        self.limits.insert((device, number), value);
+        Ok(())
+    }
+
     /// `cuMemGetInfo`: free and total bytes.
     pub fn memory_info(&self, device: usize) -> Answer<(u64, u64)> {
         let memory = &self.device(device)?.memory;

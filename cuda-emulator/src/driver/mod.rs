@@ -39,6 +39,8 @@ pub struct Driver {
     graphs: HashMap<u64, Vec<Work>>,
     executables: HashMap<u64, Vec<Work>>,
     pools: HashMap<u64, HashMap<u32, u64>>,
+    /// Limits that were set: device and number.
+    limits: HashMap<(usize, u32), usize>,
     /// Host memory that was allocated here: address to size.
     pinned: BTreeMap<usize, usize>,
     next: u64,
@@ -124,6 +126,7 @@ impl Driver {
             graphs: HashMap::new(),
             executables: HashMap::new(),
             pools: HashMap::new(),
+            limits: HashMap::new(),
             pinned: BTreeMap::new(),
             next: 0x10000,
             allocations: 0,

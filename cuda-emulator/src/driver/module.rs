@@ -189,4 +189,16 @@ impl Driver {
         let by_shared = (self.shared_limit() as usize + 1024) / bytes;
         Ok(by_threads.min(32).min(by_shared as u32) as i32)
     }
+
+    /// Dynamic shared memory that each of `blocks` blocks on a multiprocessor can have.
+    pub fn dynamic_shared_for(&self, function: u64, blocks: i32, threads: i32) -> Answer<usize> {
+        let most = self.occupancy(function, threads, 0)?;
+        let kernel = &self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?.kernel;
+        if blocks < 1 || blocks > most {
+            return Err(Status::INVALID_VALUE);
+        }
+        let each = (self.shared_limit() as usize + 1024) / blocks as usize;
+        let room = each.saturating_sub(kernel.static_shared_bytes() + 1024);
+        Ok(room.min(self.shared_limit() as usize - kernel.static_shared_bytes()))
+    }
 }

@@ -1,7 +1,7 @@
 //! PTX text to instructions.
 //!
 //! [`Module::parse`] reads what NVRTC or nvcc emits. The result keeps names and modifiers as they
-//! are written; [`crate::machine`] resolves them. Whatever the text holds, parsing ends in a
+//! are written; the machine resolves them. Whatever the text holds, parsing ends in a
 //! module or in a [`PtxError`] with the line at fault.
 
 mod error;

@@ -54,7 +54,7 @@ impl Format {
     /// Rounds an exact value.
     pub(crate) fn round(self, exact: f64, mode: Mode) -> u64 {
         if exact.is_nan() {
-            return self.infinity() | (1 << self.fraction) - 1;
+            return self.infinity() | ((1 << self.fraction) - 1);
         }
         let negative = exact.is_sign_negative();
         let magnitude = exact.abs();

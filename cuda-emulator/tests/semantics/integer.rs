@@ -32,14 +32,14 @@ fn sums_and_products_wrap() {
         both("max", bits, |a, b, _| a.max(b));
     }
     for bits in [16, 32] {
-        both("mul.hi", bits, |a, b, _| a * b >> bits);
+        both("mul.hi", bits, |a, b, _| (a * b) >> bits);
     }
     let values = edges(64);
     check("mul.hi.s64 d0, d1, d2", [&values, &values, NONE], |a, b, _| {
-        low(signed(a, 64) * signed(b, 64) >> 64, 64)
+        low((signed(a, 64) * signed(b, 64)) >> 64, 64)
     });
     check("mul.hi.u64 d0, d1, d2", [&values, &values, NONE], |a, b, _| {
-        (u128::from(a) * u128::from(b) >> 64) as u64
+        ((u128::from(a) * u128::from(b)) >> 64) as u64
     });
 }
 
@@ -89,7 +89,7 @@ fn products_are_added_to() {
             low(high as i128 + unsigned(c, bits), bits)
         });
         check(&format!("mad.hi.s{bits} {x}0, {x}1, {x}2, {x}3"), [few, few, few], |a, b, c| {
-            low((signed(a, bits) * signed(b, bits) >> bits) + signed(c, bits), bits)
+            low(((signed(a, bits) * signed(b, bits)) >> bits) + signed(c, bits), bits)
         });
     }
 }
@@ -151,7 +151,7 @@ fn products_of_24_bits_take_the_low_bits_of_their_operands() {
         low(unsigned(a, 24) * unsigned(b, 24), 32)
     });
     check("mul24.hi.s32 r0, r1, r2", [&values, &values, NONE], |a, b, _| {
-        low(signed(a, 24) * signed(b, 24) >> 16, 32)
+        low((signed(a, 24) * signed(b, 24)) >> 16, 32)
     });
 }
 

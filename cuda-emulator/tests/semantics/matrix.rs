@@ -60,7 +60,7 @@ fn a_index(lane: usize, i: usize, bits: usize) -> (usize, usize) {
     let (group, thread) = (lane / 4, lane % 4);
     let per = 32 / bits;
     let register = i / per;
-    let row = if register % 2 == 0 { group } else { group + 8 };
+    let row = if register.is_multiple_of(2) { group } else { group + 8 };
     let column = thread * per + i % per + if register >= 2 { 4 * per } else { 0 };
     (row, column)
 }
@@ -189,12 +189,12 @@ fn sums_may_be_halves() {
     let kind = || Kind { name: "f16", bits: 16, encode: half };
     let mut inputs = fragments(&kind(), &kind(), 16);
     for (lane, words) in inputs.iter_mut().enumerate() {
-        for register in 0..2 {
+        for (register, word) in words.iter_mut().enumerate().take(2) {
             let value = |i| {
                 let (row, column) = c_index(lane, i);
                 half(element(3, row, column))
             };
-            words[register] = value(2 * register) | value(2 * register + 1) << 16;
+            *word = value(2 * register) | value(2 * register + 1) << 16;
         }
     }
     let text = "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {r0, r1}, {r4, r5, r6, r7}, {r8, r9}, {r0, r1};";

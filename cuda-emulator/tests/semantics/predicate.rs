@@ -1,8 +1,10 @@
 use crate::exact::{BF16, F16, all_singles, single};
 use crate::harness::{NONE, check, edges, signed, unsigned};
 
+type Holds = fn(Option<std::cmp::Ordering>) -> bool;
+
 /// What each comparison gives for an order, which is none when a NaN takes part.
-const COMPARISONS: [(&str, fn(Option<std::cmp::Ordering>) -> bool); 14] = [
+const COMPARISONS: [(&str, Holds); 14] = [
     ("eq", |o| o.is_some_and(|o| o.is_eq())),
     ("ne", |o| o.is_some_and(|o| o.is_ne())),
     ("lt", |o| o.is_some_and(|o| o.is_lt())),

@@ -30,6 +30,9 @@ fn values(body: &str, inputs: &[u32]) -> Vec<u32> {
     run(body, inputs).0
 }
 
+/// The lane that a lane reads from, given its number, the distance and the width; none for itself.
+type Source = fn(u32, u32, u32) -> Option<u32>;
+
 fn squares() -> Vec<u32> {
     (0..32).map(|i| i * i + 3).collect()
 }
@@ -41,7 +44,7 @@ fn shuffles_read_from_the_lane_that_they_name() {
         for step in [0u32, 1, 3, 8, 31] {
             // The last operand of CUDA's functions: segments of `width` lanes.
             let segments = (32 - width) << 8;
-            let cases: [(&str, u32, fn(u32, u32, u32) -> Option<u32>); 4] = [
+            let cases: [(&str, u32, Source); 4] = [
                 ("up", segments, |lane, step, width| (lane % width >= step).then(|| lane - step)),
                 ("down", segments | 31, |lane, step, width| {
                     (lane % width + step < width).then(|| lane + step)

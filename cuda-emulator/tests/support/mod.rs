@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // Each test crate uses a part.
 
 pub mod attention;
+pub mod cases;
 
 use cuda_emulator::{Arguments, Launch, Memory, Options, Outcome, Program, launch};
 

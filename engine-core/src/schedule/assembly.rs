@@ -50,6 +50,9 @@ impl Assembly {
     /// Appends the tokens of a running sequence from `start` to `end`, the known ones and then the
     /// one to be produced, as one row; an output if one is wanted after the last.
     pub(super) fn push(&mut self, (key, sequence): (SequenceKey, &Sequence), row: NewRow) {
+        if row.kind == RowKind::Decode && row.wants && row.of_prompt.is_empty() {
+            return self.push_decode((key, sequence), &row);
+        }
         let NewRow { run, slot, start, end, kind, wants, draft, of_prompt } = row;
         let row = self.rows.len() as u32;
         let first = self.tokens.len() as u32;
@@ -89,6 +92,26 @@ impl Assembly {
         self.rows.push(Row { slot, tokens, position: start as u32, outputs });
         self.decode_rows += u32::from(kind == RowKind::Decode);
         self.launched.push(LaunchedRow { key, run, kind, output, of_prompt, end });
+    }
+
+    /// What [`push`](Self::push) does, for the row that nearly all are: one token, one sample.
+    fn push_decode(&mut self, (key, sequence): (SequenceKey, &Sequence), row: &NewRow) {
+        let NewRow { run, slot, start, end, kind, .. } = *row;
+        let row = self.rows.len() as u32;
+        let (token, output) = (self.tokens.len() as u32, self.outputs.len() as u32);
+        let known = sequence.tokens.get(start).copied();
+        self.tokens.push(known.map_or(InputToken::Produced(slot), InputToken::Known));
+        let deferred = sequence.constrained;
+        self.outputs.push(OutputRequest { deferred, ..OutputRequest::sample(row, token) });
+        if deferred {
+            self.deferred.push(Deferred { output, id: sequence.id });
+        }
+        let one = |start| Span { start, len: 1 };
+        let (tokens, outputs) = (one(token), one(output));
+        self.rows.push(Row { slot, tokens, position: start as u32, outputs });
+        self.decode_rows += 1;
+        let output = Some(output);
+        self.launched.push(LaunchedRow { key, run, kind, output, of_prompt: None, end });
     }
 
     /// What is wanted after the positions of a sequence's prompt.

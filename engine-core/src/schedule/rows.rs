@@ -9,22 +9,25 @@ use super::sequence::SequenceKey;
 use super::state::State;
 use crate::kv::GroupKind;
 
-/// Appends a decode row for a sequence that [can decode](super::sequence::Sequence::can_decode).
-/// With tokens proposed for it, `draft` of those that are known, they are verified.
+/// Appends a decode row for a running sequence, if it
+/// [can decode](super::sequence::Sequence::can_decode), and returns whether it can. With tokens
+/// proposed for it, `draft` of those that are known, they are verified.
 pub(super) fn push_decode(
     state: &mut State,
     assembly: &mut Assembly,
     key: SequenceKey,
     draft: Range<usize>,
-) -> Result<(), ScheduleError> {
-    let end = state.sequences.of_mut(key).running_mut()?.launched + 1;
+) -> Result<bool, ScheduleError> {
     let drafted = draft.len() as u32;
     let kind = if drafted > 0 { RowKind::Verify { drafted } } else { RowKind::Decode };
+    if !push(state, assembly, key, None, kind, draft)? {
+        return Ok(false);
+    }
     if drafted > 0 {
         state.stats.verification_rows += 1;
         state.stats.proposed_tokens += u64::from(drafted);
     }
-    push(state, assembly, key, end, kind, draft)
+    Ok(true)
 }
 
 /// What a step has left for prompts.
@@ -69,7 +72,7 @@ pub(super) fn push_chunk(
     if end <= start || pages.missing(holding, end) > pages.available_of(GroupKind::Full) {
         return Ok(0);
     }
-    push(state, assembly, key, end, RowKind::Chunk, 0..0)?;
+    push(state, assembly, key, Some(end), RowKind::Chunk, 0..0)?;
     state.stats.prefill_tokens += (end - start) as u64;
     budget.tokens -= end - start;
     budget.answers -= answered_by(&unanswered, start, end).len();
@@ -90,21 +93,25 @@ pub(super) fn pages_for_decode(state: &State) -> usize {
     decoding.filter_map(|sequence| sequence.running()).filter(|running| needs_page(running)).count()
 }
 
-/// Appends a row up to `end`, and `draft` behind it; takes the pages that it needs, and counts it
-/// as launched. A token is wanted if it reaches the end of what is known or launched.
+/// Appends a row up to `end`, or of one token, and `draft` behind it; takes the pages that it needs,
+/// and counts it as launched. Returns whether it did, which a row of one token needs leave for. A token is wanted if it reaches the end of what is known or launched.
 fn push(
     state: &mut State,
     assembly: &mut Assembly,
     key: SequenceKey,
-    end: usize,
+    end: Option<usize>,
     kind: RowKind,
     draft: Range<usize>,
-) -> Result<(), ScheduleError> {
+) -> Result<bool, ScheduleError> {
     let sequence = state.sequences.of_mut(key);
+    if end.is_none() && !sequence.can_decode() {
+        return Ok(false);
+    }
     let (known, generates) = (sequence.known(), sequence.max_tokens > 0);
     let unanswered = sequence.unanswered.clone();
     let running = sequence.running_mut()?;
     let start = running.launched;
+    let end = end.unwrap_or(start + 1);
     running.launched = end + draft.len();
     state.pages.grow(&running.holding, running.launched)?;
     let wants = generates && end == known + running.pending;
@@ -116,5 +123,5 @@ fn push(
     let (run, slot) = (running.run, running.holding.slot());
     let row = NewRow { run, slot, start, end, kind, wants, draft, of_prompt };
     assembly.push((key, sequence), row);
-    Ok(())
+    Ok(true)
 }
