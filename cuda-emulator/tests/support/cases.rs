@@ -154,9 +154,11 @@ pub fn sample(ptx: &str, temperature: f32, options: &Options) -> Result<Outcome,
     let (rows, vocabulary) = (6, 1000);
     let mut logits: Vec<f32> =
         Numbers::new(3).reals(rows * vocabulary).into_iter().map(|x| x * 6.0).collect();
-    // Two logits of a row are the largest: the first one counts.
-    logits[400] = 7.0;
-    logits[700] = 7.0;
+    // Two logits of some rows are the largest: the first one counts.
+    // In different warps, in the slice of one thread, and in two threads of a warp.
+    for at in [400, 700, 1008, 1009, 2020, 2060] {
+        logits[at] = 7.0;
+    }
     let noise = [0.0f32, 0.3, 0.75, 0.999, 0.5, 0.1];
     let mut run = Run::new(ptx, options)?;
     let (tokens, probabilities) = (run.room::<i32>(rows), run.room::<f32>(rows));
@@ -247,11 +249,12 @@ pub fn decode_batches() -> [Batch; 2] {
     [plain, capped]
 }
 
-pub fn prefill_batches() -> [Batch; 2] {
-    let plain = Batch::new(64, 4, 2, &[70, 33, 100], &[70, 5, 40]);
-    let capped =
-        Batch { softcap: 3.0, window: 25, ..Batch::new(64, 4, 2, &[70, 33, 100], &[70, 5, 40]) };
-    [plain, capped]
+pub fn prefill_batches() -> [Batch; 3] {
+    let batch = || Batch::new(64, 4, 2, &[77, 33, 100], &[77, 5, 40]);
+    let capped = Batch { softcap: 3.0, window: 25, ..batch() };
+    // The window begins where a tile does.
+    let aligned = Batch { window: 29, ..batch() };
+    [batch(), capped, aligned]
 }
 
 /// Runs all cases of a kernel.
