@@ -56,7 +56,8 @@ enum Pool {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    arguments.engine.embeddings = true;
     start::run(|| run(&arguments))
 }
 

@@ -52,6 +52,10 @@ pub(crate) struct EngineArguments {
     #[arg(long)]
     threads: Option<usize>,
 
+    /// The program asks for vectors.
+    #[arg(skip)]
+    pub(crate) embeddings: bool,
+
     /// Wait for each step before planning the next one.
     #[arg(long)]
     no_overlap: bool,
@@ -127,6 +131,7 @@ impl EngineArguments {
     fn options(&self) -> EngineOptions {
         EngineOptions::default()
             .overlap(!self.no_overlap)
+            .embeddings(self.embeddings)
             .speculation(self.speculation.map(|Proposals::Ngram| Speculation::default()))
             .record_inputs(self.record_inputs.clone())
             .cache(!self.no_cache)

@@ -28,6 +28,19 @@ const MODEL_FILES: [&str; 6] = [
     "model.safetensors.index.json",
 ];
 
+/// Where a repository keeps chat templates beside the default one.
+const MORE_TEMPLATES: &str = "additional_chat_templates/";
+
+/// Whether a file of a repository is one that a model is loaded from.
+fn is_of_a_model(path: &str) -> bool {
+    match path.strip_prefix(MORE_TEMPLATES) {
+        Some(name) => name.ends_with(".jinja") && !name.contains('/'),
+        None => {
+            MODEL_FILES.contains(&path) || (path.ends_with(".safetensors") && !path.contains('/'))
+        }
+    }
+}
+
 /// Resolves sources, with everything that it needs from outside.
 pub(crate) struct Fetcher<'a> {
     pub(crate) cache: Cache,
@@ -151,14 +164,8 @@ impl Fetcher<'_> {
         if complete(&directory) {
             return Ok(directory);
         }
-        let wanted: Vec<&HubFile> = snapshot
-            .files
-            .iter()
-            .filter(|file| {
-                MODEL_FILES.contains(&file.path.as_str())
-                    || (file.path.ends_with(".safetensors") && !file.path.contains('/'))
-            })
-            .collect();
+        let wanted: Vec<&HubFile> =
+            snapshot.files.iter().filter(|file| is_of_a_model(&file.path)).collect();
         if !wanted.iter().any(|file| file.path.ends_with(".safetensors")) {
             let gguf = snapshot.files.iter().map(|file| file.path.as_str());
             let gguf: Vec<&str> = gguf.filter(|path| path.ends_with(".gguf")).collect();

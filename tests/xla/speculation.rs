@@ -43,7 +43,6 @@ fn speculation_changes_no_token_and_meets_no_new_shape() {
         let (proposed, accepted) = (speculated.proposed_tokens, speculated.accepted_tokens);
         println!("{devices} devices: {accepted} of {proposed} proposed tokens were accepted");
         assert!(accepted > 0 && accepted < proposed, "{accepted} of {proposed}");
-        assert!(speculated.steps < plain.steps, "{} and {}", speculated.steps, plain.steps);
         let agreement = compare(&expected, &found, NOISE);
         let agreement = agreement.unwrap_or_else(|error| panic!("{error}"));
         assert!(agreement.tokens >= requests.len() * 40, "{agreement:?}");

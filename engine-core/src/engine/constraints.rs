@@ -9,7 +9,7 @@ use radix_cache::Token;
 
 use super::command::Constraint;
 use super::workers::Workers;
-use crate::fence::fence;
+use crate::fence::{Fenced, fence};
 use crate::schedule::SequenceId;
 
 /// Up to so many constrained outputs of a step are masked on the scheduler thread alone: waking
@@ -97,8 +97,7 @@ impl Constraints {
         } else {
             work = share(work, self.vocab_size, &self.workers);
         }
-        // Tokens that only some orders of threads would give are never seen: each output is
-        // computed from its own constraint alone, and they come back in their own order.
+        // Whichever thread was first: they come back in the order of the outputs.
         work.sort_by_key(|work| work.masked.output);
         let done = work.into_iter().map(|Work { constrained, masked, .. }| {
             self.by_sequence.insert(masked.id, constrained);
@@ -125,9 +124,10 @@ impl Work {
     fn run(&mut self, vocab_size: u32) {
         let mask_words = vocab_size.div_ceil(32) as usize;
         let Constrained { constraint, behind, may_force } = self.constrained.as_mut();
-        let Some(fenced) = constraint else { return };
-        let Some(inner) = fenced.get_mut() else { return };
         let Masked { masks, forced, problem, .. } = &mut self.masked;
+        let Some(inner) = constraint.as_mut().and_then(Fenced::get_mut) else {
+            return masks.clear();
+        };
         let drafted = &self.drafted;
         let mut used = 0;
         let outcome = fence(|| {

@@ -91,6 +91,31 @@ impl Assembly {
         self.launched.push(LaunchedRow { key, run, kind, output, of_prompt, end });
     }
 
+    /// What [`push`](Self::push) does, for the row that nearly all are: one token, one sample.
+    pub(super) fn push_decode(
+        &mut self,
+        (key, sequence): (SequenceKey, &Sequence),
+        (run, slot): (u64, SlotId),
+        start: usize,
+    ) {
+        let (kind, end) = (RowKind::Decode, start + 1);
+        let row = self.rows.len() as u32;
+        let (token, output) = (self.tokens.len() as u32, self.outputs.len() as u32);
+        let known = sequence.tokens.get(start).copied();
+        self.tokens.push(known.map_or(InputToken::Produced(slot), InputToken::Known));
+        let deferred = sequence.constrained;
+        self.outputs.push(OutputRequest { deferred, ..OutputRequest::sample(row, token) });
+        if deferred {
+            self.deferred.push(Deferred { output, id: sequence.id });
+        }
+        let one = |start| Span { start, len: 1 };
+        let (tokens, outputs) = (one(token), one(output));
+        self.rows.push(Row { slot, tokens, position: start as u32, outputs });
+        self.decode_rows += 1;
+        let output = Some(output);
+        self.launched.push(LaunchedRow { key, run, kind, output, of_prompt: None, end });
+    }
+
     /// What is wanted after the positions of a sequence's prompt.
     fn want_of_prompt(&mut self, sequence: &Sequence, positions: Range<usize>) -> Want {
         match sequence.want {

@@ -6,7 +6,9 @@ use super::admission::admit_loaded;
 use super::arrival::{FinishReason, PromptWant, SequenceId};
 use super::error::ScheduleError;
 use super::flights::{LaunchedRow, RowKind};
-use super::sequence::{Phase, SequenceKey};
+use super::news::News;
+use super::report::SchedulerStats;
+use super::sequence::{Phase, Sequence, SequenceKey};
 use super::state::State;
 use super::transfers::Loaded;
 use crate::backend::{OutputResult, RowFailure, Sampled, Span, StepError, StepResult};
@@ -65,7 +67,8 @@ pub(super) fn append(
     }
     let sampled = |&token| Sampled { token, logprob: f32::NAN, top: Span::default() };
     let tokens: Vec<Sampled> = tokens.iter().map(sampled).collect();
-    match take(state, key, &tokens, &StepResult::default()) {
+    let nothing = StepResult::default();
+    match take(sequence, &mut state.news, &mut state.stats, &tokens, &nothing) {
         Some(reason) => state.finish(key, reason),
         None => Ok(()),
     }
@@ -79,11 +82,10 @@ fn commit_rows(
     failures: &[RowFailure],
 ) -> Result<(), ScheduleError> {
     for (index, row) in rows.iter().enumerate() {
-        let running = state.sequences.get(row.key).and_then(|sequence| sequence.running());
-        if running.is_none_or(|running| running.run != row.run) {
+        let Some(sequence) = state.sequences.get_mut(row.key).filter(|s| s.runs_as(row.run)) else {
             // It ended, or was put back, after this row was launched.
             continue;
-        }
+        };
         if let Some(failure) = failures.iter().find(|failure| failure.row as usize == index) {
             state.finish(row.key, FinishReason::Error(failure.reason.clone()))?;
             continue;
@@ -92,7 +94,8 @@ fn commit_rows(
             Some(output) => answer(step, result, output, row.kind)?,
             None => &[],
         };
-        let mut finished = advance(state, row, tokens, result)?;
+        advance(sequence, &mut state.stats, row, tokens.len())?;
+        let mut finished = take(sequence, &mut state.news, &mut state.stats, tokens, result);
         if let Some((output, positions)) = row.of_prompt {
             tell_of_prompt(state, row.key, step, result.output(output), positions, result)?;
             let sequence = state.sequences.of(row.key);
@@ -111,47 +114,45 @@ fn commit_rows(
     Ok(())
 }
 
-/// Counts a row as computed and makes its tokens known, up to one that ends the sequence. Returns
-/// the reason if there is one.
+/// Counts a row as computed, which brought so many tokens.
 fn advance(
-    state: &mut State,
+    sequence: &mut Sequence,
+    stats: &mut SchedulerStats,
     row: &LaunchedRow,
-    tokens: &[Sampled],
-    result: &StepResult,
-) -> Result<Option<FinishReason>, ScheduleError> {
-    let sequence = state.sequences.of_mut(row.key);
-    let before = sequence.known();
+    tokens: usize,
+) -> Result<(), ScheduleError> {
+    let known = sequence.known() + tokens;
     let running = sequence.running_mut()?;
     running.computed = row.end;
     match row.kind {
-        RowKind::Decode | RowKind::Chunk => running.pending -= tokens.len(),
+        RowKind::Decode | RowKind::Chunk => running.pending -= tokens,
         RowKind::Verify { drafted } => {
             // The first token needs no proposal, each further one is a proposal that was right. What
             // the wrong ones left in the pages behind is overwritten before it is read.
-            let accepted = tokens.len() - 1;
+            let accepted = tokens.saturating_sub(1);
             running.is_verifying = false;
             running.computed += accepted;
             running.launched = running.computed;
-            state.stats.accepted_tokens += accepted as u64;
+            stats.accepted_tokens += accepted as u64;
             if let Some(drafting) = &mut sequence.drafting {
-                drafting.record(drafted as usize, accepted, before + tokens.len());
+                drafting.record(drafted as usize, accepted, known);
             }
         }
     }
-    Ok(take(state, row.key, tokens, result))
+    Ok(())
 }
 
 /// Makes tokens known, up to one that ends the sequence. Returns the reason if there is one.
 fn take(
-    state: &mut State,
-    key: SequenceKey,
+    sequence: &mut Sequence,
+    news: &mut News,
+    stats: &mut SchedulerStats,
     tokens: &[Sampled],
     result: &StepResult,
 ) -> Option<FinishReason> {
-    let sequence = state.sequences.of_mut(key);
     tokens.iter().find_map(|sampled| {
-        state.stats.generated_tokens += 1;
-        state.news.token(sequence.id, sampled, result);
+        stats.generated_tokens += 1;
+        news.token(sequence.id, sampled, result);
         sequence.append(sampled.token)
     })
 }
@@ -194,7 +195,10 @@ fn answer(
     output: u32,
     kind: RowKind,
 ) -> Result<&[Sampled], ScheduleError> {
-    let tokens = result.output(output).map_or(&[][..], |answer| result.tokens_of(answer));
+    // Where no row failed, the answers stand where they were asked for.
+    let there = result.outputs.get(output as usize).filter(|answer| answer.output == output);
+    let answer = there.or_else(|| result.output(output));
+    let tokens = answer.map_or(&[][..], |answer| result.tokens_of(answer));
     let most = match kind {
         RowKind::Decode | RowKind::Chunk => 1,
         RowKind::Verify { drafted } => drafted as usize + 1,

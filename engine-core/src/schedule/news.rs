@@ -60,6 +60,9 @@ impl News {
     }
 
     fn keep_top(&mut self, sampled: &Sampled, result: &StepResult) -> Span {
+        if sampled.top.len == 0 {
+            return Span::default();
+        }
         let start = self.top.len() as u32;
         self.top.extend(result.top.get(sampled.top.range()).unwrap_or_default());
         Span { start, len: self.top.len() as u32 - start }

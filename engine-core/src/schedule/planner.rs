@@ -22,6 +22,8 @@ pub(super) struct Planner {
     /// Sequences that decode in this step and verify proposals, with the proposed ones of their
     /// known tokens.
     drafts: Vec<(SequenceKey, std::ops::Range<usize>)>,
+    /// Running sequences that don't decode in this step: what is left of their prompts is next.
+    others: Vec<SequenceKey>,
     last_forced_retraction: u64,
 }
 
@@ -40,6 +42,7 @@ impl Planner {
             assembly: Assembly::new(events),
             copies: Vec::new(),
             drafts: Vec::new(),
+            others: Vec::new(),
             last_forced_retraction: 0,
         }
     }
@@ -104,8 +107,7 @@ impl Planner {
         self.plan_decode(state)?;
         let config = &state.config;
         let mut budget = Budget { tokens: config.chunk(), answers: config.prompt_outputs() };
-        for index in 0..state.sequences.running().len() {
-            let key = state.sequences.running()[index];
+        for key in self.others.drain(..) {
             rows::push_chunk(state, &mut self.assembly, key, &mut budget)?;
         }
         admission::admit(state, &mut self.assembly, budget)?;
@@ -138,6 +140,7 @@ impl Planner {
     /// verify proposals.
     fn plan_decode(&mut self, state: &mut State) -> Result<(), ScheduleError> {
         self.drafts.clear();
+        self.others.clear();
         if let Some(speculation) = state.config.speculation {
             self.propose(state, speculation);
         }
@@ -146,8 +149,8 @@ impl Planner {
             let key = state.sequences.running()[index];
             if self.drafts.get(drafts).is_some_and(|(drafted, _)| *drafted == key) {
                 drafts += 1;
-            } else if state.sequences.of(key).can_decode() {
-                rows::push_decode(state, &mut self.assembly, key, 0..0)?;
+            } else if !rows::push_decode(state, &mut self.assembly, key, 0..0)? {
+                self.others.push(key);
             }
         }
         for (key, draft) in self.drafts.drain(..) {

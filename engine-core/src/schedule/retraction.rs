@@ -9,7 +9,9 @@ use super::state::State;
 
 /// Whether the next decode rows need pages that can't be had.
 pub(super) fn is_needed(state: &State) -> bool {
-    pages_for_decode(state) > state.pages.available()
+    let available = state.pages.available();
+    // A decode row needs a page at most.
+    state.sequences.running().len() > available && pages_for_decode(state) > available
 }
 
 /// Puts sequences back until the others' decode rows fit. With no step in flight, so that no

@@ -9,22 +9,38 @@ use super::sequence::SequenceKey;
 use super::state::State;
 use crate::kv::GroupKind;
 
-/// Appends a decode row for a sequence that [can decode](super::sequence::Sequence::can_decode).
-/// With tokens proposed for it, `draft` of those that are known, they are verified.
+/// Appends a decode row for a running sequence, if it
+/// [can decode](super::sequence::Sequence::can_decode), and returns whether it can. With tokens
+/// proposed for it, `draft` of those that are known, they are verified.
 pub(super) fn push_decode(
     state: &mut State,
     assembly: &mut Assembly,
     key: SequenceKey,
     draft: Range<usize>,
-) -> Result<(), ScheduleError> {
-    let end = state.sequences.of_mut(key).running_mut()?.launched + 1;
+) -> Result<bool, ScheduleError> {
+    let sequence = state.sequences.of_mut(key);
+    if !sequence.can_decode() {
+        return Ok(false);
+    }
+    let unanswered = sequence.unanswered.end;
+    let running = sequence.running_mut()?;
+    let start = running.launched;
+    if draft.is_empty() && unanswered <= start {
+        running.launched += 1;
+        running.pending += 1;
+        state.pages.grow(&running.holding, running.launched)?;
+        let place = (running.run, running.holding.slot());
+        assembly.push_decode((key, sequence), place, start);
+        return Ok(true);
+    }
     let drafted = draft.len() as u32;
     let kind = if drafted > 0 { RowKind::Verify { drafted } } else { RowKind::Decode };
+    push(state, assembly, key, start + 1, kind, draft)?;
     if drafted > 0 {
         state.stats.verification_rows += 1;
         state.stats.proposed_tokens += u64::from(drafted);
     }
-    push(state, assembly, key, end, kind, draft)
+    Ok(true)
 }
 
 /// What a step has left for prompts.
@@ -90,8 +106,8 @@ pub(super) fn pages_for_decode(state: &State) -> usize {
     decoding.filter_map(|sequence| sequence.running()).filter(|running| needs_page(running)).count()
 }
 
-/// Appends a row up to `end`, and `draft` behind it; takes the pages that it needs, and counts it
-/// as launched. A token is wanted if it reaches the end of what is known or launched.
+/// Appends a row up to `end`, and `draft` behind it; takes the pages that it needs, and counts it as
+/// launched. A token is wanted if it reaches the end of what is known or launched.
 fn push(
     state: &mut State,
     assembly: &mut Assembly,

@@ -181,6 +181,11 @@ impl Sequence {
         matches!(self.phase, Phase::Loading(_))
     }
 
+    /// Whether it runs, and a launched row of this run is its own.
+    pub(super) fn runs_as(&self, run: u64) -> bool {
+        self.running().is_some_and(|running| running.run == run)
+    }
+
     /// Tokens that it may still generate beyond those known or launched.
     pub(super) fn tokens_left(&self) -> usize {
         let pending = self.running().map_or(0, |running| running.pending);

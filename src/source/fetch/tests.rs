@@ -277,6 +277,8 @@ fn repository_is_fetched_as_a_directory_of_what_a_model_needs() {
             ("model-00001-of-00002.safetensors", b"one"),
             ("model-00002-of-00002.safetensors", b""),
             ("onnx/model.safetensors", b"no"),
+            ("additional_chat_templates/tool_use.jinja", b"{{ tools }}"),
+            ("additional_chat_templates/notes.txt", b"no"),
         ]),
         FakePackages::default(),
     );
@@ -291,12 +293,15 @@ fn repository_is_fetched_as_a_directory_of_what_a_model_needs() {
         names,
         [
             ".complete",
+            "additional_chat_templates",
             "config.json",
             "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
             "tokenizer.json",
         ]
     );
+    let templates = directory.join("additional_chat_templates");
+    assert!(templates.join("tool_use.jinja").is_file() && !templates.join("notes.txt").exists());
     let reads = world.hub.reads().len();
     assert_eq!(world.resolve("hf:org/name").unwrap(), directory);
     assert_eq!(world.hub.reads().len(), reads, "the second time nothing is downloaded");
