@@ -10,7 +10,6 @@ use std::sync::Arc;
 use radix_cache::Token;
 
 use crate::backend::BackendError;
-pub(crate) use crate::backend::clip;
 use crate::model::{OpenError, ProgramError};
 use crate::request::ParamsError;
 use crate::schedule::{Refusal, ScheduleError};

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use super::GgufError;
-use crate::error::clip;
+use crate::clip;
 
 /// A model file that can't be read.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 use std::sync::LazyLock;
 
-use engine_core::text::Tokenizer;
+use models::text::Tokenizer;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
 //! Text into tokens, tokens into text, and where text ends: the public behaviour of
-//! `engine_core::text`.
+//! `models::text`.
 
 mod chat_template;
 mod detokenizer;

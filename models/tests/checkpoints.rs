@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use engine_core::{
+use models::{
     model::{
         Architecture, ConfigError, LoadedModel, ModelConfig, OpenError, RopeScaling, open_model,
     },

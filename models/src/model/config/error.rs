@@ -1,6 +1,6 @@
 //! What can be wrong with a model's configuration.
 
-use crate::error::clip;
+use crate::clip;
 use std::{io, path::PathBuf};
 
 use super::Architecture;

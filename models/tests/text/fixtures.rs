@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use engine_core::model::open_model;
-use engine_core::text::{
+use models::model::open_model;
+use models::text::{
     ChatMessage, ChatOptions, ChatTemplate, GgufVocabulary, SpecialTokens, TextError, Tokenizer,
 };
-use engine_core::weights::{Array, GgufWriter, Value as Metadatum};
+use models::weights::{Array, GgufWriter, Value as Metadatum};
 use serde_json::Value;
 
 fn path(below: &str) -> PathBuf {
@@ -154,7 +154,7 @@ fn every_key_of_a_vocabulary_is_read() {
         .metadata("tokenizer.ggml.add_eos_token", Metadatum::Bool(true))
         .metadata("tokenizer.chat_template", Metadatum::String("t".to_owned()))
         .finish();
-    let file = engine_core::weights::GgufFile::from_bytes(bytes).unwrap();
+    let file = models::weights::GgufFile::from_bytes(bytes).unwrap();
     let vocabulary = GgufVocabulary::from_metadata(file.metadata()).unwrap();
     assert_eq!(vocabulary.chat_template.as_deref(), Some("t"));
     let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
@@ -169,7 +169,7 @@ fn every_key_of_a_vocabulary_is_read() {
         .metadata("tokenizer.ggml.padding_token_id", Metadatum::U32(3))
         .metadata("tokenizer.ggml.unknown_token_id", Metadatum::String("a".to_owned()))
         .finish();
-    let file = engine_core::weights::GgufFile::from_bytes(absurd).unwrap();
+    let file = models::weights::GgufFile::from_bytes(absurd).unwrap();
     let vocabulary = GgufVocabulary::from_metadata(file.metadata()).unwrap();
     assert_eq!((vocabulary.bos, vocabulary.eos, vocabulary.padding), (None, vec![], None));
     assert_eq!(vocabulary.unknown, None);

@@ -1,4 +1,4 @@
-use engine_core::text::{ChatMessage, ChatOptions, ChatTemplate, SpecialTokens, TextError};
+use models::text::{ChatMessage, ChatOptions, ChatTemplate, SpecialTokens, TextError};
 use serde_json::{Value, json};
 
 fn special_tokens() -> SpecialTokens {

@@ -1,4 +1,4 @@
-use engine_core::text::{
+use models::text::{
     ChatMessage, ChatOptions, ChatTemplate, GgufVocabulary, SpecialTokens, TextError, Tokenizer,
 };
 use serde_json::{Value, json};

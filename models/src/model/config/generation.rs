@@ -1,7 +1,7 @@
 //! What a checkpoint recommends for generation.
 
 use super::{ConfigError, json::Fields};
-use crate::error::clip;
+use crate::clip;
 use crate::weights::{
     GgufFile,
     gguf::{Array, Value},

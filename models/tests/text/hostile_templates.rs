@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use engine_core::text::{ChatMessage, ChatOptions, ChatTemplate, SpecialTokens, TextError};
+use models::text::{ChatMessage, ChatOptions, ChatTemplate, SpecialTokens, TextError};
 
 /// Tells the child that it is one.
 const CHILD: &str = "UNDERSTORY_HOSTILE_TEMPLATES";

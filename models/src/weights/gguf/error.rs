@@ -1,6 +1,6 @@
 //! What can be wrong with a GGUF file.
 
-use crate::error::clip;
+use crate::clip;
 use crate::weights::TensorError;
 
 /// A GGUF file that is malformed, or whose metadata lacks what a model needs.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use engine_core::text::{GgufVocabulary, Tokenizer};
+use models::text::{GgufVocabulary, Tokenizer};
 use serde_json::{Value, json};
 
 pub(crate) const NORMAL: i32 = 1;

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::TextError;
-use crate::error::clip;
+use crate::clip;
 
 /// Token ids at or above this are refused, so that a lying file cannot make us allocate a huge
 /// table. The largest vocabularies in use have about 2^18 tokens.

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::io::{BufRead, Write, stdin, stdout};
 
-use engine_core::text::{ChatMessage, ChatOptions, ChatTemplate, SpecialTokens};
+use models::text::{ChatMessage, ChatOptions, ChatTemplate, SpecialTokens};
 use serde_json::{Map, Value, json};
 
 /// One template with its conversations.

@@ -1,6 +1,6 @@
 //! What can go wrong between text and tokens.
 
-use crate::error::clip;
+use crate::clip;
 use std::path::PathBuf;
 
 use crate::weights::GgufError;

@@ -1,4 +1,4 @@
-use engine_core::text::{StopStrings, TextError};
+use models::text::{StopStrings, TextError};
 use proptest::prelude::*;
 
 /// Feeds the pieces and returns what was shown in all, and which stop string ended it.

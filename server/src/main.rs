@@ -1,0 +1,3 @@
+//! `understory serve`: a server for the protocols of OpenAI and SGLang.
+
+fn main() {}
