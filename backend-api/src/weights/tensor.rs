@@ -209,6 +209,35 @@ impl<'a> Tensor<'a> {
         )
     }
 
+    /// Rows of a matrix, or elements of a vector: a bias has one for each output feature.
+    pub fn output_features(&self) -> usize {
+        match self.shape {
+            Shape::Vector(len) => len,
+            Shape::Matrix { rows, .. } => rows,
+        }
+    }
+
+    /// Rows `range` of a matrix, or elements `range` of a vector. Borrowed bytes stay borrowed.
+    ///
+    /// # Errors
+    ///
+    /// [`TensorError::SliceOutOfRange`], and [`TensorError::SliceInsideBlock`] for a quantized
+    /// vector.
+    pub fn into_output_features(self, range: Range<usize>) -> Result<Tensor<'a>, TensorError> {
+        let part = match self.shape {
+            Shape::Vector(_) => self.slice_cols(range.clone())?,
+            Shape::Matrix { .. } => self.slice_rows(range.clone())?,
+        };
+        let (format, shape) = (part.format, part.shape);
+        let Cow::Borrowed(all) = self.data else { return Ok(part.into_owned()) };
+        // The part is borrowed from `self`; the same bytes can be borrowed from the file.
+        let start = match shape {
+            Shape::Vector(_) => format.row_bytes(range.start)?,
+            Shape::Matrix { .. } => range.start * part.row_bytes(),
+        };
+        Tensor::new(format, shape, &all[start..start + part.data.len()])
+    }
+
     /// Columns `range` of every row: one shard of a linear layer that splits its inputs, or
     /// a part of a vector. Copies, unless the tensor has one row.
     ///
