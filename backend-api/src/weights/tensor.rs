@@ -276,12 +276,12 @@ mod tests {
     #[test]
     fn rows_of_every_format_slice_without_copying() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(6, 64), &ramp(6, 64)).expect("whole blocks");
+            let tensor = Tensor::from_f32(format, Shape::matrix(6, 256), &ramp(6, 256))
+                .expect("whole blocks");
             let all = tensor.to_f32();
             let part = tensor.slice_rows(2..5).expect("in range");
-            assert_eq!(part.shape(), Shape::matrix(3, 64));
-            assert_eq!(part.to_f32(), all[2 * 64..5 * 64]);
+            assert_eq!(part.shape(), Shape::matrix(3, 256));
+            assert_eq!(part.to_f32(), all[2 * 256..5 * 256]);
             assert!(matches!(part.into_data(), Cow::Borrowed(_)));
         }
     }
@@ -289,12 +289,12 @@ mod tests {
     #[test]
     fn columns_of_every_format_slice_between_blocks() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(3, 96), &ramp(3, 96)).expect("whole blocks");
+            let tensor = Tensor::from_f32(format, Shape::matrix(3, 768), &ramp(3, 768))
+                .expect("whole blocks");
             let all = tensor.to_f32();
-            let part = tensor.slice_cols(32..96).expect("between blocks");
+            let part = tensor.slice_cols(256..768).expect("between blocks");
             let expected: Vec<f32> =
-                all.chunks(96).flat_map(|row| row[32..96].iter().copied()).collect();
+                all.chunks(768).flat_map(|row| row[256..768].iter().copied()).collect();
             assert_eq!(part.to_f32(), expected);
         }
     }
@@ -302,9 +302,9 @@ mod tests {
     #[test]
     fn a_slice_inside_a_block_is_refused_only_where_there_are_blocks() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(2, 64), &ramp(2, 64)).expect("whole blocks");
-            for range in [16..64, 0..33] {
+            let tensor = Tensor::from_f32(format, Shape::matrix(2, 256), &ramp(2, 256))
+                .expect("whole blocks");
+            for range in [16..256, 0..33] {
                 let sliced = tensor.slice_cols(range.clone());
                 if format.is_quantized() {
                     let error = sliced.unwrap_err();

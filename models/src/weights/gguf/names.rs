@@ -219,12 +219,13 @@ mod tests {
             format in prop::sample::select(Format::ALL.to_vec()),
         ) {
             let rows: Vec<usize> = (0..heads * half * 2).collect();
+            let cols = format.block_elements().max(32);
             let encode = |order: &[usize]| {
                 let values: Vec<f32> = order
                     .iter()
-                    .flat_map(|&row| (0..32).map(move |col| (row * 32 + col) as f32))
+                    .flat_map(|&row| (0..cols).map(move |col| (row * cols + col) as f32))
                     .collect();
-                Tensor::from_f32(format, Shape::matrix(order.len(), 32), &values)
+                Tensor::from_f32(format, Shape::matrix(order.len(), cols), &values)
             };
             let original = encode(&rows)?;
             let stored = encode(&converted(&rows, heads))?;

@@ -43,10 +43,10 @@ impl GgufWriter {
         self
     }
 
-    /// Appends a tensor.
+    /// Appends a tensor. A format that ggml has no type for gets a number that is no type.
     #[must_use]
     pub fn tensor(self, name: &str, tensor: &Tensor<'_>) -> Self {
-        let kind = kind_of(tensor.format());
+        let kind = kind_of(tensor.format()).unwrap_or(u32::MAX);
         match tensor.shape() {
             Shape::Vector(len) => self.raw_tensor(name, &[len as u64], kind, tensor.data()),
             Shape::Matrix { rows, cols } => {
