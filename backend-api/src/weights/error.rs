@@ -90,8 +90,8 @@ pub enum WeightsError {
         /// Its type, as its file names it.
         kind: String,
     },
-    /// A tensor that is neither a vector nor a matrix.
-    #[error("tensor `{name}` has shape {shape:?}; only vectors and matrices are supported", name = clip(name))]
+    /// A tensor that is no vector, no matrix and no stack of matrices.
+    #[error("tensor `{name}` has shape {shape:?}; only vectors, matrices and stacks of matrices are supported", name = clip(name))]
     UnsupportedRank {
         /// The tensor.
         name: String,

@@ -139,7 +139,7 @@ fn restore_row_order(
     heads: usize,
 ) -> Result<Tensor<'static>, GgufError> {
     let (rows, row_bytes) = match tensor.shape() {
-        Shape::Matrix { rows, .. } => (rows, tensor.row_bytes()),
+        Shape::Matrix { .. } | Shape::Stack { .. } => (tensor.shape().rows(), tensor.row_bytes()),
         // A bias has an element where a matrix has a row. Blocks can't be taken apart.
         Shape::Vector(_) if tensor.format().is_quantized() => (1, tensor.row_bytes()),
         Shape::Vector(len) => (len, tensor.format().block_bytes()),

@@ -39,7 +39,7 @@ pub(super) enum Stored {
     Readable { format: Format, shape: Shape, bytes: Range<usize> },
     /// Of a type that this crate does not read.
     UnsupportedType { kind: u32 },
-    /// Neither a vector nor a matrix; dimensions slowest first.
+    /// Of no dimension, or of more than three; dimensions slowest first.
     UnsupportedRank { shape: Vec<usize> },
 }
 
@@ -153,10 +153,8 @@ impl TensorInfo {
             return Ok(Stored::UnsupportedType { kind: self.kind });
         };
         let shape = self.shape()?;
-        let shape = match *shape {
-            [len] => Shape::Vector(len),
-            [rows, cols] => Shape::matrix(rows, cols),
-            _ => return Ok(Stored::UnsupportedRank { shape }),
+        let Some(shape) = Shape::from_dims(&shape) else {
+            return Ok(Stored::UnsupportedRank { shape });
         };
         let size =
             shape.byte_len(format).map_err(|source| GgufError::Tensor { name: name(), source })?;

@@ -290,7 +290,7 @@ fn what_cannot_be_read_is_named() {
     let file = GgufWriter::new()
         .raw_tensor("quantized", &[256], 14, &[0; 210])
         .raw_tensor("future", &[256], 99, &[0; 210])
-        .raw_tensor("cube", &[1, 1, 1], 0, &[0; 4])
+        .raw_tensor("hypercube", &[1, 1, 1, 1], 0, &[0; 4])
         .raw_tensor("scalar", &[], 0, &[0; 4])
         .finish();
     let file = GgufFile::from_bytes(file).expect("well-formed");
@@ -301,13 +301,22 @@ fn what_cannot_be_read_is_named() {
             "{error}"
         );
     }
-    for (tensor, expected) in [("cube", vec![1, 1, 1]), ("scalar", vec![])] {
+    for (tensor, expected) in [("hypercube", vec![1, 1, 1, 1]), ("scalar", vec![])] {
         let error = file.tensor(tensor).expect_err("unsupported");
         assert!(
             matches!(&error, WeightsError::UnsupportedRank { shape, .. } if *shape == expected),
             "{error}"
         );
     }
+}
+
+#[test]
+fn a_stack_of_matrices_is_written_and_read_with_its_three_dimensions() {
+    let values: Vec<f32> = (0..3 * 2 * 32).map(|i| i as f32).collect();
+    let stack = Tensor::from_f32(Format::Q8_0, Shape::stack(3, 2, 32), &values).expect("blocks");
+    let file = GgufWriter::new().tensor("experts", &stack).finish();
+    let file = GgufFile::from_bytes(file).expect("well-formed");
+    assert_eq!(file.tensor("experts").expect("readable"), stack);
 }
 
 #[test]
