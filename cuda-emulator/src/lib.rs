@@ -66,4 +66,5 @@ pub mod ptx;
 pub use machine::{
     Arguments, InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError,
     Options, Outcome, Parameter, Program, SHARED_LIMIT, Schedule, instruction_forms, launch,
+    launch_with_peers,
 };
