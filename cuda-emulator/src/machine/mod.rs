@@ -19,6 +19,7 @@ mod names;
 mod ops;
 mod random;
 mod registers;
+mod tensor_map;
 mod warp;
 
 pub use arguments::Arguments;
@@ -26,6 +27,7 @@ pub use kernel::{Kernel, LoadError, Parameter, Program};
 pub use launch::{Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch, launch_with_peers};
 pub use memory::{Memory, MemoryError};
 pub use ops::{InstructionForms, instruction_forms};
+pub use tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType};
 
 /// Multiprocessors that `%nsmid` tells of.
 const MULTIPROCESSORS: u32 = 108;
