@@ -167,7 +167,7 @@ fn engine(host: bool) -> Engine {
     let backend = BackendChoice::Cpu { threads: Some(1) };
     let backend = backend.open(&FetchOptions::default(), &mut ()).unwrap();
     let mut options = EngineOptions::default();
-    options.page_size = Some(PAGE as u32);
+    options.page_size = Some(PAGE);
     options.kv_memory = KvMemory::Tokens(256);
     options.max_running_requests = Some(2);
     options.context_length = Some(96);
