@@ -4,6 +4,7 @@ pub(crate) mod attention;
 #[cfg(test)]
 mod attention_tests;
 pub(crate) mod blocks;
+pub(crate) mod experts;
 pub(crate) mod kv;
 pub(crate) mod linear;
 #[cfg(test)]
