@@ -151,7 +151,7 @@ fn restore_row_order(
     heads: usize,
 ) -> Result<Tensor<'static>, GgufError> {
     let (rows, row_bytes) = match tensor.shape() {
-        Shape::Matrix { rows, .. } => (rows, tensor.row_bytes()),
+        Shape::Matrix { .. } | Shape::Stack { .. } => (tensor.shape().rows(), tensor.row_bytes()),
         // A bias has an element where a matrix has a row. Blocks can't be taken apart.
         Shape::Vector(_) if tensor.format().is_quantized() => (1, tensor.row_bytes()),
         Shape::Vector(len) => (len, tensor.format().block_bytes()),
@@ -231,12 +231,13 @@ mod tests {
             format in prop::sample::select(Format::ALL.to_vec()),
         ) {
             let rows: Vec<usize> = (0..heads * half * 2).collect();
+            let cols = format.block_elements().max(32);
             let encode = |order: &[usize]| {
                 let values: Vec<f32> = order
                     .iter()
-                    .flat_map(|&row| (0..32).map(move |col| (row * 32 + col) as f32))
+                    .flat_map(|&row| (0..cols).map(move |col| (row * cols + col) as f32))
                     .collect();
-                Tensor::from_f32(format, Shape::matrix(order.len(), 32), &values)
+                Tensor::from_f32(format, Shape::matrix(order.len(), cols), &values)
             };
             let original = encode(&rows)?;
             let stored = encode(&converted(&rows, heads))?;
