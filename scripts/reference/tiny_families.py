@@ -110,6 +110,7 @@ def tiny_families() -> dict[str, TinyModel]:
             dtype=torch.bfloat16,
             seed=304,
             embedding_std=0.12,
+            classic_rope_spelling=True,
         ),
         "gemma3-wrapped": TinyModel(
             config=Gemma3Config(
@@ -204,7 +205,7 @@ def tiny_families() -> dict[str, TinyModel]:
                 **{**SIZES, "num_hidden_layers": 5},
                 sliding_window=20,
                 rope_parameters={
-                    "full_attention": YARN,
+                    "full_attention": {**YARN, "attention_factor": 1.3},
                     "sliding_attention": PLAIN_ROPE,
                 },
             ),

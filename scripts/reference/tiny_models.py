@@ -243,6 +243,12 @@ def _class_of(config: PreTrainedConfig):
 def _use_classic_rope_spelling(path: Path, dtype: torch.dtype) -> None:
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:
+        # Gemma 3 had a field for the base of windowed layers, and a pattern instead of a list.
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
+        config.pop("layer_types")
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config.pop("dtype")
@@ -251,9 +257,9 @@ def _use_classic_rope_spelling(path: Path, dtype: torch.dtype) -> None:
 
 
 def _write_expected(directory: Path, tiny: TinyModel) -> None:
-    single = _load(directory, torch.float32)
+    single = load(directory, torch.float32)
     # Matrix products in float64; transformers keeps norms, rotary angles and softmax in float32.
-    double = _load(directory, torch.float64)
+    double = load(directory, torch.float64)
     generator = torch.Generator().manual_seed(tiny.seed + 1000)
     vocab_size = tiny.config.get_text_config().vocab_size
     prompts, noise, spread = [], 0.0, []
@@ -268,7 +274,7 @@ def _write_expected(directory: Path, tiny: TinyModel) -> None:
             "name": name,
             "token_ids": token_ids[0].tolist(),
             "last_logits": float32_numbers(logits[-1]),
-            "greedy": _greedy(single, token_ids),
+            "greedy": greedy(single, token_ids),
         }
         if name == "seventeen":
             prompt["all_logits"] = float32_numbers(logits)
@@ -285,15 +291,17 @@ def _write_expected(directory: Path, tiny: TinyModel) -> None:
     )
 
 
-def _load(directory: Path, dtype: torch.dtype):
+def load(directory: Path, dtype: torch.dtype, changes: dict | None = None):
+    """The model of a directory, with some fields of its configuration changed."""
     config = AutoConfig.from_pretrained(directory)
+    config.get_text_config().update(changes or {})
     model = _class_of(config).from_pretrained(
-        directory, dtype=dtype, attn_implementation="eager"
+        directory, config=config, dtype=dtype, attn_implementation="eager"
     )
     return model.eval()
 
 
-def _greedy(model, token_ids: torch.Tensor) -> dict:
+def greedy(model, token_ids: torch.Tensor, margin: float = MINIMUM_MARGIN) -> dict:
     """Greedy continuation without a KV cache, with the distance between the two best logits."""
     chosen, margins = [], []
     with torch.no_grad():
@@ -301,7 +309,7 @@ def _greedy(model, token_ids: torch.Tensor) -> dict:
             best = model(token_ids, use_cache=False).logits[0, -1].topk(2)
             chosen.append(best.indices[0].item())
             margins.append(best.values[0] - best.values[1])
-            if margins[-1] < MINIMUM_MARGIN:
+            if margins[-1] < margin:
                 raise ValueError(f"near-tie {margins[-1]:.2e}: choose another seed")
             token_ids = torch.cat([token_ids, best.indices[:1].view(1, 1)], dim=1)
     return {"token_ids": chosen, "margins": float32_numbers(torch.stack(margins))}
