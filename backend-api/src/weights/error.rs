@@ -80,7 +80,8 @@ pub enum WeightsError {
     },
     /// A tensor stored in a way that this crate does not read.
     #[error(
-        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and from GGUF files Q4_0, Q4_1, Q8_0)",
+        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and in GGUF files {gguf})",
+        gguf = "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4",
         name = clip(name)
     )]
     UnsupportedType {

@@ -248,6 +248,35 @@ impl<'a> Tensor<'a> {
         )
     }
 
+    /// Rows of a matrix, or elements of a vector: a bias has one for each output feature.
+    pub fn output_features(&self) -> usize {
+        match self.shape {
+            Shape::Vector(len) => len,
+            shape => shape.rows(),
+        }
+    }
+
+    /// Rows `range` of a matrix, or elements `range` of a vector. Borrowed bytes stay borrowed.
+    ///
+    /// # Errors
+    ///
+    /// [`TensorError::SliceOutOfRange`], and [`TensorError::SliceInsideBlock`] for a quantized
+    /// vector.
+    pub fn into_output_features(self, range: Range<usize>) -> Result<Tensor<'a>, TensorError> {
+        let part = match self.shape {
+            Shape::Vector(_) => self.slice_cols(range.clone())?,
+            _ => self.slice_rows(range.clone())?,
+        };
+        let (format, shape) = (part.format, part.shape);
+        let Cow::Borrowed(all) = self.data else { return Ok(part.into_owned()) };
+        // The part is borrowed from `self`; the same bytes can be borrowed from the file.
+        let start = match shape {
+            Shape::Vector(_) => format.row_bytes(range.start)?,
+            _ => range.start * part.row_bytes(),
+        };
+        Tensor::new(format, shape, &all[start..start + part.data.len()])
+    }
+
     /// Matrix `index` of a stack; of a matrix, the matrix itself is number 0. Copies nothing.
     ///
     /// # Errors
@@ -330,12 +359,12 @@ mod tests {
     #[test]
     fn rows_of_every_format_slice_without_copying() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(6, 64), &ramp(6, 64)).expect("whole blocks");
+            let tensor = Tensor::from_f32(format, Shape::matrix(6, 256), &ramp(6, 256))
+                .expect("whole blocks");
             let all = tensor.to_f32();
             let part = tensor.slice_rows(2..5).expect("in range");
-            assert_eq!(part.shape(), Shape::matrix(3, 64));
-            assert_eq!(part.to_f32(), all[2 * 64..5 * 64]);
+            assert_eq!(part.shape(), Shape::matrix(3, 256));
+            assert_eq!(part.to_f32(), all[2 * 256..5 * 256]);
             assert!(matches!(part.into_data(), Cow::Borrowed(_)));
         }
     }
@@ -343,12 +372,12 @@ mod tests {
     #[test]
     fn columns_of_every_format_slice_between_blocks() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(3, 96), &ramp(3, 96)).expect("whole blocks");
+            let tensor = Tensor::from_f32(format, Shape::matrix(3, 768), &ramp(3, 768))
+                .expect("whole blocks");
             let all = tensor.to_f32();
-            let part = tensor.slice_cols(32..96).expect("between blocks");
+            let part = tensor.slice_cols(256..768).expect("between blocks");
             let expected: Vec<f32> =
-                all.chunks(96).flat_map(|row| row[32..96].iter().copied()).collect();
+                all.chunks(768).flat_map(|row| row[256..768].iter().copied()).collect();
             assert_eq!(part.to_f32(), expected);
         }
     }
@@ -356,9 +385,9 @@ mod tests {
     #[test]
     fn a_slice_inside_a_block_is_refused_only_where_there_are_blocks() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(2, 64), &ramp(2, 64)).expect("whole blocks");
-            for range in [16..64, 0..33] {
+            let tensor = Tensor::from_f32(format, Shape::matrix(2, 256), &ramp(2, 256))
+                .expect("whole blocks");
+            for range in [16..256, 0..33] {
                 let sliced = tensor.slice_cols(range.clone());
                 if format.is_quantized() {
                     let error = sliced.unwrap_err();
@@ -393,23 +422,23 @@ mod tests {
 
     #[test]
     fn a_stack_is_its_matrices_one_behind_the_other() {
-        let values = ramp(6, 64);
+        let values = ramp(6, 512);
         for format in Format::ALL {
-            let stack = Tensor::from_f32(format, Shape::stack(3, 2, 64), &values).expect("valid");
-            assert_eq!(stack.shape().dims(), [3, 2, 64]);
+            let stack = Tensor::from_f32(format, Shape::stack(3, 2, 512), &values).expect("valid");
+            assert_eq!(stack.shape().dims(), [3, 2, 512]);
             let all = stack.to_f32();
             for index in 0..3 {
                 let matrix = stack.matrix(index).expect("one of three");
-                assert_eq!(matrix.shape(), Shape::matrix(2, 64));
-                assert_eq!(matrix.to_f32(), all[index * 128..(index + 1) * 128]);
+                assert_eq!(matrix.shape(), Shape::matrix(2, 512));
+                assert_eq!(matrix.to_f32(), all[index * 1024..(index + 1) * 1024]);
                 assert!(matches!(matrix.into_data(), Cow::Borrowed(_)));
             }
             assert!(matches!(
                 stack.matrix(3),
                 Err(TensorError::SliceOutOfRange { axis: "matrices", len: 3, .. })
             ));
-            let part = stack.slice_cols(32..64).expect("between blocks");
-            assert_eq!(part.shape(), Shape::stack(3, 2, 32));
+            let part = stack.slice_cols(256..512).expect("between blocks");
+            assert_eq!(part.shape(), Shape::stack(3, 2, 256));
         }
         let huge = Shape::stack(usize::MAX / 2, 3, 1);
         assert!(matches!(huge.byte_len(Format::F32), Err(TensorError::TooLarge { .. })));

@@ -14,7 +14,7 @@ use super::operations::{WIDTH, score_a_prompt};
 use super::session::{Answer, RowPlan, Session, Setup};
 
 const EXPERTS: usize = 6;
-/// Columns of an expert. A whole number of quantized blocks.
+/// Columns of an expert. A whole number of small quantized blocks.
 const EXPERT_WIDTH: usize = 64;
 
 /// Two of six experts, weighed by a softmax of all.
@@ -78,7 +78,10 @@ pub fn experts_add_their_own_biases(check: &Check<'_>) -> Result<(), Failure> {
 pub fn experts_read_every_format(check: &Check<'_>) -> Result<(), Failure> {
     for format in Format::ALL {
         check.part(&format!("experts_read_every_format/{format}"), || {
-            score_a_prompt(check, &Model::random(program(&plain())?, format, 5)?)
+            let width = WIDTH.next_multiple_of(format.block_elements());
+            let inner = EXPERT_WIDTH.next_multiple_of(format.block_elements());
+            let program = program_of_width(width, &ExpertOptions { width: inner, ..plain() })?;
+            score_a_prompt(check, &Model::random(program, format, 5)?)
         })?;
     }
     Ok(())
@@ -161,9 +164,13 @@ pub fn company_changes_no_bit_of_experts(check: &Check<'_>) -> Result<(), Failur
 
 /// A mixture beside the residual, between an embedding and the logits after every token.
 fn program(options: &ExpertOptions) -> Result<Program, ProgramError> {
+    program_of_width(WIDTH, options)
+}
+
+fn program_of_width(width: usize, options: &ExpertOptions) -> Result<Program, ProgramError> {
     let mut b = ProgramBuilder::new("a mixture of experts", VOCAB_SIZE);
     b.page_group(1, 16, None);
-    let x = b.embed("embedding", WIDTH, 1.0);
+    let x = b.embed("embedding", width, 1.0);
     let h = b.rms_norm(x, "norm", 1e-5);
     let scores = b.linear_with(h, "router", Some("router bias"), EXPERTS, Split::None);
     let h = b.mixture_of_experts(h, scores, options);

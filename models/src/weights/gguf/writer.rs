@@ -43,10 +43,10 @@ impl GgufWriter {
         self
     }
 
-    /// Appends a tensor.
+    /// Appends a tensor. A format that ggml has no type for gets a number that is no type.
     #[must_use]
     pub fn tensor(self, name: &str, tensor: &Tensor<'_>) -> Self {
-        let kind = kind_of(tensor.format());
+        let kind = kind_of(tensor.format()).unwrap_or(u32::MAX);
         let dimensions = tensor.shape().dims().into_iter().rev().map(|size| size as u64);
         self.raw_tensor(name, &dimensions.collect::<Vec<_>>(), kind, tensor.data())
     }
