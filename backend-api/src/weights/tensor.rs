@@ -422,23 +422,23 @@ mod tests {
 
     #[test]
     fn a_stack_is_its_matrices_one_behind_the_other() {
-        let values = ramp(6, 256);
+        let values = ramp(6, 512);
         for format in Format::ALL {
-            let stack = Tensor::from_f32(format, Shape::stack(3, 2, 256), &values).expect("valid");
-            assert_eq!(stack.shape().dims(), [3, 2, 256]);
+            let stack = Tensor::from_f32(format, Shape::stack(3, 2, 512), &values).expect("valid");
+            assert_eq!(stack.shape().dims(), [3, 2, 512]);
             let all = stack.to_f32();
             for index in 0..3 {
                 let matrix = stack.matrix(index).expect("one of three");
-                assert_eq!(matrix.shape(), Shape::matrix(2, 256));
-                assert_eq!(matrix.to_f32(), all[index * 512..(index + 1) * 512]);
+                assert_eq!(matrix.shape(), Shape::matrix(2, 512));
+                assert_eq!(matrix.to_f32(), all[index * 1024..(index + 1) * 1024]);
                 assert!(matches!(matrix.into_data(), Cow::Borrowed(_)));
             }
             assert!(matches!(
                 stack.matrix(3),
                 Err(TensorError::SliceOutOfRange { axis: "matrices", len: 3, .. })
             ));
-            let part = stack.slice_cols(32..64).expect("between blocks");
-            assert_eq!(part.shape(), Shape::stack(3, 2, 32));
+            let part = stack.slice_cols(256..512).expect("between blocks");
+            assert_eq!(part.shape(), Shape::stack(3, 2, 256));
         }
         let huge = Shape::stack(usize::MAX / 2, 3, 1);
         assert!(matches!(huge.byte_len(Format::F32), Err(TensorError::TooLarge { .. })));

@@ -84,6 +84,22 @@ macro_rules! with_panels {
 }
 pub(crate) use with_panels;
 
+/// The same for formats that are computed with straight from their blocks; does nothing for others.
+macro_rules! with_direct_panels {
+    ($matrix:expr, $panels:ident => $expression:expr) => {
+        match $matrix {
+            $crate::kernels::panels::PackedMatrix::F32($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::F16($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Bf16($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q8_0($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q4_0($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q4_1($panels) => $expression,
+            _ => {}
+        }
+    };
+}
+pub(crate) use with_direct_panels;
+
 impl PackedMatrix {
     /// Inputs: elements of an activation row.
     pub(crate) fn depth(&self) -> usize {
@@ -93,6 +109,12 @@ impl PackedMatrix {
     /// Outputs.
     pub(crate) fn columns(&self) -> usize {
         with_panels!(self, panels => panels.columns)
+    }
+
+    /// Whether few rows are computed with straight from the blocks; otherwise these are expanded.
+    pub(crate) fn is_direct(&self) -> bool {
+        with_direct_panels!(self, _panels => return true);
+        false
     }
 
     /// Panels of sixteen outputs.
