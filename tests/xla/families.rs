@@ -7,12 +7,13 @@ use crate::comparison::check_model;
 use crate::fixtures::{self, Expected};
 use crate::support::{open, xla};
 
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 13] = [
     "gemma2",
     "gemma3",
     "gemma3-wrapped",
     "glm4",
     "granite",
+    "ministral3",
     "mistral",
     "mistral-small-3",
     "olmo2",
