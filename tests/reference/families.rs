@@ -1,6 +1,6 @@
 //! Tiny models of the families beyond Llama and Qwen. Windows are shorter than the longest prompt.
 
-use crate::tiny::{check_directory, check_gguf};
+use crate::backends::{check_directory, check_gguf};
 
 #[test]
 fn gemma_2_bounds_scores_and_logits_as_transformers_does() {
@@ -15,6 +15,16 @@ fn mistral_with_a_window_in_every_layer_equals_transformers() {
 #[test]
 fn the_text_model_of_mistral_small_3_equals_transformers() {
     check_directory("mistral-small-3");
+}
+
+#[test]
+fn ministral_3_with_queries_that_grow_equals_transformers() {
+    check_directory("ministral3");
+}
+
+#[test]
+fn ministral_3_from_gguf_equals_transformers() {
+    check_gguf("ministral3");
 }
 
 #[test]

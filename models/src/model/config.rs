@@ -63,6 +63,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Constants between the parts.
     pub multipliers: Multipliers,
+    /// How queries grow with their position, beside rotary embedding.
+    pub query_scaling: Option<QueryScaling>,
     /// Bound of the attention scores, `cap * tanh(score / cap)`.
     pub attention_soft_cap: Option<f32>,
     /// Bound of the logits.
@@ -77,6 +79,17 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Position embedding of queries and keys; `None` is a layer without (NoPE).
     pub rope: Option<Arc<Rope>>,
+}
+
+/// Queries at position `p` are multiplied by `1 + beta * ln(1 + floor(p / original_context))`, so
+/// that attention stays sharp in long contexts (Llama 4, Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct QueryScaling {
+    /// Strength.
+    pub beta: f32,
+    /// Positions up to the first step.
+    pub original_context: usize,
 }
 
 /// Constants that a model multiplies with.
@@ -163,6 +176,14 @@ impl ModelConfig {
         ] {
             if !value.is_finite() || value <= 0.0 {
                 return Err(out_of_range(field, value, "finite and above 0".into()));
+            }
+        }
+        if let Some(QueryScaling { beta, original_context }) = self.query_scaling {
+            if !beta.is_finite() || beta < 0.0 {
+                return Err(out_of_range("llama_4_scaling_beta", beta, "0 or more".into()));
+            }
+            if original_context == 0 {
+                return Err(out_of_range("original_context", 0, "at least 1".into()));
             }
         }
         for layer in &self.layers {

@@ -80,6 +80,12 @@ impl<'a> Decoder<'a> {
             }
             None => [q, k],
         };
+        let q = match self.config.query_scaling {
+            Some(scaling) => {
+                self.b.scale_by_position(q, scaling.beta, clamped(scaling.original_context))
+            }
+            None => q,
+        };
         let group = self.groups.iter().find(|(size, _)| size == window);
         let attention = AttentionOptions {
             group: group.map_or(GroupId(0), |(_, group)| *group),
@@ -162,7 +168,7 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// A window beyond this is no window.
-fn clamped(window: usize) -> u32 {
-    u32::try_from(window).unwrap_or(u32::MAX)
+/// A window, or an interval, beyond all positions is as good as any other.
+fn clamped(positions: usize) -> u32 {
+    u32::try_from(positions).unwrap_or(u32::MAX)
 }

@@ -21,9 +21,10 @@ use super::config::{ConfigError, ModelConfig, json::Fields};
 use backend_api::program::{Program, ProgramError, RopePairs, ValueId};
 
 /// The supported families. Where two have a name in common, the first one is meant.
-static FAMILIES: [&Family; 12] = [
+static FAMILIES: [&Family; 13] = [
     &llama::FAMILY,
     &mistral::FAMILY,
+    &mistral::MINISTRAL3,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &gemma2::FAMILY,

@@ -89,6 +89,7 @@ pub(super) fn read(
             residual: 1.0,
             logits: 1.0,
         },
+        query_scaling: None,
         attention_soft_cap: None,
         logits_soft_cap: None,
     };
