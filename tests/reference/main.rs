@@ -6,5 +6,7 @@
 mod driver;
 mod fixtures;
 mod gemma2;
+mod gemma3;
+mod recorded;
 mod smollm2;
 mod tiny;

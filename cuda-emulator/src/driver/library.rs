@@ -54,7 +54,9 @@ impl Driver {
         }
         let found = self.devices.get(owner).and_then(|state| state.memory.find(address));
         match found {
-            Some((base, size)) if (address - base).checked_add(bytes).is_some_and(|e| e <= size) => {
+            Some((base, size))
+                if (address - base).checked_add(bytes).is_some_and(|e| e <= size) =>
+            {
                 Ok(())
             }
             Some((base, size)) => {
@@ -113,9 +115,7 @@ impl Driver {
 
     /// Complains, once a call and operand, of bytes that nobody wrote.
     pub(crate) fn expect_written(&mut self, operand: &Operand, address: u64, bytes: u64) {
-        let written = self
-            .memory_at(address)
-            .is_ok_and(|memory| memory.is_written(address, bytes));
+        let written = self.memory_at(address).is_ok_and(|memory| memory.is_written(address, bytes));
         if !written && self.config.options.checks.uninitialized_global {
             self.complain(Problem::UninitializedGlobal { address, bytes }, operand.name);
         }

@@ -281,8 +281,9 @@ impl super::Driver {
                         Met::Missing => return Err(Status::BLOCKED),
                         Met::Needs { stream: other, position } => {
                             // A stream that waits for this one to end its meeting can't go on.
-                            let stuck = self.streams.get(&other).is_none_or(|s| s.done + 1 < position)
-                                && open.iter().any(|goal| goal.stream == other);
+                            let stuck =
+                                self.streams.get(&other).is_none_or(|s| s.done + 1 < position)
+                                    && open.iter().any(|goal| goal.stream == other);
                             if stuck {
                                 let status = self.report_circle(&meeting);
                                 self.set_sticky(device, status);

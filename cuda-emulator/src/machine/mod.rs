@@ -24,7 +24,9 @@ mod warp;
 
 pub use arguments::Arguments;
 pub use kernel::{Kernel, LoadError, Parameter, Program};
-pub use launch::{Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch, launch_with_peers};
+pub use launch::{
+    Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch, launch_with_peers,
+};
 pub use memory::{Memory, MemoryError};
 pub use ops::{InstructionForms, instruction_forms};
 pub use tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType};

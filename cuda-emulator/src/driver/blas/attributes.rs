@@ -124,9 +124,8 @@ const PREFERENCE: [(u32, usize, i64); 9] = [
 
 impl Attributes {
     fn with_defaults(kind: Kind, table: &[(u32, usize, i64)]) -> Self {
-        let value = |(number, bytes, default): &(u32, usize, i64)| {
-            (*number, *bytes, default.to_le_bytes())
-        };
+        let value =
+            |(number, bytes, default): &(u32, usize, i64)| (*number, *bytes, default.to_le_bytes());
         Self { kind, values: table.iter().map(value).collect() }
     }
 
@@ -226,7 +225,10 @@ mod tests {
         let mut layout = Attributes::layout(2, 3, 4, 3);
         assert_eq!(layout.set(number::BATCHES, &7i32.to_le_bytes()), Ok(()));
         assert_eq!(layout.get(number::BATCHES), Ok(&7i32.to_le_bytes()[..]));
-        assert_eq!(layout.set(number::BATCHES, &7i64.to_le_bytes()), Err(BlasStatus::INVALID_VALUE));
+        assert_eq!(
+            layout.set(number::BATCHES, &7i64.to_le_bytes()),
+            Err(BlasStatus::INVALID_VALUE)
+        );
         assert_eq!(layout.set(99, &[0; 4]), Err(BlasStatus::INVALID_VALUE));
         assert_eq!(layout.number(number::COLUMNS), 4);
     }

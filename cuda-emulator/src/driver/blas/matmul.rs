@@ -98,10 +98,21 @@ impl Matrix {
 /// Where alpha and beta come from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Scalars {
-    Host { alpha: f64, beta: f64 },
-    Device { alpha: u64, beta: u64 },
+    Host {
+        alpha: f64,
+        beta: f64,
+    },
+    Device {
+        alpha: u64,
+        beta: u64,
+    },
     /// A value for each row of D.
-    Vectors { alpha: u64, beta: Option<u64>, stride: i64, host_beta: f64 },
+    Vectors {
+        alpha: u64,
+        beta: Option<u64>,
+        stride: i64,
+        host_beta: f64,
+    },
 }
 
 /// What is done to a sum before it is stored.
@@ -147,7 +158,12 @@ impl Matmul {
     fn run(&self, driver: &mut Driver, device: usize) -> Result<(), Fault> {
         let (workspace, bytes) = self.workspace;
         if bytes > 0 {
-            driver.reach(device, &Operand { name: "workspace", access: "store" }, workspace, bytes)?;
+            driver.reach(
+                device,
+                &Operand { name: "workspace", access: "store" },
+                workspace,
+                bytes,
+            )?;
         }
         self.check_overlaps(driver);
         let [a, b, c, d] = &self.matrices;
@@ -184,7 +200,8 @@ impl Matmul {
                         [one] => *one,
                         many => many.get(row as usize).copied().unwrap_or(0.0),
                     };
-                    let mut value = self.round(sums.get(at).copied().unwrap_or(0.0) * pick(&alphas) * factor);
+                    let mut value =
+                        self.round(sums.get(at).copied().unwrap_or(0.0) * pick(&alphas) * factor);
                     let beta = pick(&betas);
                     if beta != 0.0 {
                         let place = c.place(row, column);
@@ -263,7 +280,9 @@ impl Matmul {
                 let offset = batch * stride.unsigned_abs() * self.scalar.bytes();
                 let alphas = self.vector(driver, device, "alpha", alpha + offset, self.scalar)?;
                 let betas = match beta {
-                    Some(beta) => self.vector(driver, device, "beta", beta + offset, self.scalar)?,
+                    Some(beta) => {
+                        self.vector(driver, device, "beta", beta + offset, self.scalar)?
+                    }
                     None => vec![host_beta],
                 };
                 Ok((alphas, betas))
@@ -349,7 +368,8 @@ impl Matmul {
         let [_, _, c, d] = &self.matrices;
         let in_place = self.operands[2] == self.operands[3] && c == d;
         for (index, name) in ["A", "B", "C"].iter().enumerate() {
-            let reads = index != 2 || !in_place && !matches!(self.scalars, Scalars::Host { beta: 0.0, .. });
+            let reads =
+                index != 2 || !in_place && !matches!(self.scalars, Scalars::Host { beta: 0.0, .. });
             if reads && self.overlaps(index) {
                 driver.complain(Problem::Overlap { what: format!("D and {name}") }, "D");
             }

@@ -137,14 +137,15 @@ impl Layouts {
         let [m, _, k] = self.sizes();
         if a.is_eight() {
             if capability < 89 {
-                return Err(format!("fp8 needs compute capability 8.9, the device has {capability}"));
+                return Err(format!(
+                    "fp8 needs compute capability 8.9, the device has {capability}"
+                ));
             }
             if capability < 100 && !(transposed_a_alone && columns) {
                 return no("fp8 needs A transposed, B not, and columns, before capability 10.0");
             }
             let whole = |matrix: &Matrix| (matrix.rows * matrix.element.bytes()).is_multiple_of(16);
-            let leading =
-                |one: &Matrix| (one.leading * one.element.bytes()).is_multiple_of(16);
+            let leading = |one: &Matrix| (one.leading * one.element.bytes()).is_multiple_of(16);
             if !self.matrices.iter().all(|one| whole(one) && leading(one)) {
                 return no("the columns of fp8 products begin and end at multiples of 16 bytes");
             }
@@ -273,9 +274,8 @@ pub(super) unsafe fn plan(layouts: &Layouts, call: &MatmulCall) -> BlasAnswer<Ma
             return Err(BlasStatus::INVALID_VALUE);
         }
         // SAFETY: the caller vouches for the scalar.
-        let value = unsafe {
-            std::slice::from_raw_parts(address as usize as *const u8, bytes as usize)
-        };
+        let value =
+            unsafe { std::slice::from_raw_parts(address as usize as *const u8, bytes as usize) };
         Ok(layouts.scale.read(value))
     };
     let device = |address: u64| {
@@ -290,8 +290,7 @@ pub(super) unsafe fn plan(layouts: &Layouts, call: &MatmulCall) -> BlasAnswer<Ma
             Scalars::Vectors { alpha, beta, stride: layouts.alpha_stride, host_beta: 0.0 }
         }
         vector => {
-            let host_beta =
-                if vector == mode::VECTOR_AND_ZERO { 0.0 } else { host(call.beta)? };
+            let host_beta = if vector == mode::VECTOR_AND_ZERO { 0.0 } else { host(call.beta)? };
             let alpha = device(call.alpha)?;
             Scalars::Vectors { alpha, beta: None, stride: layouts.alpha_stride, host_beta }
         }
@@ -310,7 +309,8 @@ pub(super) unsafe fn plan(layouts: &Layouts, call: &MatmulCall) -> BlasAnswer<Ma
         }
     }
     let bias_element = layouts.bias_element().unwrap_or(layouts.matrices[3].element);
-    if layouts.has_bias() && (layouts.bias == 0 || !layouts.bias.is_multiple_of(bias_element.bytes()))
+    if layouts.has_bias()
+        && (layouts.bias == 0 || !layouts.bias.is_multiple_of(bias_element.bytes()))
     {
         return Err(BlasStatus::INVALID_VALUE);
     }

@@ -17,7 +17,10 @@ pub(crate) struct Meeting {
 pub(crate) enum Met {
     Done,
     /// A stream must get to a piece of its work first.
-    Needs { stream: u64, position: u64 },
+    Needs {
+        stream: u64,
+        position: u64,
+    },
     /// A rank has not made its call.
     Missing,
 }
@@ -41,8 +44,7 @@ impl Driver {
     /// Makes calls known to other ranks: they are queued on a stream as its piece of work number
     /// `position`.
     pub(crate) fn post(&mut self, calls: &Calls, stream: u64, position: u64) -> Answer<Meeting> {
-        let rank =
-            self.nccl.ranks.get_mut(&calls.communicator).ok_or(Status::INVALID_HANDLE)?;
+        let rank = self.nccl.ranks.get_mut(&calls.communicator).ok_or(Status::INVALID_HANDLE)?;
         let (clique, own, device) = (rank.clique, rank.rank, rank.device);
         let mut slots = Vec::with_capacity(calls.operations.len());
         for operation in &calls.operations {
@@ -53,7 +55,8 @@ impl Driver {
                 Kind::Receive(from) => (Channel::Pair { from, to: own }, 0),
                 _ => (Channel::All, 0),
             };
-            let counted = if mark == 0 { channel } else { Channel::Pair { from: usize::MAX, to: own } };
+            let counted =
+                if mark == 0 { channel } else { Channel::Pair { from: usize::MAX, to: own } };
             let number = rank.made.entry(counted).or_default();
             slots.push(Slot { clique, rank: own, channel, number: *number | mark });
             *number += 1;
@@ -198,7 +201,8 @@ impl Driver {
             let forming = self.nccl.forming.values().any(|one| one == handle);
             if forming && clique.broken.is_none() && missing.len() < clique.members.len() {
                 let size = clique.members.len();
-                let what = format!("ncclCommInitRank: of {size} ranks, {} did not come", list(&missing));
+                let what =
+                    format!("ncclCommInitRank: of {size} ranks, {} did not come", list(&missing));
                 found.push((*handle, what));
             }
         }

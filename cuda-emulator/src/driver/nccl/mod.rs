@@ -137,7 +137,8 @@ impl Driver {
     pub fn unique_id(&mut self) -> UniqueId {
         self.nccl.ids += 1;
         let mut id = [0; 128];
-        let parts = [u64::from_le_bytes(*b"emulator"), u64::from(std::process::id()), self.nccl.ids];
+        let parts =
+            [u64::from_le_bytes(*b"emulator"), u64::from(std::process::id()), self.nccl.ids];
         for (place, part) in id.chunks_mut(8).zip(parts) {
             place.copy_from_slice(&part.to_le_bytes());
         }
@@ -151,13 +152,7 @@ impl Driver {
     ///
     /// A rank that there isn't or that has joined before; a device that another rank uses; another
     /// number of ranks than others gave.
-    pub fn join(
-        &mut self,
-        device: usize,
-        id: UniqueId,
-        size: i32,
-        rank: i32,
-    ) -> NcclAnswer<u64> {
+    pub fn join(&mut self, device: usize, id: UniqueId, size: i32, rank: i32) -> NcclAnswer<u64> {
         let wrong = NcclStatus::INVALID_ARGUMENT;
         let (size, rank) =
             (usize::try_from(size).map_err(|_| wrong)?, usize::try_from(rank).map_err(|_| wrong)?);
@@ -277,8 +272,9 @@ impl Driver {
     /// An unknown communicator.
     pub fn leave(&mut self, communicator: u64) -> NcclAnswer<()> {
         let rank = self.nccl.ranks.remove(&communicator).ok_or(NcclStatus::INVALID_ARGUMENT)?;
-        let mine =
-            |post: &Post| post.slot.clique == rank.clique && post.slot.rank == rank.rank && !post.done;
+        let mine = |post: &Post| {
+            post.slot.clique == rank.clique && post.slot.rank == rank.rank && !post.done
+        };
         let left = self.nccl.posts.values().filter(|post| mine(post)).count();
         if left > 0 {
             let what = format!("rank {} leaves with {left} calls that are not done", rank.rank);

@@ -284,9 +284,7 @@ pub(super) fn execute(
         let result = match operation.kind {
             Kind::Send(_) => continue,
             Kind::Reduce(..) if !is_root => continue,
-            Kind::ReduceScatter(_) => {
-                whole.get(rank * part..(rank + 1) * part).unwrap_or_default()
-            }
+            Kind::ReduceScatter(_) => whole.get(rank * part..(rank + 1) * part).unwrap_or_default(),
             _ => &whole,
         };
         if !result.is_empty() {

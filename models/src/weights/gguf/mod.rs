@@ -117,6 +117,12 @@ impl GgufFile {
         Ok(file)
     }
 
+    /// The names of all parts of a split model, given one of them (`DIRECTORY/NAME-00001-of-00003.gguf`);
+    /// none for a name that isn't a part's.
+    pub fn part_names(part: &str) -> Vec<String> {
+        split::PartName::parse(part).map(|name| name.all()).unwrap_or_default()
+    }
+
     /// Where the file is: the part that was opened, of a split model.
     pub fn path(&self) -> &Path {
         &self.path

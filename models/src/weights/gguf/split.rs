@@ -4,10 +4,7 @@
 //! there are (`split.count`) and how many tensors all hold together (`split.tensors.count`). The
 //! first has the model's metadata besides.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use super::{GgufError, Metadata, Part, reader::Header};
 use crate::weights::WeightFileError;
@@ -98,8 +95,12 @@ impl PartName {
             .filter(|name| name.number < name.count)
     }
 
-    fn of_part(&self, number: u64) -> PathBuf {
-        format!("{}-{:05}-of-{:05}.gguf", self.prefix, number + 1, self.count).into()
+    pub(super) fn all(&self) -> Vec<String> {
+        (0..self.count).map(|number| self.of_part(number)).collect()
+    }
+
+    fn of_part(&self, number: u64) -> String {
+        format!("{}-{:05}-of-{:05}.gguf", self.prefix, number + 1, self.count)
     }
 }
 
