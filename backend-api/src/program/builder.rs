@@ -149,11 +149,7 @@ impl ProgramBuilder {
                 found: run,
             });
         }
-        // A row of which each device holds a share has its weight divided alike; the squares are
-        // summed over devices. A head lies on one device.
-        let is_shared = sharded && run == width as usize;
-        let split = if is_shared { Split::Columns } else { Split::None };
-        let weight = self.weight(weight, vec![run], split);
+        let weight = self.weight(weight, vec![run], Split::None);
         let out = self.value(width, rows, sharded);
         let (input, residual) = match self.program.ops.last() {
             Some(&Op::Add { left, right, out: sum }) if sum == input => {

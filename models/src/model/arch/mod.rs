@@ -118,6 +118,9 @@ pub(crate) struct Family {
     /// Whether the converter to GGUF reorders the rows of queries and keys, so that neighbours are
     /// rotated together.
     pub(crate) gguf_reorders_rows: bool,
+    /// Whether `rope.scaling.attn_factor` of YaRN is all that multiplies cosine and sine. Elsewhere
+    /// it multiplies what YaRN recommends.
+    pub(crate) gguf_attention_factor_is_whole: bool,
 }
 
 impl Family {
@@ -135,6 +138,7 @@ impl Family {
         gguf_keys: &[],
         gguf_parts: &[],
         gguf_reorders_rows: false,
+        gguf_attention_factor_is_whole: false,
     };
 }
 

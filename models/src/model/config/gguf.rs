@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
-use super::{Architecture, ConfigError, ModelConfig, RopeScaling, huggingface, json::Fields};
+use super::{Architecture, ConfigError, ModelConfig, RopeScaling, huggingface, json::Fields, rope};
 use crate::weights::{
     GgufError, GgufFile,
     gguf::{Array, Metadata, Value},
@@ -102,7 +102,7 @@ fn translate(
     json.set("rms_norm_eps", number(keys.required_float("attention.layer_norm_rms_epsilon")?));
     json.set("rope_theta", number(keys.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA)));
     json.set("tie_word_embeddings", !file.contains("output.weight"));
-    json.set("rope_scaling", rope_scaling(keys, file)?);
+    json.set("rope_scaling", rope_scaling(keys, file, architecture)?);
     window(keys, &mut json)?;
     for (key, field) in architecture.family().gguf_keys {
         if let Some(value) = keys.float(key)? {
@@ -145,9 +145,19 @@ fn window(keys: &Keys<'_>, json: &mut Fields) -> Result<(), ConfigError> {
     }
     let pattern = keys.key("attention.sliding_window_pattern");
     match keys.metadata.get(&pattern) {
-        Some(Value::Array(Array::Bool(layers))) => {
-            let name = |&is: &bool| if is { "sliding_attention" } else { "full_attention" };
-            json.set("layer_types", layers.iter().map(name).collect::<Json>());
+        Some(Value::Array(layers)) => {
+            let windowed: Vec<bool> = match layers {
+                Array::Bool(layers) => layers.clone(),
+                _ => keys
+                    .metadata
+                    .integers(&pattern)?
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|&it| it != 0)
+                    .collect(),
+            };
+            let name = |is| if is { "sliding_attention" } else { "full_attention" };
+            json.set("layer_types", windowed.into_iter().map(name).collect::<Json>());
         }
         _ => {
             if let Some(every) = keys.optional("attention.sliding_window_pattern")? {
@@ -158,7 +168,11 @@ fn window(keys: &Keys<'_>, json: &mut Fields) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn rope_scaling(keys: &Keys<'_>, file: &GgufFile) -> Result<Json, ConfigError> {
+fn rope_scaling(
+    keys: &Keys<'_>,
+    file: &GgufFile,
+    architecture: Architecture,
+) -> Result<Json, ConfigError> {
     let mut scaling = Map::new();
     let mut set = |field: &str, value: Option<f32>| {
         if let Some(value) = value {
@@ -184,10 +198,16 @@ fn rope_scaling(keys: &Keys<'_>, file: &GgufFile) -> Result<Json, ConfigError> {
         "linear" => "linear",
         "yarn" => {
             let factor = factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?;
-            // Here the key multiplies what YaRN recommends; in a config.json it replaces it.
-            let attention = attention_factor.unwrap_or(1.0);
-            let recommended = RopeScaling::yarn_attention_factor(factor);
-            set("attention_factor", attention_factor.map(|_| attention * recommended));
+            // In a config.json the key replaces what YaRN recommends.
+            let recommended = match keys.float("rope.scaling.yarn_log_multiplier")? {
+                _ if architecture.family().gguf_attention_factor_is_whole => 1.0,
+                Some(scale) if scale != 0.0 => rope::yarn_attention(factor, 1.0, scale),
+                _ => rope::yarn_attention(factor, 1.0, 0.0),
+            };
+            match attention_factor {
+                None if architecture.family().gguf_attention_factor_is_whole => {}
+                given => set("attention_factor", Some(given.unwrap_or(1.0) * recommended)),
+            }
             set("beta_fast", keys.float("rope.scaling.yarn_beta_fast")?);
             set("beta_slow", keys.float("rope.scaling.yarn_beta_slow")?);
             "yarn"

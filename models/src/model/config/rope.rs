@@ -60,8 +60,8 @@ pub enum RopeScaling {
         beta_fast: f32,
         /// Turns over the original context below which a frequency is divided.
         beta_slow: f32,
-        /// Multiplies sine and cosine; `0.1 ln(factor) + 1` if absent.
-        attention_factor: Option<f32>,
+        /// Multiplies sine and cosine; YaRN recommends `0.1 ln(factor) + 1`.
+        attention_factor: f32,
         /// Whether the ends of the ramp are whole dimensions.
         truncate: bool,
     },
@@ -91,11 +91,6 @@ impl RopeScaling {
     pub const YARN_BETA_FAST: f32 = 32.0;
     /// `beta_slow` of YaRN where a checkpoint does not say.
     pub const YARN_BETA_SLOW: f32 = 1.0;
-
-    /// What YaRN recommends for `attention_factor`.
-    pub(super) fn yarn_attention_factor(factor: f32) -> f32 {
-        yarn_magnitude(factor, 1.0)
-    }
 
     fn validate(&self, dim: usize) -> Result<(), ConfigError> {
         let positive = |field, value: f32| match value.is_finite() && value > 0.0 {
@@ -142,7 +137,7 @@ impl RopeScaling {
                 context(*original_context)?;
                 positive("beta_fast", *beta_fast)?;
                 positive("beta_slow", *beta_slow)?;
-                positive("attention_factor", attention_factor.unwrap_or(1.0))
+                positive("attention_factor", *attention_factor)
             }
             RopeScaling::Factors(factors) => divisors("rope_freqs", factors),
             RopeScaling::LongRope { short, long, original_context, attention_factor } => {
@@ -221,10 +216,10 @@ impl Rope {
             }
         };
         let attention_factor = match scaling {
-            Some(RopeScaling::Yarn { factor, attention_factor, .. }) => {
-                attention_factor.unwrap_or_else(|| RopeScaling::yarn_attention_factor(*factor))
-            }
-            Some(RopeScaling::LongRope { attention_factor, .. }) => *attention_factor,
+            Some(
+                RopeScaling::Yarn { attention_factor, .. }
+                | RopeScaling::LongRope { attention_factor, .. },
+            ) => *attention_factor,
             _ => 1.0,
         };
         Rotary { inverse_frequencies, attention_factor, pairs }
@@ -327,7 +322,14 @@ fn scaling(json: &Fields, parameters: &Fields) -> Result<Option<RopeScaling>, Co
                 original_context: original_context()?,
                 beta_fast: parameters.f32("beta_fast")?.unwrap_or(RopeScaling::YARN_BETA_FAST),
                 beta_slow: parameters.f32("beta_slow")?.unwrap_or(RopeScaling::YARN_BETA_SLOW),
-                attention_factor: yarn_attention(parameters, factor)?,
+                attention_factor: match parameters.f32("attention_factor")? {
+                    Some(given) => given,
+                    None => {
+                        let scale = parameters.f32("mscale")?.unwrap_or(0.0);
+                        let all = parameters.f32("mscale_all_dim")?.unwrap_or(0.0);
+                        yarn_attention(factor, scale, all)
+                    }
+                },
                 truncate: parameters.bool("truncate")?.unwrap_or(true),
             })
         }
@@ -341,21 +343,11 @@ fn scaling(json: &Fields, parameters: &Fields) -> Result<Option<RopeScaling>, Co
     })
 }
 
-/// DeepSeek's `mscale` fields count only where both are given.
-fn yarn_attention(parameters: &Fields, factor: f32) -> Result<Option<f32>, ConfigError> {
-    if let Some(given) = parameters.f32("attention_factor")? {
-        return Ok(Some(given));
-    }
-    Ok(match (parameters.f32("mscale")?, parameters.f32("mscale_all_dim")?) {
-        (Some(scale), Some(all)) if scale != 0.0 && all != 0.0 => {
-            Some(yarn_magnitude(factor, scale) / yarn_magnitude(factor, all))
-        }
-        _ => None,
-    })
-}
-
-fn yarn_magnitude(factor: f32, scale: f32) -> f32 {
-    if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 }
+/// What multiplies cosine and sine: the quotient of two magnitudes, or YaRN's own where either scale
+/// is 0, as DeepSeek's fields `mscale` and `mscale_all_dim` count only together.
+pub(super) fn yarn_attention(factor: f32, scale: f32, all: f32) -> f32 {
+    let magnitude = |scale: f32| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+    if scale == 0.0 || all == 0.0 { magnitude(1.0) } else { magnitude(scale) / magnitude(all) }
 }
 
 fn long_rope(
@@ -463,9 +455,14 @@ mod tests {
             let [a, b, c, d, e] = divided;
             [1.0, second, third, a, b, c, d, e]
         };
-        let default = yarn(RopeScaling::YARN_BETA_FAST, RopeScaling::YARN_BETA_SLOW, None);
+        let default = yarn(
+            RopeScaling::YARN_BETA_FAST,
+            RopeScaling::YARN_BETA_SLOW,
+            yarn_attention(4.0, 1.0, 0.0),
+        );
         agrees(1e6, Some(default), expected(1.333_709_5e-1, 1.581_139e-2), 1.138_629_4);
-        let narrow = yarn(16.0, 2.0, Some(0.75));
+        assert_eq!(yarn_attention(4.0, 1.0, 1.0), 1.0);
+        let narrow = yarn(16.0, 2.0, 0.75);
         agrees(1e6, Some(narrow), expected(1.778_279_4e-1, 1.976_423_7e-2), 0.75);
     }
 }

@@ -280,7 +280,7 @@ fn gguf_rope_scaling_means_what_it_means_to_llama_cpp() {
             original_context: 256,
             beta_fast: 32.0,
             beta_slow: 1.0,
-            attention_factor: Some(0.5 * (0.1 * 4.0f32.ln() + 1.0)),
+            attention_factor: 0.5 * (0.1 * 4.0f32.ln() + 1.0),
             truncate: true,
         })
     );
