@@ -212,7 +212,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
         let shape = Launch {
             grid: [grid_x, grid_y, grid_z],
             block: [block_x, block_y, block_z],
-            dynamic_shared,
+            dynamic_shared, cluster: None
         };
         driver.launch(stream, function, shape, bytes)
     })
