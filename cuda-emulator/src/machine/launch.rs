@@ -10,7 +10,7 @@ use crate::count::{Counting, Counts, L2};
 use super::block::{Block, Fault, Progress};
 use super::context::{Environment, Found, Tally};
 use super::kernel::Kernel;
-use super::memory::Memory;
+use super::memory::{Memory, Peers};
 use super::random::{Random, mix};
 
 /// Instructions that a block may use before others of its host thread get a turn.
@@ -150,7 +150,7 @@ pub fn launch(
     parameters: &[u8],
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
-    launch_with_peers(kernel, memory, &[], launch, parameters, options)
+    launch_with_peers(kernel, memory, &Peers::default(), launch, parameters, options)
 }
 
 /// As [`launch`], on a device that can use the memory of others.
@@ -161,7 +161,7 @@ pub fn launch(
 pub fn launch_with_peers(
     kernel: &Kernel,
     memory: &Memory,
-    peers: &[&Memory],
+    peers: &Peers<'_>,
     launch: &Launch,
     parameters: &[u8],
     options: &Options,
@@ -187,7 +187,7 @@ pub fn launch_with_peers(
             || options.checks.coalescing
             || options.checks.bank_conflicts,
         record_sectors: options.counting.l2.is_some(),
-        epoch: memory.next_epoch(peers),
+        epoch: memory.next_epoch(peers.memories),
         releases,
         perturb: options.perturb,
     };
