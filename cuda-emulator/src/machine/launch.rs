@@ -11,7 +11,7 @@ use super::block::{Fault, Progress};
 use super::cluster::{CLUSTER_LIMIT, Cluster};
 use super::context::{Environment, Found, Tally};
 use super::kernel::Kernel;
-use super::memory::Memory;
+use super::memory::{Memory, Peers};
 use super::random::{Random, mix};
 
 /// Instructions that a block may use before others of its host thread get a turn.
@@ -163,7 +163,7 @@ pub fn launch(
     parameters: &[u8],
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
-    launch_with_peers(kernel, memory, &[], launch, parameters, options)
+    launch_with_peers(kernel, memory, &Peers::default(), launch, parameters, options)
 }
 
 /// As [`launch`], on a device that can use the memory of others.
@@ -174,7 +174,7 @@ pub fn launch(
 pub fn launch_with_peers(
     kernel: &Kernel,
     memory: &Memory,
-    peers: &[&Memory],
+    peers: &Peers<'_>,
     launch: &Launch,
     parameters: &[u8],
     options: &Options,
@@ -204,7 +204,7 @@ pub fn launch_with_peers(
             || options.checks.coalescing
             || options.checks.bank_conflicts,
         record_sectors: options.counting.l2.is_some(),
-        epoch: memory.next_epoch(peers),
+        epoch: memory.next_epoch(peers.memories),
         releases,
         perturb: options.perturb,
     };
