@@ -269,13 +269,15 @@ fn expand<S: Isa, B: Block>(
         if let Some(ahead) = from.ahead(first + index) {
             isa.prefetch(ahead);
         }
-        let scale = block.scale(isa);
         let to = &mut to[index * blocks_each..][..blocks_each];
-        for pair in 0..B::DEPTH / 2 {
-            let weights = block.pair(isa, scale, pair);
-            let to = &mut to[2 * pair / F32Block::DEPTH].weights;
-            isa.store(weights[0], &mut to[2 * pair % F32Block::DEPTH]);
-            isa.store(weights[1], &mut to[2 * pair % F32Block::DEPTH + 1]);
+        for group in 0..B::DEPTH / B::GROUP {
+            let scale = block.scale(isa, group);
+            for pair in group * B::GROUP / 2..(group + 1) * B::GROUP / 2 {
+                let weights = block.pair(isa, scale, pair);
+                let to = &mut to[2 * pair / F32Block::DEPTH].weights;
+                isa.store(weights[0], &mut to[2 * pair % F32Block::DEPTH]);
+                isa.store(weights[1], &mut to[2 * pair % F32Block::DEPTH + 1]);
+            }
         }
     }
 }
@@ -386,25 +388,29 @@ fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
             *row = &row[index * B::DEPTH..][..B::DEPTH];
         }
         let mut blocks = [panels[0].get(index); P];
-        let mut scales = [blocks[0].scale(isa); P];
         for panel in 0..P {
             blocks[panel] = panels[panel].get(index);
-            scales[panel] = blocks[panel].scale(isa);
             if let Some(ahead) = panels[panel].ahead(index) {
                 isa.prefetch(ahead);
             }
         }
-        for pair in 0..B::DEPTH / 2 {
-            let mut weights = [[zero; 2]; P];
-            for panel in 0..P {
-                weights[panel] = blocks[panel].pair(isa, scales[panel], pair);
+        for group in 0..B::DEPTH / B::GROUP {
+            let mut scales = [blocks[0].scale(isa, group); P];
+            for panel in 1..P {
+                scales[panel] = blocks[panel].scale(isa, group);
             }
-            for half in 0..2 {
-                for row in 0..R {
-                    let input = isa.splat(run[row][2 * pair + half]);
-                    for panel in 0..P {
-                        let weights = weights[panel][half];
-                        sums[row][panel] = isa.mul_add(input, weights, sums[row][panel]);
+            for pair in group * B::GROUP / 2..(group + 1) * B::GROUP / 2 {
+                let mut weights = [[zero; 2]; P];
+                for panel in 0..P {
+                    weights[panel] = blocks[panel].pair(isa, scales[panel], pair);
+                }
+                for half in 0..2 {
+                    for row in 0..R {
+                        let input = isa.splat(run[row][2 * pair + half]);
+                        for panel in 0..P {
+                            let weights = weights[panel][half];
+                            sums[row][panel] = isa.mul_add(input, weights, sums[row][panel]);
+                        }
                     }
                 }
             }
@@ -413,7 +419,8 @@ fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
     for position in whole * B::DEPTH..depth {
         for panel in 0..P {
             let block = panels[panel].get(whole);
-            let pair = block.pair(isa, block.scale(isa), position % B::DEPTH / 2);
+            let scale = block.scale(isa, position % B::DEPTH / B::GROUP);
+            let pair = block.pair(isa, scale, position % B::DEPTH / 2);
             for row in 0..R {
                 let input = isa.splat(inputs[row][position]);
                 sums[row][panel] = isa.mul_add(input, pair[position % 2], sums[row][panel]);
