@@ -9,5 +9,7 @@ mod driver;
 mod families;
 mod fixtures;
 mod gemma2;
+mod gemma3;
+mod recorded;
 mod smollm2;
 mod tiny;
