@@ -6,6 +6,7 @@
 mod backends;
 mod comparison;
 mod driver;
+mod experts;
 mod families;
 mod fixtures;
 mod gemma2;

@@ -7,19 +7,25 @@ use crate::comparison::check_model;
 use crate::fixtures::{self, Expected};
 use crate::support::{open, xla};
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 19] = [
     "gemma2",
     "gemma3",
     "gemma3-wrapped",
+    "gemma4",
+    "gemma4-moe",
     "glm4",
+    "gpt-oss",
     "granite",
     "ministral3",
     "mistral",
     "mistral-small-3",
+    "mixtral",
     "olmo2",
     "olmo3",
     "phi3",
     "phi4-mini",
+    "qwen2-moe",
+    "qwen3-moe",
     "smollm3",
 ];
 

@@ -12,7 +12,7 @@ pub use backend_api::program::{
     Rotary, Routing, RowsOf, Scoring, Split, Value, ValueId, Weight, WeightId,
 };
 pub use config::{
-    Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers,
-    QueryScaling, Rope, RopeScaling,
+    Architecture, ConfigError, ExpertsConfig, FusedExperts, GenerationDefaults, LayerConfig,
+    ModelConfig, Multipliers, QueryScaling, Rope, RopeScaling,
 };
 pub use open::{LoadedModel, ModelFiles, OpenError, open_model};

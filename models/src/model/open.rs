@@ -11,6 +11,7 @@ use super::arch::{OUTPUT_WEIGHT, build};
 use super::config::{ConfigError, GenerationDefaults, ModelConfig, read_text};
 use crate::weights::{
     GgufFile, GgufWeights, HuggingFaceWeights, SafetensorsWeights, WeightFileError, Weights,
+    with_experts,
 };
 use backend_api::program::{Program, ProgramError};
 
@@ -129,7 +130,7 @@ fn open_directory(directory: &Path) -> Result<LoadedModel, OpenError> {
     let stored = SafetensorsWeights::open(directory)?;
     Ok(LoadedModel {
         generation,
-        weights: Box::new(HuggingFaceWeights::new(stored, &config)),
+        weights: with_experts(Box::new(HuggingFaceWeights::new(stored, &config)), &config),
         config,
         files: ModelFiles::HuggingFace { directory: directory.to_owned() },
         path: directory.to_owned(),
@@ -142,7 +143,7 @@ fn open_gguf(path: &Path) -> Result<LoadedModel, OpenError> {
     let config = ModelConfig::from_gguf(&file).map_err(failed)?;
     Ok(LoadedModel {
         generation: GenerationDefaults::from_gguf(&file),
-        weights: Box::new(GgufWeights::new(Arc::clone(&file), &config)?),
+        weights: with_experts(Box::new(GgufWeights::new(Arc::clone(&file), &config)?), &config),
         config,
         files: ModelFiles::Gguf { file },
         path: path.to_owned(),

@@ -9,6 +9,7 @@
 //!   allocated or read, and every fault is a typed error.
 
 mod error;
+mod experts;
 mod fused;
 pub mod gguf;
 mod huggingface;
@@ -20,5 +21,6 @@ pub use backend_api::weights::{
     Format, MapWeights, Shape, Tensor, TensorError, Weights, WeightsError,
 };
 pub use error::WeightFileError;
+pub(crate) use experts::with_experts;
 pub use gguf::{Array, GgufError, GgufFile, GgufWeights, GgufWriter, Metadata, Value};
 pub(crate) use huggingface::HuggingFaceWeights;
