@@ -9,5 +9,6 @@ mod driver;
 mod families;
 mod fixtures;
 mod gemma2;
+mod served;
 mod smollm2;
 mod tiny;
