@@ -9,6 +9,8 @@ mod driver;
 mod families;
 mod fixtures;
 mod gemma2;
+mod gemma3;
+mod recorded;
 mod served;
 mod smollm2;
 mod tiny;
