@@ -10,6 +10,7 @@ pub use backend_api::program::{
     Activation, Attention, AttentionOptions, Op, PageGroup, Program, ProgramBuilder, ProgramError,
     Residual, RopePairs, Rotary, RowsOf, Split, Value, ValueId, Weight, WeightId,
 };
+pub(crate) use config::json::Fields;
 pub use config::{
     Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers, Rope,
     RopeScaling,

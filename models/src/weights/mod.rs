@@ -13,6 +13,7 @@ mod fused;
 pub mod gguf;
 mod huggingface;
 mod map;
+mod quantized;
 mod safetensors;
 
 pub use self::safetensors::SafetensorsWeights;
@@ -22,3 +23,4 @@ pub use backend_api::weights::{
 pub use error::WeightFileError;
 pub use gguf::{Array, GgufError, GgufFile, GgufWeights, GgufWriter, Metadata, Value};
 pub(crate) use huggingface::HuggingFaceWeights;
+pub(crate) use quantized::{QuantizedWeights, Scheme};
