@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use backend_api::{
     BackendError,
     kit::check_weight_shape,
-    program::{Program, WeightId},
+    program::{Program, Weight, WeightId},
     weights::{Shape, Tensor, Weights, WeightsError},
 };
 
@@ -106,6 +106,18 @@ impl LoadedWeights {
     }
 }
 
+/// Bytes that a tensor takes once it is loaded.
+pub(crate) fn loaded_bytes(tensor: &Tensor<'_>) -> u64 {
+    let bytes = match tensor.shape() {
+        Shape::Vector(len) => len * size_of::<f32>(),
+        Shape::Matrix { rows, cols } => PackedMatrix::bytes_of(tensor.format(), rows, cols),
+        Shape::Stack { count, rows, cols } => {
+            count * PackedMatrix::bytes_of(tensor.format(), rows, cols)
+        }
+    };
+    bytes as u64
+}
+
 /// Where a program's weights are.
 #[derive(Debug)]
 pub(crate) struct WeightPlaces<'a> {
@@ -146,6 +158,16 @@ impl WeightPlaces<'_> {
             Some(WeightPlace::Stack(id)) => Ok(*id),
             _ => Err(self.unsupported(weight, "as a stack of matrices")),
         }
+    }
+
+    /// Places of weights that aren't loaded, for a program that is compiled to be measured.
+    pub(crate) fn planned(program: &Program) -> WeightPlaces<'_> {
+        let place = |(index, weight): (usize, &Weight)| match weight.shape.len() {
+            1 => WeightPlace::Vector(VectorId(index)),
+            2 => WeightPlace::Matrix(MatrixId(index)),
+            _ => WeightPlace::Stack(StackId(index)),
+        };
+        WeightPlaces { program, places: program.weights().iter().enumerate().map(place).collect() }
     }
 
     fn unsupported(&self, weight: WeightId, kind: &str) -> BackendError {

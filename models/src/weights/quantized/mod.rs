@@ -20,6 +20,9 @@ mod normal;
 mod parts;
 mod scheme;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use safetensors::tensor::Dtype;
