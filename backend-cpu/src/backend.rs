@@ -130,9 +130,7 @@ impl Backend for CpuBackend {
     }
 
     fn weight_bytes(&self, program: &Program, weights: &dyn Weights) -> Result<u64, BackendError> {
-        program.weights().iter().try_fold(0u64, |sum, weight| {
-            Ok(sum.saturating_add(loaded_bytes(&weights.tensor(&weight.name)?)))
-        })
+        loaded_bytes(program, weights)
     }
 
     fn activation_bytes(&self, program: &Program, limits: &Limits) -> u64 {

@@ -96,7 +96,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     // What can be wrong with files is found before a model is fetched, and what --out names is
     // touched after that.
     if arguments.dry_run {
-        writeln!(io::stdout(), "{}", arguments.engine.estimate()?)?;
+        writeln!(io::stdout(), "{}", arguments.engine.loader()?.estimate()?)?;
         return Ok(());
     }
     let prompts = Prompts::open(arguments.prompts.as_deref())?;

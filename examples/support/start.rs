@@ -104,19 +104,15 @@ pub(crate) struct EngineArguments {
 impl EngineArguments {
     /// Fetches the model if need be, and starts it.
     pub(crate) fn start(&self) -> Outcome<Engine> {
-        Ok(self.loader()?.progress(bars::Bars::default()).start()?)
+        Ok(self.loader()?.start()?)
     }
 
-    fn loader(&self) -> Outcome<Loader<'static>> {
+    /// The model as it is about to be loaded, with bars that show how far that has come.
+    pub(crate) fn loader(&self) -> Outcome<Loader<'static>> {
         let fetch = FetchOptions::default().offline(self.offline);
         let fetch = fetch.kernel_script(self.kernel_script.clone());
         let loader = understory::load(self.model.clone()).backend(self.choice()?);
-        Ok(loader.options(self.options()).fetch(fetch))
-    }
-
-    /// What the engine would take of the device, and what it would hold.
-    pub(crate) fn estimate(&self) -> Outcome<FitEstimate> {
-        Ok(self.loader()?.progress(bars::Bars::default()).estimate()?)
+        Ok(loader.options(self.options()).fetch(fetch).progress(bars::Bars::default()))
     }
 
     fn choice(&self) -> Result<BackendChoice, String> {

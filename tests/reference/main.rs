@@ -3,6 +3,8 @@
 //! What transformers computes is recorded in `tests/fixtures`. Each test prints how far from it
 //! we are (`--nocapture` shows it).
 
+mod backends;
+mod comparison;
 mod driver;
 mod families;
 mod fixtures;
