@@ -28,7 +28,12 @@ pub struct Attribute {
 
 impl Configuration {
     fn shape(&self) -> Launch {
-        Launch { grid: self.grid, block: self.block, dynamic_shared: self.dynamic_shared }
+        Launch {
+            grid: self.grid,
+            block: self.block,
+            dynamic_shared: self.dynamic_shared,
+            cluster: None,
+        }
     }
 
     /// What the attributes ask for. Hints change nothing: cache policy, synchronization policy,
@@ -120,7 +125,8 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
         // SAFETY: the program vouches for its attributes and parameters.
         let (options, bytes) =
             unsafe { (asked.options()?, block(driver, function, parameters, extra)?) };
-        driver.launch(stream, function, asked.shape(), options, bytes)
+        let shape = Launch { cluster: options.cluster, ..asked.shape() };
+        driver.launch(stream, function, shape, options, bytes)
     })
 }
 

@@ -431,7 +431,27 @@ impl Allocation {
         }
     }
 
-    fn load_bytes(&self, offset: u64, bytes: &mut [u8]) {
+    /// Changes 2, 4 or 8 bytes at once, and gives what they were.
+    pub(crate) fn update(&self, offset: u64, bytes: u64, f: impl Fn(u64) -> u64) -> u64 {
+        match bytes {
+            2 => {
+                let change = |old| Some(f(u64::from(old)) as u16);
+                let old = self.cell16(offset).fetch_update(Relaxed, Relaxed, change);
+                u64::from(old.unwrap_or_else(|old| old))
+            }
+            4 => {
+                let change = |old| Some(f(u64::from(old)) as u32);
+                let old = self.cell32(offset).fetch_update(Relaxed, Relaxed, change);
+                u64::from(old.unwrap_or_else(|old| old))
+            }
+            _ => {
+                let old = self.cell64(offset).fetch_update(Relaxed, Relaxed, |old| Some(f(old)));
+                old.unwrap_or_else(|old| old)
+            }
+        }
+    }
+
+    pub(crate) fn load_bytes(&self, offset: u64, bytes: &mut [u8]) {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -449,7 +469,7 @@ impl Allocation {
         }
     }
 
-    fn store_bytes(&self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn store_bytes(&self, offset: u64, bytes: &[u8]) {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {

@@ -6,14 +6,17 @@
 mod action;
 mod arguments;
 mod block;
+mod bulk;
+mod cluster;
 mod compile;
 mod context;
 mod control;
-mod copies;
 pub(crate) mod float;
 mod form;
+mod groups;
 mod kernel;
 mod launch;
+mod mbarrier;
 mod memory;
 mod names;
 mod ops;

@@ -213,6 +213,7 @@ fn run(
         grid: axes(&command.grid),
         block: axes(&command.block),
         dynamic_shared: command.shared,
+        cluster: None,
     };
     let outcome = launch(&kernel, &memory, &shape, arguments.bytes(), &options)?;
     let shown: Vec<Vec<f64>> = buffers
