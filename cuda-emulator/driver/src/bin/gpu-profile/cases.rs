@@ -170,6 +170,7 @@ fn decode() -> Case {
             grid: [kv_heads as u32, batch as u32, 1],
             block: [128, 1, 1],
             dynamic_shared: 0,
+            cluster: None,
         },
         arguments: vec![
             output(queries, Element::Bf16, 4e-3),
@@ -201,6 +202,7 @@ fn prefill() -> Case {
             grid: [(tokens / 64) as u32, heads as u32, 1],
             block: [128, 1, 1],
             dynamic_shared: 0,
+            cluster: None,
         },
         arguments: vec![
             output(queries, Element::Bf16, 8e-3),
@@ -227,7 +229,12 @@ fn norm() -> Case {
     Case {
         name: "rms_norm",
         ptx: include_str!("../../../../fixtures/norm.ptx"),
-        shape: Launch { grid: [rows as u32, 1, 1], block: [256, 1, 1], dynamic_shared: 0 },
+        shape: Launch {
+            grid: [rows as u32, 1, 1],
+            block: [256, 1, 1],
+            dynamic_shared: 0,
+            cluster: None,
+        },
         arguments: vec![
             output(rows * width, Element::Bf16, 4e-3),
             Argument::Changed(residual, Output { element: Element::F32, tolerance: 1e-6 }),
@@ -246,7 +253,12 @@ fn sample() -> Case {
     Case {
         name: "sample",
         ptx: include_str!("../../../../fixtures/sample.ptx"),
-        shape: Launch { grid: [rows as u32, 1, 1], block: [256, 1, 1], dynamic_shared: 0 },
+        shape: Launch {
+            grid: [rows as u32, 1, 1],
+            block: [256, 1, 1],
+            dynamic_shared: 0,
+            cluster: None,
+        },
         arguments: vec![
             output(rows, Element::I32, 0.0),
             output(rows, Element::F32, 1e-4),
@@ -272,6 +284,7 @@ fn matvec() -> Case {
             grid: [64, 1, 1],
             block: [128, 1, 1],
             dynamic_shared: (columns + columns / 32 * 4) as u32,
+            cluster: None,
         },
         arguments: vec![
             output(rows, Element::F32, 1e-5),
