@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 
 /// The names under which programs look for the driver, cuBLASLt and NCCL; cudarc looks for NCCL
 /// without a number.
-const NAMES: [&str; 4] = ["libcuda.so.1", "libcublasLt.so.12", "libnccl.so.2", "libnccl.so"];
+const NAMES: [&str; 5] =
+    ["libcuda.so.1", "libcublasLt.so.12", "libcublasLt.so.13", "libnccl.so.2", "libnccl.so"];
 
 /// The folder of the build: a test lies in `deps` in it.
 pub fn build() -> PathBuf {
