@@ -59,12 +59,15 @@
 pub mod check;
 pub mod count;
 pub mod driver;
+pub mod hardware;
 mod machine;
 pub mod nvrtc;
+mod packages;
 pub mod ptx;
+pub mod ptxas;
 
 pub use machine::{
     Arguments, InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError,
-    Options, Outcome, Parameter, Program, SHARED_LIMIT, Schedule, Swizzle, TensorMap,
-    TensorMapError, TensorType, instruction_forms, launch,
+    Options, Outcome, Parameter, Peers, Program, SHARED_LIMIT, Schedule, Swizzle, TensorMap,
+    TensorMapError, TensorType, instruction_forms, launch, launch_with_peers,
 };

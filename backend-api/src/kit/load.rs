@@ -1,8 +1,11 @@
 //! What is checked before anything is compiled or loaded.
 
 use crate::program::{Program, Weight};
-use crate::weights::{Shape, Tensor};
-use crate::{Backend, BackendError, Capabilities, CompileOptions, GroupId, Limits};
+use crate::weights::Tensor;
+use crate::{
+    Backend, BackendError, Capabilities, CompileOptions, GroupId, Limits, PageCopy, PageId,
+    StepError, Tier,
+};
 
 /// Checks what `programs` and `options` ask of a backend called `backend`, apart from memory: there
 /// is a program, each page group has its capacity, page size and KV format are among the
@@ -93,10 +96,7 @@ pub fn check_memory(
 ///
 /// [`BackendError::Shape`].
 pub fn check_weight_shape(weight: &Weight, tensor: &Tensor<'_>) -> Result<(), BackendError> {
-    let found = match tensor.shape() {
-        Shape::Vector(len) => vec![len],
-        Shape::Matrix { rows, cols } => vec![rows, cols],
-    };
+    let found = tensor.shape().dims();
     if found != weight.shape {
         let (name, expected) = (weight.name.clone(), weight.shape.clone());
         return Err(BackendError::Shape { name, expected, found });
@@ -104,11 +104,34 @@ pub fn check_weight_shape(weight: &Weight, tensor: &Tensor<'_>) -> Result<(), Ba
     Ok(())
 }
 
+/// Checks that each page that `copies` name exists: `device` and `host` are the pages of each tier by
+/// page group, and `host` is empty without a host tier.
+///
+/// # Errors
+///
+/// [`StepError::Unsupported`]; then no copy may be made.
+pub fn check_copies(copies: &[PageCopy], device: &[u32], host: &[u32]) -> Result<(), StepError> {
+    if host.is_empty() {
+        return Err(StepError::Unsupported { what: "transfers without a host tier" });
+    }
+    let exists = |copy: &PageCopy, (tier, page): (Tier, PageId)| {
+        let pages = match tier {
+            Tier::Device => device,
+            Tier::Host => host,
+        };
+        pages.get(copy.group.index()).is_some_and(|&pages| page.0 < pages)
+    };
+    if copies.iter().all(|copy| exists(copy, copy.from) && exists(copy, copy.to)) {
+        return Ok(());
+    }
+    Err(StepError::Unsupported { what: "transfers of pages that don't exist" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::program::{AttentionOptions, ProgramBuilder, ProgramError, Split};
-    use crate::weights::Format;
+    use crate::weights::{Format, Shape};
     use crate::{Executor, KvFormat, weights::Weights};
 
     /// A program with a group of `layers` layers for each entry.

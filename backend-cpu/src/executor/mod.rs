@@ -7,20 +7,19 @@
 
 mod compile;
 mod driver;
+mod experts;
 mod forward;
 mod machine;
 mod owned_batch;
 mod sampling;
 mod weights;
 
-use std::{
-    collections::VecDeque,
-    thread::{self, JoinHandle},
-};
+use std::thread::{self, JoinHandle};
 
+use backend_api::kit::{Tickets, check_copies};
 use backend_api::{
     BackendError, Batch, BatchBounds, Deadline, Executor, Limits, Masks, PageCopy, Progress,
-    StepError, StepResult, Ticket, Tier,
+    StepError, StepResult, Ticket,
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -49,15 +48,21 @@ pub(crate) struct CpuExecutor {
     commands: Option<Sender<Command>>,
     done: Receiver<Done>,
     driver: Option<JoinHandle<()>>,
-    /// Finished, but not yet waited for.
-    arrived: VecDeque<Done>,
-    /// Steps that wait for their masks.
-    deferred: Vec<u64>,
+    tickets: Tickets<Work>,
     /// Steps whose memory can be used again.
     #[expect(clippy::vec_box, reason = "they cross the channels as boxes")]
     spare: Vec<Box<OwnedBatch>>,
-    next_number: u64,
-    dead: Option<String>,
+}
+
+/// What a ticket stands for.
+#[derive(Debug)]
+enum Work {
+    /// The driver has it.
+    Running,
+    /// The driver has it, and its sampling waits for masks.
+    Deferred,
+    /// Finished, but not yet waited for.
+    Done(Done),
 }
 
 impl CpuExecutor {
@@ -88,73 +93,53 @@ impl CpuExecutor {
             commands: Some(commands),
             done,
             driver: Some(driver),
-            arrived: VecDeque::new(),
-            deferred: Vec::new(),
+            tickets: Tickets::default(),
             spare: Vec::new(),
-            next_number: 0,
-            dead: None,
         })
-    }
-
-    fn check_alive(&self) -> Result<(), StepError> {
-        match &self.dead {
-            Some(reason) => Err(StepError::Dead { reason: reason.clone() }),
-            None => Ok(()),
-        }
     }
 
     fn send(&mut self, command: Command) -> Result<(), StepError> {
         let sent = self.commands.as_ref().is_some_and(|commands| commands.send(command).is_ok());
-        if sent { Ok(()) } else { Err(self.die("the driver thread has ended")) }
+        if sent { Ok(()) } else { Err(self.tickets.kill("the driver thread has ended")) }
     }
 
-    fn die(&mut self, reason: &str) -> StepError {
-        let reason = self.dead.get_or_insert_with(|| reason.to_owned()).clone();
-        StepError::Dead { reason }
-    }
-
-    fn ticket(&mut self) -> u64 {
-        self.next_number += 1;
-        self.next_number
-    }
-
-    /// Blocks until the driver reports `number`.
-    fn wait_for(&mut self, number: u64, deadline: Deadline) -> Result<Done, StepError> {
-        self.check_alive()?;
-        loop {
-            if let Some(index) = self.arrived.iter().position(|done| done.number() == number)
-                && let Some(done) = self.arrived.remove(index)
-            {
-                return Ok(done);
-            }
+    /// Blocks until the driver reports the ticket's work.
+    fn wait_for(&mut self, ticket: &Ticket, deadline: Deadline) -> Result<Done, StepError> {
+        self.tickets.check_alive()?;
+        while let Some(Work::Running | Work::Deferred) = self.tickets.get_mut(ticket) {
             let received = match deadline.instant() {
                 Some(instant) => self.done.recv_deadline(instant),
                 None => self.done.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match received {
-                Ok(done) => self.arrived.push_back(done),
+                Ok(done) => {
+                    if let Some(work) = self.tickets.get_mut(&Ticket::new(done.number())) {
+                        *work = Work::Done(done);
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(self.die("a step did not finish before its deadline"));
+                    return Err(self.tickets.kill("a step did not finish before its deadline"));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(self.die("the driver thread has ended"));
+                    return Err(self.tickets.kill("the driver thread has ended"));
                 }
             }
+        }
+        match self.tickets.take(ticket) {
+            Some(Work::Done(done)) => Ok(done),
+            _ => Err(self.tickets.kill("a ticket was waited for that isn't out")),
         }
     }
 
     /// Whether the step waited for its masks until now.
-    fn forget_deferred(&mut self, number: u64) -> bool {
-        let place = self.deferred.iter().position(|&deferred| deferred == number);
-        place.map(|place| self.deferred.swap_remove(place)).is_some()
-    }
-
-    fn has_page(&self, copy: &PageCopy, tier: Tier, page: backend_api::PageId) -> bool {
-        let pages = match tier {
-            Tier::Device => &self.bounds.limits().pages,
-            Tier::Host => &self.host_pages,
-        };
-        pages.get(usize::from(copy.group.0)).is_some_and(|pages| page.0 < *pages)
+    fn forget_deferred(&mut self, ticket: &Ticket) -> bool {
+        match self.tickets.get_mut(ticket) {
+            Some(work @ Work::Deferred) => {
+                *work = Work::Running;
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -171,23 +156,22 @@ impl Executor for CpuExecutor {
     }
 
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
-        self.check_alive()?;
+        self.tickets.check_alive()?;
         let mut owned = self.spare.pop().unwrap_or_default();
-        let number = self.ticket();
-        if let Err(refusal) = owned.fill(number, batch, &self.bounds, &self.groups) {
+        let work = if batch.is_deferred() { Work::Deferred } else { Work::Running };
+        let ticket = self.tickets.issue(work);
+        if let Err(refusal) = owned.fill(ticket.number(), batch, &self.bounds, &self.groups) {
+            self.tickets.take(&ticket);
             self.spare.push(owned);
             return Err(refusal);
         }
         self.send(Command::Step(owned))?;
-        if batch.is_deferred() {
-            self.deferred.push(number);
-        }
-        Ok(Ticket::new(number))
+        Ok(ticket)
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
-        self.check_alive()?;
-        if !self.forget_deferred(ticket.number()) {
+        self.tickets.check_alive()?;
+        if !self.forget_deferred(ticket) {
             return Err(StepError::Unsupported { what: "sampling a step that isn't deferred" });
         }
         let masks = masks
@@ -209,47 +193,39 @@ impl Executor for CpuExecutor {
         result: &mut StepResult,
     ) -> Result<(), StepError> {
         result.clear();
-        self.check_alive()?;
-        let number = ticket.number();
-        if self.forget_deferred(number) {
-            self.send(Command::GiveUp { number })?;
+        self.tickets.check_alive()?;
+        if self.forget_deferred(&ticket) {
+            self.send(Command::GiveUp { number: ticket.number() })?;
         }
-        match self.wait_for(number, deadline)? {
+        match self.wait_for(&ticket, deadline)? {
             Done::Step { mut batch, outcome } => {
                 std::mem::swap(result, &mut batch.result);
                 self.spare.push(batch);
                 if let Err(StepError::Dead { reason }) = &outcome {
-                    self.dead = Some(reason.clone());
+                    self.tickets.kill(reason);
                 }
                 outcome
             }
             Done::Transfer { .. } => {
-                Err(self.die("a transfer's ticket was waited for as a step's"))
+                Err(self.tickets.kill("a transfer's ticket was waited for as a step's"))
             }
         }
     }
 
     fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
-        self.check_alive()?;
-        if self.host_pages.is_empty() {
-            return Err(StepError::Unsupported { what: "transfers without a host tier" });
-        }
-        let known = copies.iter().all(|copy| {
-            self.has_page(copy, copy.from.0, copy.from.1)
-                && self.has_page(copy, copy.to.0, copy.to.1)
-        });
-        if !known {
-            return Err(StepError::Unsupported { what: "transfers of pages that don't exist" });
-        }
-        let number = self.ticket();
-        self.send(Command::Transfer { number, copies: copies.to_vec() })?;
-        Ok(Ticket::new(number))
+        self.tickets.check_alive()?;
+        check_copies(copies, &self.bounds.limits().pages, &self.host_pages)?;
+        let ticket = self.tickets.issue(Work::Running);
+        self.send(Command::Transfer { number: ticket.number(), copies: copies.to_vec() })?;
+        Ok(ticket)
     }
 
     fn wait_transfer(&mut self, ticket: Ticket, deadline: Deadline) -> Result<(), StepError> {
-        match self.wait_for(ticket.number(), deadline)? {
+        match self.wait_for(&ticket, deadline)? {
             Done::Transfer { .. } => Ok(()),
-            Done::Step { .. } => Err(self.die("a step's ticket was waited for as a transfer's")),
+            Done::Step { .. } => {
+                Err(self.tickets.kill("a step's ticket was waited for as a transfer's"))
+            }
         }
     }
 }
@@ -259,7 +235,7 @@ impl Drop for CpuExecutor {
         // The driver ends when its commands do.
         self.commands = None;
         if let Some(driver) = self.driver.take()
-            && self.dead.is_none()
+            && self.tickets.check_alive().is_ok()
         {
             // It catches its kernels' panics; a panic of its own was reported as a dead device.
             let _ = driver.join();
@@ -271,7 +247,7 @@ impl std::fmt::Debug for CpuExecutor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CpuExecutor")
             .field("bounds", &self.bounds)
-            .field("dead", &self.dead)
+            .field("tickets", &self.tickets)
             .finish_non_exhaustive()
     }
 }

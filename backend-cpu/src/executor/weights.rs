@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use backend_api::{
     BackendError,
     kit::check_weight_shape,
-    program::{Program, WeightId},
-    weights::{Shape, Weights},
+    program::{Op, Program, WeightId},
+    weights::{Shape, Tensor, Weights, WeightsError},
 };
 
 use super::BACKEND;
@@ -20,11 +20,16 @@ pub(crate) struct MatrixId(usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VectorId(usize);
 
+/// Index of a stack of matrices in [`LoadedWeights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StackId(usize);
+
 /// The weights of all programs of an executor. One that several programs name is there once.
 #[derive(Debug, Default)]
 pub(crate) struct LoadedWeights {
     matrices: Vec<PackedMatrix>,
     vectors: Vec<Vec<f32>>,
+    stacks: Vec<Vec<PackedMatrix>>,
     by_name: HashMap<String, WeightPlace>,
 }
 
@@ -32,10 +37,11 @@ pub(crate) struct LoadedWeights {
 enum WeightPlace {
     Matrix(MatrixId),
     Vector(VectorId),
+    Stack(StackId),
 }
 
 impl LoadedWeights {
-    /// Reads the weights of a program.
+    /// Reads the weights of a program. A norm without a weight gets one of ones.
     ///
     /// # Errors
     /// A weight that is missing or has another shape.
@@ -48,21 +54,43 @@ impl LoadedWeights {
         for weight in program.weights() {
             let tensor = weights.tensor(&weight.name)?;
             check_weight_shape(weight, &tensor)?;
-            let known = self.by_name.get(&weight.name).copied();
-            let place = known.unwrap_or_else(|| match tensor.shape() {
-                Shape::Vector(_) => {
-                    self.vectors.push(tensor.to_f32());
-                    WeightPlace::Vector(VectorId(self.vectors.len() - 1))
-                }
-                Shape::Matrix { .. } => {
-                    self.matrices.push(PackedMatrix::pack(&tensor));
-                    WeightPlace::Matrix(MatrixId(self.matrices.len() - 1))
-                }
-            });
+            let place = match self.by_name.get(&weight.name) {
+                Some(known) => *known,
+                None => self.add(&weight.name, &tensor)?,
+            };
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
         }
-        Ok(WeightPlaces { program, places })
+        let mut ones = HashMap::new();
+        for op in program.ops() {
+            if let Op::RmsNorm { weight: None, run, .. } = op {
+                ones.entry(*run).or_insert_with(|| {
+                    self.vectors.push(vec![1.0; *run as usize]);
+                    VectorId(self.vectors.len() - 1)
+                });
+            }
+        }
+        Ok(WeightPlaces { program, places, ones })
+    }
+
+    fn add(&mut self, name: &str, tensor: &Tensor<'_>) -> Result<WeightPlace, BackendError> {
+        Ok(match tensor.shape() {
+            Shape::Vector(_) => {
+                self.vectors.push(tensor.to_f32());
+                WeightPlace::Vector(VectorId(self.vectors.len() - 1))
+            }
+            Shape::Matrix { .. } => {
+                self.matrices.push(PackedMatrix::pack(tensor));
+                WeightPlace::Matrix(MatrixId(self.matrices.len() - 1))
+            }
+            Shape::Stack { count, .. } => {
+                let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
+                let pack = |index| tensor.matrix(index).map(|matrix| PackedMatrix::pack(&matrix));
+                let stack: Result<_, _> = (0..count).map(pack).collect();
+                self.stacks.push(stack.map_err(inconsistent)?);
+                WeightPlace::Stack(StackId(self.stacks.len() - 1))
+            }
+        })
     }
 
     pub(crate) fn matrix(&self, id: MatrixId) -> &PackedMatrix {
@@ -73,9 +101,15 @@ impl LoadedWeights {
         &self.vectors[id.0]
     }
 
+    /// One matrix for each expert.
+    pub(crate) fn stack(&self, id: StackId) -> &[PackedMatrix] {
+        &self.stacks[id.0]
+    }
+
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> u64 {
-        let matrices = self.matrices.iter().map(|matrix| matrix.bytes() as u64);
+        let stacked = self.stacks.iter().flatten();
+        let matrices = self.matrices.iter().chain(stacked).map(|matrix| matrix.bytes() as u64);
         let vectors = self.vectors.iter().map(|vector| size_of_val(vector.as_slice()) as u64);
         matrices.chain(vectors).sum()
     }
@@ -87,6 +121,8 @@ pub(crate) struct WeightPlaces<'a> {
     program: &'a Program,
     /// By [`WeightId`].
     places: Vec<WeightPlace>,
+    /// By length.
+    ones: HashMap<u32, VectorId>,
 }
 
 impl WeightPlaces<'_> {
@@ -109,6 +145,48 @@ impl WeightPlaces<'_> {
         match self.places.get(weight.index()) {
             Some(WeightPlace::Vector(id)) => Ok(*id),
             _ => Err(self.unsupported(weight, "as a vector")),
+        }
+    }
+
+    /// The weight of a norm over runs of `run` values.
+    ///
+    /// # Errors
+    /// If it is no vector.
+    pub(crate) fn norm(
+        &self,
+        weight: Option<WeightId>,
+        run: u32,
+    ) -> Result<VectorId, BackendError> {
+        match (weight, self.ones.get(&run)) {
+            (Some(weight), _) => self.vector(weight),
+            (None, Some(ones)) => Ok(*ones),
+            (None, None) => Err(BackendError::Unsupported {
+                backend: BACKEND,
+                what: format!("a norm over {run} values without a weight"),
+            }),
+        }
+    }
+
+    /// Rows of each matrix of a stack.
+    ///
+    /// # Errors
+    /// If it is no stack.
+    pub(crate) fn rows_of_stack(&self, weight: WeightId) -> Result<usize, BackendError> {
+        let declared = self.program.weights().get(weight.index());
+        match declared.map(|weight| &weight.shape[..]) {
+            Some(&[_, rows, _]) => Ok(rows),
+            _ => Err(self.unsupported(weight, "as a stack of matrices")),
+        }
+    }
+
+    /// A weight that must be a stack of matrices.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub(crate) fn stack(&self, weight: WeightId) -> Result<StackId, BackendError> {
+        match self.places.get(weight.index()) {
+            Some(WeightPlace::Stack(id)) => Ok(*id),
+            _ => Err(self.unsupported(weight, "as a stack of matrices")),
         }
     }
 

@@ -4,6 +4,8 @@ pub(crate) mod attention;
 #[cfg(test)]
 mod attention_tests;
 pub(crate) mod blocks;
+pub(crate) mod composed;
+pub(crate) mod experts;
 pub(crate) mod kv;
 pub(crate) mod linear;
 #[cfg(test)]
@@ -12,3 +14,4 @@ mod math;
 pub(crate) mod panels;
 pub(crate) mod rope;
 pub(crate) mod rows;
+pub(crate) mod scales;

@@ -1,6 +1,7 @@
 //! What the environment says about the devices.
 
 use crate::check::{Checks, NAMES};
+use crate::hardware::Limits;
 use crate::{Options, Schedule};
 
 /// How the stand-in behaves.
@@ -21,6 +22,8 @@ pub struct Config {
     pub strict: bool,
     /// Which allocation fails, counted from 1.
     pub failing_allocation: Option<u64>,
+    /// How long a rank of a communicator waits for another while nothing happens.
+    pub patience: std::time::Duration,
     /// A file to which reports are appended as lines of JSON; none for the standard error.
     pub reports: Option<std::path::PathBuf>,
 }
@@ -35,6 +38,7 @@ impl Default for Config {
             eager: false,
             strict: false,
             failing_allocation: None,
+            patience: std::time::Duration::from_secs(30),
             reports: None,
         }
     }
@@ -43,7 +47,7 @@ impl Default for Config {
 impl Config {
     /// Reads `CUDA_EMULATOR_DEVICES`, `_MEMORY` (bytes), `_ARCH` (`sm_90`), `_CHECKS` (`all`,
     /// `none` or names with commas between), `_SEED`, `_PERTURB`, `_EAGER`, `_STRICT`,
-    /// `_FAIL_ALLOCATION` and `_REPORTS` through `get`. A value that can't be read is an error
+    /// `_FAIL_ALLOCATION`, `_RANK_TIMEOUT` (seconds) and `_REPORTS` through `get`. A value that can't be read is an error
     /// that names the variable.
     ///
     /// # Errors
@@ -81,6 +85,9 @@ impl Config {
         config.eager = number("EAGER")?.is_some_and(|on| on != 0);
         config.strict = number("STRICT")?.is_some_and(|on| on != 0);
         config.failing_allocation = number("FAIL_ALLOCATION")?;
+        if let Some(seconds) = number("RANK_TIMEOUT")? {
+            config.patience = std::time::Duration::from_secs(seconds);
+        }
         config.reports = text("REPORTS").map(Into::into);
         Ok(config)
     }
@@ -93,11 +100,8 @@ fn chosen(list: &str) -> Option<Checks> {
 
 /// A device attribute by its number in `cuda.h`; 0 for those that say "not supported".
 pub(crate) fn attribute(config: &Config, number: u32) -> i32 {
-    let shared_limit: i32 = match config.capability {
-        86 | 89 | 120 => 101_376,
-        90.. => 232_448,
-        _ => 166_912,
-    };
+    let limits = Limits::of(config.capability).or_else(|| Limits::of(80));
+    let of = |value: fn(&Limits) -> u32| limits.as_ref().map_or(0, value) as i32;
     match number {
         // Threads of a block, and along x, y and z.
         1..=3 => 1024,
@@ -122,17 +126,23 @@ pub(crate) fn attribute(config: &Config, number: u32) -> i32 {
         37 => 5_120,
         38 => 40 << 20,
         // Threads of a multiprocessor; asynchronous engines; unified addressing.
-        39 => 2048,
+        39 => 32 * of(|limits| limits.warps),
         40 => 3,
         41 => 1,
         // Compute capability.
         75 => (config.capability / 10) as i32,
         76 => (config.capability % 10) as i32,
         // Shared memory and registers of a multiprocessor.
-        81 => shared_limit + 1024,
+        81 => of(|limits| limits.shared),
         82 => 65_536,
+        // Blocks that wait for each other; blocks of a multiprocessor; shared memory that each
+        // block takes for the system; clusters.
+        95 => 1,
+        106 => of(|limits| limits.blocks),
+        111 => 1024,
+        120 => i32::from(config.capability >= 90),
         // The most shared memory of a block; memory pools.
-        97 => shared_limit,
+        97 => of(|limits| limits.shared_of_block),
         115 => 1,
         _ => 0,
     }

@@ -5,23 +5,30 @@
 //! for it, so that a missing wait, an early free or a reused staging buffer shows as wrong data
 //! instead of passing by luck.
 
-mod calls;
+pub mod blas;
 mod config;
+mod device;
 mod graph;
+mod host;
+pub(crate) mod library;
+mod memory;
 mod module;
+pub mod nccl;
+mod pool;
 mod status;
 mod stream;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use config::Config;
+pub use module::LaunchOptions;
 pub use status::{Answer, Status};
 pub use work::{Callback, CaptureMode, CaptureStatus, HostAddress};
 
 use crate::check::{Problem, Report};
-use crate::{Kernel, Launch, Memory, Program};
+use crate::{Kernel, Launch, Memory, Peers, Program};
 use work::{Capture, Event, Stream, Work};
 
 /// All devices, and what the program has made on them.
@@ -38,11 +45,19 @@ pub struct Driver {
     functions: HashMap<u64, Function>,
     graphs: HashMap<u64, Vec<Work>>,
     executables: HashMap<u64, Vec<Work>>,
-    pools: HashMap<u64, HashMap<u32, u64>>,
+    pools: HashMap<u64, pool::Pool>,
+    /// The pool that an allocation comes from.
+    pooled: HashMap<u64, u64>,
     /// Limits that were set: device and number.
     limits: HashMap<(usize, u32), usize>,
-    /// Host memory that was allocated here: address to size.
-    pinned: BTreeMap<usize, usize>,
+    /// Host memory that was allocated or registered here, by its address.
+    pinned: BTreeMap<usize, host::Pinned>,
+    blas: blas::Blas,
+    nccl: nccl::Nccl,
+    /// What a library's call complains of while it runs, with the operand.
+    complaints: Vec<(Problem, String)>,
+    /// Counts what happens, so that who waits for another thread sees whether that one lives.
+    progress: u64,
     next: u64,
     allocations: u64,
     listener: Listener,
@@ -65,6 +80,8 @@ struct Device {
     /// The error that every later call gives.
     sticky: Option<Status>,
     peers: Vec<usize>,
+    /// The pool of allocations on streams; none for the default one.
+    pool: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,13 +95,21 @@ struct Module {
     device: usize,
     program: Arc<Program>,
     functions: HashMap<String, u64>,
+    text: String,
+    /// What ptxas says, once somebody asks; none where there is no ptxas.
+    resources: OnceLock<Option<BTreeMap<String, crate::ptxas::Resources>>>,
 }
 
 #[derive(Debug)]
 struct Function {
     kernel: Arc<Kernel>,
+    module: u64,
     /// Dynamic shared memory that a launch may ask for.
     dynamic_shared: u32,
+    /// Blocks of a cluster that were asked for; 0 for what the kernel says.
+    cluster: [u32; 3],
+    /// Whether clusters may have more blocks than every device allows.
+    large_clusters: bool,
 }
 
 /// The legacy default stream of a device.
@@ -106,6 +131,7 @@ impl Driver {
                 retained: 0,
                 sticky: None,
                 peers: Vec::new(),
+                pool: None,
             })
             .collect();
         let streams = (0..config.devices as usize)
@@ -126,8 +152,13 @@ impl Driver {
             graphs: HashMap::new(),
             executables: HashMap::new(),
             pools: HashMap::new(),
+            pooled: HashMap::new(),
             limits: HashMap::new(),
             pinned: BTreeMap::new(),
+            blas: blas::Blas::default(),
+            nccl: nccl::Nccl::default(),
+            complaints: Vec::new(),
+            progress: 0,
             next: 0x10000,
             allocations: 0,
             listener: Listener(listener),
@@ -137,6 +168,16 @@ impl Driver {
     /// Whether `cuInit` was called.
     pub fn is_initialized(&self) -> bool {
         self.initialized
+    }
+
+    /// A number that grows whenever work is queued or done, or a rank joins or leaves.
+    pub fn progress(&self) -> u64 {
+        self.progress
+    }
+
+    /// How long a call that waits for another rank's thread waits while nothing happens.
+    pub fn patience(&self) -> std::time::Duration {
+        self.config.patience
     }
 
     fn handle(&mut self) -> u64 {
@@ -177,7 +218,11 @@ impl Driver {
 
     fn release(&mut self, address: u64) -> Answer<()> {
         let device = self.device_of(address).map_err(|_| Status::INVALID_VALUE)?;
-        self.device_mut(device)?.memory.free(address).map_err(|_| Status::INVALID_VALUE)
+        let memory = &mut self.device_mut(device)?.memory;
+        let bytes = memory.find(address).map_or(0, |(_, bytes)| bytes);
+        memory.free(address).map_err(|_| Status::INVALID_VALUE)?;
+        self.note_freed(address, bytes);
+        Ok(())
     }
 
     /// Runs a kernel and tells what the checks found.
@@ -188,8 +233,19 @@ impl Driver {
         shape: &Launch,
         parameters: &[u8],
     ) -> Answer<()> {
-        let memory = &self.devices.get(device).ok_or(Status::INVALID_DEVICE)?.memory;
-        let outcome = crate::launch(kernel, memory, shape, parameters, &self.config.options)
+        let own = &self.devices.get(device).ok_or(Status::INVALID_DEVICE)?.memory;
+        let others: Vec<&Memory> = self
+            .devices
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != device)
+            .map(|(_, other)| &other.memory)
+            .collect();
+        let visible =
+            |base| self.device_of(base).is_ok_and(|owner| self.has_access(device, owner, base));
+        let peers = Peers { memories: &others, visible: &visible };
+        let options = &self.config.options;
+        let outcome = crate::launch_with_peers(kernel, own, &peers, shape, parameters, options)
             .map_err(|_| Status::INVALID_VALUE)?;
         for report in &outcome.reports {
             (self.listener.0)(report);
@@ -212,7 +268,9 @@ fn status_of(problem: &Problem) -> Status {
         }
         Problem::Misaligned { .. } => Status::MISALIGNED,
         Problem::Assertion => Status::ASSERT,
-        Problem::Timeout { .. } | Problem::Deadlock { .. } => Status::TIMEOUT,
+        Problem::Timeout { .. } | Problem::Deadlock { .. } | Problem::RankMissing { .. } => {
+            Status::TIMEOUT
+        }
         Problem::Trap => Status::ILLEGAL_INSTRUCTION,
         _ => Status::LAUNCH_FAILED,
     }

@@ -346,6 +346,7 @@ impl<'m> Context<'_, 'm> {
                 let offset = address - base;
                 format!("offset {offset} of an allocation of {bytes} bytes")
             }
+            Near::OfPeer => "memory of another device, to which there is no access".to_owned(),
             Near::Nothing => "where nothing was ever allocated".to_owned(),
         };
         Err(Trap::lane(lane, Problem::OutOfBounds { access, address, bytes, place }))

@@ -11,7 +11,7 @@ use super::block::{Fault, Progress};
 use super::cluster::{CLUSTER_LIMIT, Cluster};
 use super::context::{Environment, Found, Tally};
 use super::kernel::Kernel;
-use super::memory::Memory;
+use super::memory::{Memory, Peers};
 use super::random::{Random, mix};
 
 /// Instructions that a block may use before others of its host thread get a turn.
@@ -163,6 +163,22 @@ pub fn launch(
     parameters: &[u8],
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
+    launch_with_peers(kernel, memory, &Peers::default(), launch, parameters, options)
+}
+
+/// As [`launch`], on a device that can use the memory of others.
+///
+/// # Errors
+///
+/// Those of [`launch`].
+pub fn launch_with_peers(
+    kernel: &Kernel,
+    memory: &Memory,
+    peers: &Peers<'_>,
+    launch: &Launch,
+    parameters: &[u8],
+    options: &Options,
+) -> Result<Outcome, LaunchError> {
     let total_shared = check(kernel, launch, parameters)?;
     let cluster = cluster_size(kernel, launch)?;
     let [x, y, z] = launch.grid.map(u64::from);
@@ -174,7 +190,7 @@ pub fn launch(
     }
     let env = Environment {
         kernel,
-        memory: memory.view(),
+        memory: memory.view(peers),
         parameters: parameters.to_vec(),
         grid: launch.grid,
         block: launch.block,
@@ -188,7 +204,7 @@ pub fn launch(
             || options.checks.coalescing
             || options.checks.bank_conflicts,
         record_sectors: options.counting.l2.is_some(),
-        epoch: memory.next_epoch(),
+        epoch: memory.next_epoch(peers.memories),
         releases,
         perturb: options.perturb,
     };

@@ -246,6 +246,13 @@ impl Memory {
         Ok(())
     }
 
+    /// Whether all of the bytes were written since they were allocated; false outside of live
+    /// allocations.
+    pub fn is_written(&self, address: u64, bytes: u64) -> bool {
+        self.range(address, bytes)
+            .is_ok_and(|(allocation, offset)| allocation.shadow.is_initialized(offset, bytes))
+    }
+
     /// The beginning and size of the live allocation that `address` lies in.
     pub fn find(&self, address: u64) -> Option<(u64, u64)> {
         let allocation = self.live.range(..=address).next_back()?.1;
@@ -271,21 +278,53 @@ impl Memory {
             .is_some_and(|(base, bytes)| address < base + (*bytes).max(1))
     }
 
-    /// A number for a launch, by which shadows tell its accesses from those of others.
-    pub(crate) fn next_epoch(&self) -> u64 {
-        let count = self.launches.fetch_add(1, Relaxed);
-        let epoch = count % (EPOCHS - 1);
-        if epoch == 0 && count > 0 {
-            for allocation in self.live.values() {
-                allocation.shadow.forget_accesses();
+    /// A number for a launch, by which shadows tell its accesses from those of others; the launches
+    /// of peers that it shares memory with get other numbers.
+    pub(crate) fn next_epoch(&self, peers: &[&Self]) -> u64 {
+        let all = || std::iter::once(self).chain(peers.iter().copied());
+        let count = all().map(|memory| memory.launches.load(Relaxed)).max().unwrap_or(0);
+        for memory in all() {
+            let before = memory.launches.swap(count + 1, Relaxed);
+            // Numbers are used again after a while: until then records must be gone.
+            if before > 0 && (before - 1) / (EPOCHS - 1) != count / (EPOCHS - 1) {
+                for allocation in memory.live.values() {
+                    allocation.shadow.forget_accesses();
+                }
             }
         }
-        epoch + 1
+        count % (EPOCHS - 1) + 1
     }
 
     /// What a launch sees.
-    pub(crate) fn view(&self) -> View<'_> {
-        View { live: self.live.values().map(Arc::as_ref).collect(), memory: self }
+    pub(crate) fn view<'a>(&'a self, peers: &Peers<'a>) -> View<'a> {
+        let mut live: Vec<&Allocation> = self.live.values().map(Arc::as_ref).collect();
+        for peer in peers.memories {
+            let visible = |allocation: &&'a Allocation| (peers.visible)(allocation.base);
+            live.extend(peer.live.values().map(Arc::as_ref).filter(visible));
+        }
+        live.sort_unstable_by_key(|allocation| allocation.base);
+        View { live, memory: self, peers: peers.memories.to_vec() }
+    }
+}
+
+/// The memories of other devices.
+#[derive(Clone, Copy)]
+pub struct Peers<'a> {
+    /// The memories.
+    pub memories: &'a [&'a Memory],
+    /// Whether the launch may use the allocation that begins at an address.
+    pub visible: &'a dyn Fn(u64) -> bool,
+}
+
+impl Default for Peers<'_> {
+    fn default() -> Self {
+        Self { memories: &[], visible: &|_| false }
+    }
+}
+
+impl std::fmt::Debug for Peers<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("memories", &self.memories.len()).finish_non_exhaustive()
     }
 }
 
@@ -294,13 +333,22 @@ impl Memory {
 pub(crate) struct View<'a> {
     live: Vec<&'a Allocation>,
     memory: &'a Memory,
+    peers: Vec<&'a Memory>,
 }
 
 /// What lies near an address that no allocation covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Near {
-    Freed { base: u64, bytes: u64 },
-    After { base: u64, bytes: u64 },
+    Freed {
+        base: u64,
+        bytes: u64,
+    },
+    After {
+        base: u64,
+        bytes: u64,
+    },
+    /// Live memory of another device, which the launch may not use.
+    OfPeer,
     Nothing,
 }
 
@@ -314,13 +362,21 @@ impl<'a> View<'a> {
     }
 
     pub(crate) fn near(&self, address: u64) -> Near {
-        if let Some((&base, &bytes)) = self.memory.freed.range(..=address).next_back()
-            && address < base + bytes.max(1)
-        {
-            return Near::Freed { base, bytes };
+        for memory in std::iter::once(&self.memory).chain(&self.peers) {
+            if let Some((&base, &bytes)) = memory.freed.range(..=address).next_back()
+                && address < base + bytes.max(1)
+            {
+                return Near::Freed { base, bytes };
+            }
         }
-        match self.memory.live.range(..=address).next_back() {
-            Some((&base, allocation)) => Near::After { base, bytes: allocation.bytes },
+        let before = self.live.partition_point(|allocation| allocation.base <= address);
+        let before = before.checked_sub(1).and_then(|index| self.live.get(index));
+        match before {
+            Some(one) if address < one.base + one.bytes => {
+                Near::After { base: one.base, bytes: one.bytes }
+            }
+            _ if self.peers.iter().any(|memory| memory.find(address).is_some()) => Near::OfPeer,
+            Some(one) => Near::After { base: one.base, bytes: one.bytes },
             None => Near::Nothing,
         }
     }

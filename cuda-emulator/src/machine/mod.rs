@@ -12,7 +12,7 @@ mod cluster;
 mod compile;
 mod context;
 mod control;
-mod float;
+pub(crate) mod float;
 mod form;
 mod groups;
 mod kernel;
@@ -29,8 +29,10 @@ mod warp;
 
 pub use arguments::Arguments;
 pub use kernel::{Kernel, LoadError, Parameter, Program};
-pub use launch::{Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch};
-pub use memory::{Memory, MemoryError};
+pub use launch::{
+    Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch, launch_with_peers,
+};
+pub use memory::{Memory, MemoryError, Peers};
 pub use ops::{InstructionForms, instruction_forms};
 pub use tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType};
 

@@ -1,14 +1,18 @@
 //! Models: their configuration, the [`Program`] that a backend compiles, and the architectures
 //! that build one.
 
-mod arch;
+pub(crate) mod arch;
 pub mod config;
 mod open;
 
 pub use arch::{OUTPUT_WEIGHT, build};
 pub use backend_api::program::{
-    Activation, Attention, AttentionOptions, Op, PageGroup, Program, ProgramBuilder, ProgramError,
-    Residual, RopePairs, Rotary, RowsOf, Split, Value, ValueId, Weight, WeightId,
+    Activation, Attention, AttentionOptions, ExpertLinear, ExpertNames, ExpertOptions, KeyValue,
+    MixtureOfExperts, Op, PageGroup, Program, ProgramBuilder, ProgramError, Residual, RopePairs,
+    Rotary, Routing, RowsOf, Scoring, Split, Value, ValueId, Weight, WeightId,
 };
-pub use config::{Architecture, ConfigError, GenerationDefaults, ModelConfig, RopeScaling};
+pub use config::{
+    Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers, Rope,
+    RopeScaling,
+};
 pub use open::{LoadedModel, ModelFiles, OpenError, open_model};

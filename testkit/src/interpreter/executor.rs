@@ -1,7 +1,6 @@
 //! Steps, one row after the other, finished before `launch` returns.
 
-use std::collections::VecDeque;
-
+use engine_core::backend::kit::{Tickets, check_copies};
 use engine_core::backend::sample::{OutputRows, OutputSampler, TokenCounts};
 use engine_core::backend::{
     BackendError, Batch, BatchBounds, Deadline, Executor, GroupId, Limits, Masks, OutputRequest,
@@ -27,8 +26,7 @@ pub(super) struct Interpreting {
     pub(super) slots: Vec<Slot>,
     pub(super) sampler: OutputSampler,
     /// What was started and not waited for, in order.
-    pub(super) started: VecDeque<(u64, Started)>,
-    pub(super) last_ticket: u64,
+    pub(super) started: Tickets<Started>,
 }
 
 /// What a ticket stands for.
@@ -68,24 +66,21 @@ impl Executor for Interpreting {
         self.apply_events(batch);
         let mut forward = self.forward(batch);
         self.answer(&mut forward, false, &Masks::default());
-        Ok(self.start(Started::Step(forward)))
+        Ok(self.started.issue(Started::Step(forward)))
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
-        let place = self.started.iter().position(|(number, _)| *number == ticket.number());
-        let removed = place.and_then(|place| self.started.remove(place).map(|step| (place, step)));
-        let Some((place, (number, mut started))) = removed else {
-            return Err(StepError::Unsupported { what: "sampling a step that isn't out" });
-        };
-        let sampled = match &mut started {
-            Started::Step(forward) if forward.waits_for_masks => {
+        let mut started = std::mem::take(&mut self.started);
+        let sampled = match started.get_mut(ticket) {
+            Some(Started::Step(forward)) if forward.waits_for_masks => {
                 forward.waits_for_masks = false;
                 self.answer(forward, true, masks);
                 Ok(())
             }
-            _ => Err(StepError::Unsupported { what: "sampling what doesn't wait for masks" }),
+            Some(_) => Err(StepError::Unsupported { what: "sampling what doesn't wait for masks" }),
+            None => Err(StepError::Unsupported { what: "sampling a step that isn't out" }),
         };
-        self.started.insert(place, (number, started));
+        self.started = started;
         sampled
     }
 
@@ -96,7 +91,7 @@ impl Executor for Interpreting {
         result: &mut StepResult,
     ) -> Result<(), StepError> {
         result.clear();
-        match self.retire(&ticket) {
+        match self.started.take(&ticket) {
             // Its sampling can't come any more, as the caller waits here.
             Some(Started::Step(forward)) if forward.waits_for_masks => {
                 for output in forward.outputs.iter().filter(|output| output.deferred) {
@@ -123,19 +118,7 @@ impl Executor for Interpreting {
     }
 
     fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
-        if self.host.is_empty() {
-            return Err(StepError::Unsupported { what: "transfers without a host tier" });
-        }
-        let known = |copy: &PageCopy, (tier, page): (Tier, engine_core::PageId)| {
-            let pages = match tier {
-                Tier::Device => &self.bounds.limits().pages,
-                Tier::Host => &self.host_pages,
-            };
-            pages.get(copy.group.index()).is_some_and(|&pages| page.0 < pages)
-        };
-        if !copies.iter().all(|copy| known(copy, copy.from) && known(copy, copy.to)) {
-            return Err(StepError::Unsupported { what: "transfers of pages that don't exist" });
-        }
+        check_copies(copies, &self.bounds.limits().pages, &self.host_pages)?;
         for copy in copies {
             let group = copy.group.index();
             let (device, host) = (&mut self.device[group], &mut self.host[group]);
@@ -147,11 +130,11 @@ impl Executor for Interpreting {
                 (Tier::Host, Tier::Host) => host.copy_page(from, to),
             }
         }
-        Ok(self.start(Started::Transfer))
+        Ok(self.started.issue(Started::Transfer))
     }
 
     fn wait_transfer(&mut self, ticket: Ticket, _deadline: Deadline) -> Result<(), StepError> {
-        match self.retire(&ticket) {
+        match self.started.take(&ticket) {
             Some(Started::Transfer) => Ok(()),
             Some(_) => Err(dead("a step was waited for as a transfer")),
             None => Err(dead("a ticket was waited for that isn't out")),
@@ -160,17 +143,6 @@ impl Executor for Interpreting {
 }
 
 impl Interpreting {
-    fn start(&mut self, started: Started) -> Ticket {
-        self.last_ticket += 1;
-        self.started.push_back((self.last_ticket, started));
-        Ticket::new(self.last_ticket)
-    }
-
-    fn retire(&mut self, ticket: &Ticket) -> Option<Started> {
-        let place = self.started.iter().position(|(number, _)| *number == ticket.number())?;
-        self.started.remove(place).map(|(_, started)| started)
-    }
-
     fn apply_events(&mut self, batch: &Batch<'_>) {
         for event in batch.events {
             match *event {

@@ -33,6 +33,7 @@
 
 mod attention;
 mod executor;
+mod experts;
 mod kv;
 mod matrix;
 mod model;
@@ -41,8 +42,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-
+use engine_core::backend::kit::Tickets;
 use engine_core::backend::{
     Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
 };
@@ -92,8 +92,7 @@ impl Backend for Interpreter {
             host_pages: options.host_pages.clone(),
             slots: vec![slot; options.limits.slots as usize],
             sampler: OutputSampler::default(),
-            started: VecDeque::new(),
-            last_ticket: 0,
+            started: Tickets::default(),
         }))
     }
 }
