@@ -60,6 +60,11 @@ fn sampling_follows_the_noise_and_zero_temperature_takes_the_best() {
 }
 
 #[test]
+fn noise_on_the_border_between_tokens_takes_the_later_one() {
+    cases::sample_borders(SAMPLE, &Options::default()).unwrap();
+}
+
+#[test]
 fn quantized_matvec_multiplies() {
     cases::matvec(MATVEC, &Options::default()).unwrap();
 }

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc, NvrtcError};
 
-const KERNELS: [(&str, &str); 8] = [
+const KERNELS: [(&str, &str); 9] = [
     ("bugs", "compute_80"),
     ("decode", "compute_80"),
+    ("functions", "compute_80"),
     ("hopper", "compute_90a"),
     ("language", "compute_80"),
     ("matvec", "compute_80"),

@@ -293,7 +293,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn parameters(&mut self) -> Result<Vec<Variable>, PtxError> {
+    pub(super) fn parameters(&mut self) -> Result<Vec<Variable>, PtxError> {
         self.expect('(', "`(`")?;
         let mut all = Vec::new();
         while !self.accept(')') {
