@@ -10,6 +10,8 @@ use understory::source::PluginSource;
 use understory::{Policy, WritePolicy};
 
 use super::{Keys, KeysError, Limits, Origins, ServerOptions, Tls, TlsError};
+use crate::reasoning::ReasoningFormat;
+use crate::tools::ToolFormat;
 
 /// What is served, and how.
 #[derive(Debug, Args)]
@@ -83,6 +85,15 @@ pub struct ServeArguments {
     /// Events of `/generate` have what is new, rather than all.
     #[arg(long)]
     incremental_streaming_output: bool,
+
+    /// How the model writes calls of tools: `hermes`, `qwen`, `llama3`, `mistral`. Default: as its chat template
+    /// teaches it.
+    #[arg(long, value_name = "FORMAT", value_parser = tool_format)]
+    tool_call_parser: Option<ToolFormat>,
+
+    /// How the model marks its thoughts: `qwen3`, `deepseek-r1`. Default: thoughts are content.
+    #[arg(long, value_name = "FORMAT", value_parser = reasoning_format)]
+    reasoning_parser: Option<ReasoningFormat>,
 
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`.
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
@@ -219,6 +230,16 @@ enum Proposals {
     Ngram,
 }
 
+fn tool_format(name: &str) -> Result<ToolFormat, String> {
+    let names = || ToolFormat::NAMES.map(|(name, _)| name).join(", ");
+    ToolFormat::from_name(name).ok_or_else(|| format!("one of {}", names()))
+}
+
+fn reasoning_format(name: &str) -> Result<ReasoningFormat, String> {
+    let names = || ReasoningFormat::NAMES.map(|(name, _)| name).join(", ");
+    ReasoningFormat::from_name(name).ok_or_else(|| format!("one of {}", names()))
+}
+
 impl ServeArguments {
     /// How the server answers.
     ///
@@ -253,6 +274,8 @@ impl ServeArguments {
             cors,
             sse_keep_alive: self.sse_keep_alive.map(seconds),
             incremental_streaming_output: self.incremental_streaming_output,
+            tool_call_parser: self.tool_call_parser,
+            reasoning_parser: self.reasoning_parser,
             tp_size: self.engine.tp_size,
         })
     }

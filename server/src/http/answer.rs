@@ -193,6 +193,8 @@ impl IntoResponse for Refused {
         if self.status == 429 {
             response.headers_mut().insert("retry-after", HeaderValue::from_static("1"));
         }
+        // For protocols that show errors otherwise.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -1,11 +1,13 @@
 //! From what clients send to what the engine takes. Nothing here waits or changes anything.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod embeddings;
 mod generate;
 mod messages;
 mod refusals;
+mod responses;
 mod sampling;
 mod structure;
 mod tokenize;
@@ -17,15 +19,19 @@ use understory::request::{Request, SamplingParams};
 use understory::text::{ChatMessage, ChatOptions, Tokenizer};
 use understory::{Namespace, Token, one_line};
 
+pub(crate) use anthropic::{count, message};
 pub(crate) use chat::chat;
 pub(crate) use completions::completion;
 pub(crate) use embeddings::{EmbeddingPlan, embeddings};
 pub(crate) use generate::generate;
 pub(crate) use refusals::{ended, refused};
+pub(crate) use responses::response;
 pub(crate) use tokenize::tokenize;
 
 use crate::emit::{Emit, Head};
 use crate::protocol::{PromptInput, Refused};
+use crate::reasoning::ReasoningFormat;
+use crate::tools::ToolFormat;
 
 /// What requests are read against.
 #[derive(Clone, Debug)]
@@ -37,6 +43,9 @@ pub(crate) struct Context {
     pub(crate) fingerprint: String,
     /// Compiles what answers are restricted to; or why the tokenizer can't be used for that.
     pub(crate) grammars: Result<GrammarCompiler, GrammarError>,
+    /// How the model writes calls, and how it marks its thoughts, if it does.
+    pub(crate) tool_call_parser: ToolFormat,
+    pub(crate) reasoning_parser: Option<ReasoningFormat>,
     /// Bytes of the longest token: no prompt of the context's tokens is longer.
     pub(crate) longest_token: usize,
     /// Most prompts of a request: so many as may wait.

@@ -1,0 +1,7 @@
+//! The server as its clients see it, over loopback.
+
+mod clients;
+mod control;
+mod reports;
+mod shapes;
+mod support;
