@@ -52,3 +52,6 @@ pub(crate) struct Head {
     pub(crate) model: String,
     pub(crate) fingerprint: String,
 }
+
+#[cfg(test)]
+mod tests;

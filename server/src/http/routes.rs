@@ -13,13 +13,15 @@ use super::guard::guard;
 use super::state::Server;
 use super::{control, embeddings, info};
 use crate::emit::anthropic_error;
-use crate::intake;
 use crate::protocol::Refused;
+use crate::{intake, page};
 
 impl Server {
     /// All routes, for a service that mounts them beside its own.
     pub fn router(&self) -> Router {
         Router::new()
+            .route("/", get(page::page))
+            .route("/figures", get(page::figures))
             .route("/v1/chat/completions", generating(intake::chat, "messages"))
             .route("/v1/completions", generating(intake::completion, "prompt"))
             .route("/generate", generating_put(intake::generate, "input_ids"))

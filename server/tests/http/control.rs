@@ -228,3 +228,45 @@ fn a_full_queue_says_when_to_come_back() {
     let error: Value = refused.json();
     assert_eq!(error["error"]["code"], "rate_limit_exceeded");
 }
+
+#[test]
+fn the_page_needs_no_other_server() {
+    let server = Running::tiny();
+    let page = server.get("/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
+    assert!(!page.body.contains("http://") && !page.body.contains("https://"));
+    let figures = server.get("/figures").json();
+    let pages = &figures["pages"];
+    let count = |state: &str| pages[state].as_u64().unwrap();
+    assert_eq!(
+        count("free") + count("evictable") + count("locked") + count("owned"),
+        count("capacity")
+    );
+}
+
+#[test]
+fn every_name_of_the_dashboard_is_a_series() {
+    let server = Running::tiny();
+    let text = server.get("/metrics").body;
+    let dashboard: Value =
+        serde_json::from_str(include_str!("../../examples/grafana.json")).unwrap();
+    let mut names = 0;
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            for name in
+                words.filter(|word| word.starts_with("understory_") || word.starts_with("http_"))
+            {
+                names += 1;
+                let begin = format!("{name}{{");
+                assert!(
+                    text.lines().any(|line| line.starts_with(&begin)),
+                    "{name} in {expression}"
+                );
+            }
+        }
+    }
+    assert!(names > 20);
+}

@@ -5,3 +5,4 @@ mod control;
 mod reports;
 mod shapes;
 mod support;
+mod tools;

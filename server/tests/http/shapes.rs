@@ -98,7 +98,7 @@ fn a_prompt_beyond_the_context_is_told_apart() {
         assert_eq!(answer.json()["error"]["code"], "context_length_exceeded", "{}", answer.body);
     }
     // One token of room is room.
-    let body = json!({"prompt": [1].repeat(63), "max_tokens": 9, "ignore_eos": true});
+    let body = json!({"prompt": ids[..63], "max_tokens": 9, "ignore_eos": true});
     let answer = server.post("/v1/completions", &body).json();
     assert_eq!(answer["usage"]["completion_tokens"], 1);
 }
