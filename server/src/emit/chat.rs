@@ -13,7 +13,6 @@ use crate::protocol::{
     AssistantMessage, CalledFunction, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs,
     ChunkChoice, ChunkDelta, Finish, FunctionDelta, Matched, Times, ToolCall, ToolCallDelta, Usage,
 };
-use crate::reasoning::AnswerParser;
 use crate::tools::{Delta, Parser, ToolChoice};
 
 /// What a client asked to see.
@@ -42,9 +41,9 @@ pub(crate) struct ChatEmit {
 }
 
 /// What one sample has said, beside its counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Voice {
-    speech: AnswerParser,
+    speech: Box<dyn Parser>,
     has_begun: bool,
     has_calls: bool,
     reasoning_tokens: u32,
@@ -59,11 +58,10 @@ impl ChatEmit {
         head: Head,
         shape: ChatShape,
         tokenizer: Tokenizer,
-        mut speech: impl FnMut(u32) -> AnswerParser,
+        mut speech: impl FnMut(u32) -> Box<dyn Parser>,
     ) -> Self {
         let samples = (0..shape.n).map(|_| Sample::default()).collect();
-        let voices =
-            (0..shape.n).map(|index| Voice { speech: speech(index), ..Voice::default() }).collect();
+        let voices = (0..shape.n).map(|index| Voice::new(speech(index))).collect();
         Self { head, shape, tokenizer, samples, voices }
     }
 
@@ -282,6 +280,18 @@ impl Emit for ChatEmit {
 }
 
 impl Voice {
+    fn new(speech: Box<dyn Parser>) -> Self {
+        Self {
+            speech,
+            has_begun: false,
+            has_calls: false,
+            reasoning_tokens: 0,
+            message: AssistantMessage::default(),
+            logprobs: ChatLogprobs::default(),
+            token_ids: Vec::new(),
+        }
+    }
+
     fn add(&mut self, said: Delta) {
         match said {
             Delta::Content(text) => self.message.content.get_or_insert_default().push_str(&text),

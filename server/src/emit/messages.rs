@@ -8,7 +8,6 @@ use understory::request::{FinishReason, GenerationEvent};
 use super::sample::Sample;
 use super::{Emit, Frames, Head};
 use crate::protocol::Refused;
-use crate::reasoning::AnswerParser;
 use crate::tools::{Delta, Parser};
 
 /// What a client asked to see.
@@ -21,7 +20,7 @@ pub(crate) struct MessageShape {
 pub(crate) struct MessageEmit {
     head: Head,
     shape: MessageShape,
-    speech: AnswerParser,
+    speech: Box<dyn Parser>,
     sample: Sample,
     has_begun: bool,
     blocks: Vec<Block>,
@@ -36,7 +35,7 @@ enum Block {
 }
 
 impl MessageEmit {
-    pub(crate) fn new(head: Head, shape: MessageShape, speech: AnswerParser) -> Self {
+    pub(crate) fn new(head: Head, shape: MessageShape, speech: Box<dyn Parser>) -> Self {
         let (sample, blocks) = (Sample::default(), Vec::new());
         Self { head, shape, speech, sample, has_begun: false, blocks, is_open: false }
     }

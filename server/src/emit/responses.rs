@@ -8,7 +8,6 @@ use understory::request::{FinishReason, GenerationEvent};
 use super::sample::Sample;
 use super::{Emit, Frames, Head};
 use crate::protocol::Refused;
-use crate::reasoning::AnswerParser;
 use crate::tools::{Delta, Parser};
 
 /// What a client asked to see.
@@ -23,7 +22,7 @@ pub(crate) struct ResponseShape {
 pub(crate) struct ResponseEmit {
     head: Head,
     shape: ResponseShape,
-    speech: AnswerParser,
+    speech: Box<dyn Parser>,
     sample: Sample,
     has_begun: bool,
     sequence: u64,
@@ -40,7 +39,7 @@ enum Item {
 }
 
 impl ResponseEmit {
-    pub(crate) fn new(head: Head, shape: ResponseShape, speech: AnswerParser) -> Self {
+    pub(crate) fn new(head: Head, shape: ResponseShape, speech: Box<dyn Parser>) -> Self {
         Self {
             head,
             shape,

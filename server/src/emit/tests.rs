@@ -128,7 +128,7 @@ fn chat(n: u32, stream: bool, logprobs: bool, usage: bool) -> ChatEmit {
         tool_choice: ToolChoice::None,
         stop_token_ids: Vec::new(),
     };
-    ChatEmit::new(head(), shape, tokenizer(), |_| AnswerParser::default())
+    ChatEmit::new(head(), shape, tokenizer(), |_| Box::new(AnswerParser::default()))
 }
 
 fn completion(n: u32, stream: bool, logprobs: bool, usage: bool) -> CompletionEmit {
@@ -235,7 +235,7 @@ proptest! {
     #[test]
     fn named_events_open_and_close_their_blocks(scripts in vec((0..VOCABULARY, "[a-z<>]{1,6}".prop_map(Some)), 0..12)) {
         let events = events(&[scripts.clone()], &[]);
-        let mut emit = MessageEmit::new(head(), MessageShape { stream: true }, AnswerParser::default());
+        let mut emit = MessageEmit::new(head(), MessageShape { stream: true }, Box::new(AnswerParser::default()));
         let frames = run(&mut emit, &events);
         let names: Vec<&str> = frames
             .iter()
@@ -249,7 +249,7 @@ proptest! {
         prop_assert_eq!(count("content_block_delta"), scripts.len());
 
         let shape = ResponseShape { stream: true, settings: Value::Object(Default::default()) };
-        let mut emit = ResponseEmit::new(head(), shape, AnswerParser::default());
+        let mut emit = ResponseEmit::new(head(), shape, Box::new(AnswerParser::default()));
         let frames = run(&mut emit, &events);
         let ends = ["response.completed", "response.incomplete", "response.failed"];
         let is_end = |frame: &&String| ends.iter().any(|end| frame.starts_with(&format!("event: {end}\n")));

@@ -9,7 +9,7 @@ use super::{Caller, Context, Plan, number, sampling};
 use crate::emit::{ChatEmit, ChatShape};
 use crate::protocol::{self, ChatRequest, Refused, SamplingFields, read};
 use crate::reasoning::{AnswerParser, ReasoningFormat, ReasoningParser};
-use crate::tools::{CallIds, Tool, ToolChoice, ToolFormat, Tools, tool_grammar};
+use crate::tools::{CallIds, Delta, Parser, Tool, ToolChoice, ToolFormat, Tools, tool_grammar};
 
 /// Reads a body of `/v1/chat/completions`.
 pub(crate) fn chat(context: &Context, body: &[u8], caller: &Caller) -> Result<Plan, Refused> {
@@ -52,12 +52,30 @@ pub(crate) struct Speech {
 
 impl Speech {
     /// The parser of a sample.
-    pub(crate) fn parser(&self, sample: u32) -> AnswerParser {
+    pub(crate) fn parser(&self, sample: u32) -> Box<dyn Parser> {
         let ids = CallIds::new(self.seed.wrapping_add(u64::from(sample) << 32));
-        AnswerParser::new(
-            self.reasoning.map(ReasoningParser::new),
-            self.tools.parser(self.format, ids),
-        )
+        let tools = self.tools.parser(self.format, ids);
+        let parser = AnswerParser::new(self.reasoning.map(ReasoningParser::new), tools);
+        match self.tools.choice {
+            ToolChoice::Required | ToolChoice::Named(_) => Box::new(CallsAlone(parser)),
+            _ => Box::new(parser),
+        }
+    }
+}
+
+/// An answer whose grammar allows calls alone: what is left of a call that was cut is not content.
+#[derive(Debug)]
+struct CallsAlone(AnswerParser);
+
+impl Parser for CallsAlone {
+    fn push(&mut self, text: &str, deltas: &mut Vec<Delta>) {
+        self.0.push(text, deltas);
+        deltas.retain(|delta| !matches!(delta, Delta::Content(_)));
+    }
+
+    fn finish(&mut self, deltas: &mut Vec<Delta>) {
+        self.0.finish(deltas);
+        deltas.retain(|delta| !matches!(delta, Delta::Content(_)));
     }
 }
 
