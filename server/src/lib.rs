@@ -24,6 +24,7 @@
 //! | `metrics` | numbers for Prometheus, under the field's names |
 //! | [`config`] | flags, keys, certificates |
 //! | [`tools`], [`reasoning`] | calls and thoughts, told from content |
+//! | [`kv_events`] | changes of the cache, for routers |
 //! | `page` | the page at `/` |
 //!
 //! Nothing here waits on the runtime's threads for the engine, and dropping what answers a client gives the client's
@@ -35,6 +36,7 @@ pub mod config;
 mod emit;
 mod http;
 mod intake;
+pub mod kv_events;
 mod metrics;
 mod page;
 mod protocol;

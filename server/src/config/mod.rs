@@ -7,6 +7,7 @@ mod tls;
 
 use std::time::Duration;
 
+use crate::kv_events::KvEventsConfig;
 use crate::reasoning::ReasoningFormat;
 use crate::tools::ToolFormat;
 
@@ -31,6 +32,9 @@ pub struct ServerOptions {
     pub sse_keep_alive: Option<Duration>,
     /// Events of `/generate` have what is new since the last one, rather than all. Default no, as SGLang.
     pub incremental_streaming_output: bool,
+    /// Where changes of the cache are published, as `/server_info` tells; publishing is
+    /// [`KvEvents`](crate::kv_events::KvEvents)' work. Default nowhere.
+    pub kv_events: Option<KvEventsConfig>,
     /// How the model writes calls of tools. Default: as its chat template teaches it, or Hermes' way.
     pub tool_call_parser: Option<ToolFormat>,
     /// How the model marks its thoughts. Default: thoughts are content.

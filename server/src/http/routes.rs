@@ -42,6 +42,7 @@ impl Server {
             .route("/model_info", get(info::model_info))
             .route("/get_server_info", get(info::server_info))
             .route("/server_info", get(info::server_info))
+            .route("/kv_event_sources", get(info::kv_event_sources))
             .route("/v1/loads", get(info::loads))
             .route("/load", get(info::load))
             .route("/metrics", get(info::metrics))

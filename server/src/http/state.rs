@@ -13,7 +13,8 @@ use understory::text::{ChatMessage, ChatOptions};
 
 use super::running::Running;
 use crate::config::{Keys, Limits, ServerOptions};
-use crate::intake::Context;
+use crate::intake::{Context, Namespaces};
+use crate::kv_events::NamespaceNames;
 use crate::metrics::Metrics;
 use crate::protocol::Refused;
 use crate::tools::ToolFormat;
@@ -86,6 +87,7 @@ impl Server {
             fingerprint: format!("fp_{fingerprint}"),
             tool_call_parser: options.tool_call_parser.unwrap_or_else(|| taught_format(&engine)),
             reasoning_parser: options.reasoning_parser,
+            namespaces: options.kv_events.is_some().then(Namespaces::default),
             longest_token: longest.unwrap_or(1),
             most_prompts: options.limits.prompts,
             incremental: options.incremental_streaming_output,
@@ -103,6 +105,13 @@ impl Server {
             is_draining: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The names of the namespaces that requests were in, for [`KvEvents`](crate::kv_events::KvEvents). None unless
+    /// [`kv_events`](ServerOptions::kv_events) says that routers are told of them.
+    pub fn namespace_names(&self) -> Option<NamespaceNames> {
+        let names = self.inner.context.namespaces.clone()?;
+        Some(Arc::new(move |namespace| names.name(namespace)))
     }
 
     pub(crate) fn context(&self) -> &Context {

@@ -127,7 +127,7 @@ pub(crate) fn prepare(
         .chat(options)
         .sampling(params)
         .priority(fields.priority.unwrap_or_default())
-        .namespace(caller.namespace(fields.cache_salt.as_deref()));
+        .namespace(context.namespace(caller, fields.cache_salt.as_deref()));
     if let Some(structure) = structure {
         request = request.constraint(structure.constraint(context, wants_logprobs)?);
     }
