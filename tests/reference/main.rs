@@ -12,5 +12,6 @@ mod fixtures;
 mod gemma2;
 mod gemma3;
 mod recorded;
+mod served;
 mod smollm2;
 mod tiny;

@@ -11,6 +11,7 @@ pub use backend_api::program::{
     MixtureOfExperts, Op, PageGroup, Program, ProgramBuilder, ProgramError, Residual, RopePairs,
     Rotary, Routing, RowsOf, Scoring, Split, Value, ValueId, Weight, WeightId,
 };
+pub(crate) use config::json::Fields;
 pub use config::{
     Architecture, ConfigError, ExpertsConfig, FusedExperts, GenerationDefaults, LayerConfig,
     ModelConfig, Multipliers, QueryScaling, Rope, RopeScaling,

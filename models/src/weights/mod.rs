@@ -14,6 +14,7 @@ mod fused;
 pub mod gguf;
 mod huggingface;
 mod map;
+mod quantized;
 mod safetensors;
 
 pub use self::safetensors::SafetensorsWeights;
@@ -24,3 +25,4 @@ pub use error::WeightFileError;
 pub(crate) use experts::with_experts;
 pub use gguf::{Array, GgufError, GgufFile, GgufWeights, GgufWriter, Metadata, Value};
 pub(crate) use huggingface::HuggingFaceWeights;
+pub(crate) use quantized::{QuantizedWeights, Scheme};

@@ -37,9 +37,10 @@ pub(super) static MINISTRAL3: Family = Family {
             "vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 14336,
             "num_hidden_layers": 34, "num_attention_heads": 32, "num_key_value_heads": 8,
             "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-5,
-            "rope_parameters": {
-                "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0,
-                "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
+            "rope_theta": 1e6,
+            "rope_scaling": {
+                "rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 16384,
+                "beta_fast": 32.0, "beta_slow": 1.0,
                 "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
             },
         })
@@ -56,14 +57,13 @@ pub(super) static MINISTRAL3: Family = Family {
 /// The original context of YaRN is the interval after which queries grow.
 fn scale_queries(json: &Fields, config: &mut ModelConfig) -> Result<(), ConfigError> {
     let field = "llama_4_scaling_beta";
-    let beta = match json.object("rope_parameters")? {
-        Some(parameters) => parameters.f32(field)?,
-        None => None,
+    let parameters = match json.object("rope_parameters")? {
+        Some(parameters) => parameters,
+        None => json.object("rope_scaling")?.unwrap_or_default(),
     };
+    // A GGUF file has it on its own.
+    let Some(beta) = parameters.f32(field)?.or(json.f32(field)?) else { return Ok(()) };
     let rope = config.layers.first().and_then(|layer| layer.rope.as_ref());
-    let Some(beta) = beta.map_or_else(|| json.f32(field), |beta| Ok(Some(beta)))? else {
-        return Ok(());
-    };
     let original_context = match rope.and_then(|rope| rope.scaling.as_ref()) {
         Some(&RopeScaling::Yarn { original_context, .. }) => original_context,
         _ => config.context_length,

@@ -7,6 +7,7 @@ use super::{
     json::{Fields, missing},
     out_of_range, rope,
 };
+use crate::weights::Scheme;
 use backend_api::program::Activation;
 
 const DEFAULT_RMS_NORM_EPS: f32 = 1e-6;
@@ -15,13 +16,7 @@ const DEFAULT_RMS_NORM_EPS: f32 = 1e-6;
 pub(super) fn read_file(json: &Fields) -> Result<ModelConfig, ConfigError> {
     let text = json.object("text_config")?;
     let architecture = architecture(json, text.as_ref())?;
-    if let Some(quantization) = json.object("quantization_config")? {
-        return Err(ConfigError::Unsupported {
-            field: "quantization_config".into(),
-            value: quantization.string("quant_method")?.unwrap_or("present").to_owned(),
-            supported: "absent; quantized weights are read from GGUF files",
-        });
-    }
+    Scheme::read(json)?;
     // A model of text and images nests what describes the text.
     read(text.unwrap_or_else(|| json.clone()), architecture)
 }

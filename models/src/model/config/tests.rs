@@ -226,7 +226,7 @@ fn rope_that_cannot_be_computed_is_refused() {
     unsupported(json!({"rope_parameters": {"linear_attention": {}}}), "rope_parameters");
     unsupported(json!({"hidden_act": "gelu"}), "hidden_act");
 
-    unsupported(json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config");
+    unsupported(json!({"quantization_config": {"quant_method": "hqq"}}), "quantization_config");
 
     let missing = config(json!({"rope_scaling": {"type": "linear"}})).expect_err("no factor");
     assert!(matches!(missing, ConfigError::MissingField { field } if field == "factor"));
