@@ -129,3 +129,85 @@ impl Lowering<'_> {
         f.convert(&matrix, element)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use backend_api::{
+        program::{ProgramBuilder, Split},
+        weights::Shape,
+    };
+
+    use super::*;
+
+    const INPUTS: usize = 512;
+    const OUTPUTS: usize = 32;
+
+    fn placement(format: Format, split: Split, devices: usize) -> Placement {
+        let mut b = ProgramBuilder::new("packed", 64);
+        b.page_group(1, 16, None);
+        let x = b.embed("embedding", INPUTS, 1.0);
+        let x = b.linear(x, "matrix", OUTPUTS, split);
+        let x = b.select_outputs(x);
+        let program = b.finish_with_logits(x, "output", None).expect("a program");
+        let mut placement = Placement::new(&program, devices, Element::F32).expect("it divides");
+        placement.keep_quantized(&program, |_| Some(format));
+        placement
+    }
+
+    fn packed(placement: &Placement) -> Vec<&PlacedWeight> {
+        placement.weights.iter().filter(|weight| weight.packed.is_some()).collect()
+    }
+
+    #[test]
+    fn matrices_of_linear_layers_with_integer_levels_stay_quantized() {
+        for format in Format::ALL {
+            let placement = placement(format, Split::Columns, 2);
+            let is_kept = Packed::of(format).is_some();
+            assert_eq!(packed(&placement).len(), usize::from(is_kept), "{format}");
+            let floats = [
+                Format::F32,
+                Format::F16,
+                Format::BF16,
+                Format::F8_E4M3,
+                Format::NF4,
+                Format::NVFP4,
+            ];
+            assert_eq!(is_kept, !floats.contains(&format), "{format}");
+        }
+        let placement = placement(Format::Q4_K, Split::Columns, 1);
+        let arrays = packed(&placement)[0].arrays();
+        let kinds: Vec<_> = arrays.iter().map(|array| array.kind.clone()).collect();
+        let scales = Type::new(Element::F32, &[INPUTS / 32, OUTPUTS]);
+        assert_eq!(kinds, [Type::new(Element::I8, &[INPUTS, OUTPUTS]), scales.clone(), scales]);
+        assert_eq!(packed(&placement)[0].byte_len(), (INPUTS * OUTPUTS * 10 / 8) as u64);
+    }
+
+    #[test]
+    fn groups_that_devices_would_cut_expand() {
+        for (devices, kept) in [(2, 1), (16, 1), (32, 0)] {
+            let placement = placement(Format::Q8_0, Split::Rows, devices);
+            assert_eq!(packed(&placement).len(), kept, "{devices} devices");
+        }
+    }
+
+    #[test]
+    fn levels_and_scales_multiply_out_to_the_weights() {
+        let values: Vec<f32> =
+            (0..INPUTS * OUTPUTS).map(|i| ((i * 7919) % 1009) as f32 / 300.0 - 1.6).collect();
+        for format in Format::ALL.into_iter().filter(|&format| Packed::of(format).is_some()) {
+            let shape = Shape::matrix(OUTPUTS, INPUTS);
+            let tensor = Tensor::from_f32(format, shape, &values).expect("whole blocks");
+            let placement = placement(format, Split::None, 1);
+            let arrays = packed(&placement)[0].pack(&tensor);
+            let group = format.group_elements();
+            let floats = |bytes: &[u8], index: usize| {
+                f32::from_le_bytes(bytes.as_chunks().0.get(index).copied().expect("as many"))
+            };
+            for (index, expected) in tensor.to_f32().into_iter().enumerate() {
+                let level = f32::from(arrays[0][index].cast_signed());
+                let scaled = level * floats(&arrays[1], index / group);
+                assert_eq!(scaled + floats(&arrays[2], index / group), expected, "{format}");
+            }
+        }
+    }
+}
