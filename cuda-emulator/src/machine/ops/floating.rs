@@ -373,16 +373,49 @@ fn approximate(
                 });
             }))
         }
-        Type::F16 => form.unary(move |a: u16| F16::narrow_double(f(f64::from(F16::widen(a))))),
-        Type::Bf16 => form.unary(move |a: u16| Bf16::narrow_double(f(f64::from(Bf16::widen(a))))),
-        Type::F16x2 => form.unary(move |a: u32| {
-            pairs(a, 0, |a, _| F16::narrow_double(f(f64::from(F16::widen(a)))))
-        }),
-        Type::Bf16x2 => form.unary(move |a: u32| {
-            pairs(a, 0, |a, _| Bf16::narrow_double(f(f64::from(Bf16::widen(a)))))
-        }),
+        Type::F16 => approximate_half::<F16>(form, f, ty, false),
+        Type::Bf16 => approximate_half::<Bf16>(form, f, ty, false),
+        Type::F16x2 => approximate_half::<F16>(form, f, ty, true),
+        Type::Bf16x2 => approximate_half::<Bf16>(form, f, ty, true),
         other => Err(form.bad_type(other)),
     }
+}
+
+/// The forms for one half, or for two in a register.
+fn approximate_half<H: Half>(
+    form: &mut Form<'_, '_>,
+    f: impl Fn(f64) -> f64 + Copy + Send + Sync + 'static,
+    ty: Type,
+    is_pair: bool,
+) -> Compiled {
+    // PTX states a relative error for ex2, 2^-9.9 and 2^-7, and an absolute one for tanh, 2^-10.987
+    // and 2^-8.
+    let is_tanh = form.instruction.name.starts_with("tanh");
+    let (ulps, absolute) = match (is_tanh, ty) {
+        (false, Type::F16 | Type::F16x2) => (8780.0, 0.0),
+        (false, _) => (65536.0, 0.0),
+        (true, Type::F16 | Type::F16x2) => (0.0, 4.92e-4),
+        (true, _) => (0.0, 3.9e-3),
+    };
+    let one = move |a: u16, perturb: Option<u32>| {
+        let value = f(f64::from(H::widen(a)));
+        match perturb {
+            None => H::narrow_double(value),
+            Some(_) => H::narrow(shake(value as f32, perturb, ulps, absolute)),
+        }
+    };
+    if is_pair {
+        let slots = (form.dst::<u32>(0)?, form.src::<u32>(1)?);
+        return Ok(Action::lanes(move |registers, mask| {
+            let perturb = registers.perturb;
+            registers.map1(mask, slots, |a: u32| pairs(a, 0, |a, _| one(a, perturb)));
+        }));
+    }
+    let slots = (form.dst::<u16>(0)?, form.src::<u16>(1)?);
+    Ok(Action::lanes(move |registers, mask| {
+        let perturb = registers.perturb;
+        registers.map1(mask, slots, |a: u16| one(a, perturb));
+    }))
 }
 
 fn rcp(form: &mut Form<'_, '_>) -> Compiled {
