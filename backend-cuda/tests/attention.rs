@@ -264,7 +264,7 @@ fn agrees(case: &Case) {
 
 #[test]
 fn decode_agrees_for_each_head_width_and_group() {
-    for head in [64, 80, 96, 128, 256, 512] {
+    for head in [16, 24, 64, 80, 96, 128, 256, 512] {
         for group in [1, 2, 3, 4, 7, 8] {
             if head * group > 2048 {
                 continue; // More than a block's registers hold.
@@ -310,7 +310,7 @@ fn a_long_row_is_divided_between_blocks() {
 
 #[test]
 fn append_agrees_for_each_head_width_and_group() {
-    for head in [64, 80, 96, 128, 256] {
+    for head in [16, 24, 64, 80, 96, 128, 256] {
         for group in [1, 3, 4, 8] {
             agrees(&Case::new(head, group, &[(5, 5), (70, 2), (130, 70)]));
         }
