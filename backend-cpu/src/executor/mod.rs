@@ -7,6 +7,7 @@
 
 mod compile;
 mod driver;
+mod experts;
 mod forward;
 mod machine;
 mod owned_batch;
