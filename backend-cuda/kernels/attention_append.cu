@@ -50,7 +50,7 @@ __device__ __forceinline__ u32 place(u32 base, int row, int chunk) {
 // grid: (tiles, KV heads); dynamic shared memory: (ROWS + 4 * KEYS) * STRIDE * 2 bytes.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const Layer layer,
-                 const Tile* __restrict__ tiles, const int* __restrict__ token_list, const float* __restrict__ sinks,
+                 const Tile* __restrict__ tiles, const int* __restrict__ token_list, const u16* __restrict__ sinks,
                  const int window, const Parts parts) {
     extern __shared__ __align__(128) u16 shared[];
     const u32 query_base = shared_address(shared);
@@ -205,7 +205,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
         if (tile.part < 0) {
             float largest = maximum[half], shrink = layer.value_scale;
             if (sinks != nullptr) {
-                const float sink = sinks[head_of(row)] * LOG2_E;
+                const float sink = widen(sinks[head_of(row)]) * LOG2_E;
                 largest = fmaxf(largest, sink);
                 const float mine = exp2_fast(maximum[half] - largest);
                 total[half] = total[half] * mine + exp2_fast(sink - largest);

@@ -68,13 +68,27 @@ rope(u16* __restrict__ out, const u16* __restrict__ input, const int* __restrict
     out[first + b] = narrow((y * cosine + x * sine) * factor);
 }
 
-// The two halves of what gated_activation.cu reads beside each other: out[r] = [gate[r], up[r]].
+// out = input * weight, where the weight is a row, or one number.
 extern "C" __global__ void __launch_bounds__(256)
-beside(u16* __restrict__ out, const u16* __restrict__ gate, const u16* __restrict__ up, const int width,
-       const int count) {
+multiply(u16* __restrict__ out, const u16* __restrict__ input, const u16* __restrict__ weight, const int width,
+         const int weight_width, const int count) {
+    const size_t i = index();
+    if (i < count) out[i] = narrow(widen(input[i]) * widen(weight[weight_width == 1 ? 0 : i % width]));
+}
+
+// out[r][c] = input[r][first + c].
+extern "C" __global__ void __launch_bounds__(256)
+select_columns(u16* __restrict__ out, const u16* __restrict__ input, const int width, const int first,
+               const int columns, const int count) {
+    const size_t i = index();
+    if (i < count) out[i] = input[i / columns * width + first + i % columns];
+}
+
+// out = input * (1 + beta * ln(1 + floor(position / original))).
+extern "C" __global__ void __launch_bounds__(256)
+scale_by_position(u16* __restrict__ out, const u16* __restrict__ input, const int* __restrict__ positions,
+                  const int width, const float beta, const int original, const int count) {
     const size_t i = index();
     if (i >= count) return;
-    const size_t row = i / width, column = i % width;
-    out[row * 2 * width + column] = gate[i];
-    out[(row * 2 + 1) * width + column] = up[i];
+    out[i] = narrow(widen(input[i]) * (1.f + beta * logf(1.f + positions[i / width] / original)));
 }

@@ -7,7 +7,8 @@ use backend_api::BackendError;
 use bytemuck::{NoUninit, Pod, Zeroable};
 use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result,
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig,
+    PushKernelArg, result,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -91,7 +92,8 @@ impl Device {
 
     /// Bytes that are free on the device.
     pub(crate) fn free_bytes(context: &CudaContext) -> Result<u64, BackendError> {
-        let (free, _) = context.mem_get_info().map_err(|error| failed("asking for free memory", error))?;
+        let (free, _) =
+            context.mem_get_info().map_err(|error| failed("asking for free memory", error))?;
         Ok(free as u64)
     }
 
@@ -109,7 +111,8 @@ impl Device {
     pub(crate) fn allocate_zeros(&mut self, bytes: usize) -> Result<u64, BackendError> {
         let address = self.allocate(bytes)?;
         // SAFETY: the memory was allocated above with this many bytes.
-        let set = unsafe { result::memset_d8_async(address, 0, bytes.max(1), self.stream.cu_stream()) };
+        let set =
+            unsafe { result::memset_d8_async(address, 0, bytes.max(1), self.stream.cu_stream()) };
         set.map_err(|error| failed("clearing memory", error))?;
         Ok(address)
     }
@@ -122,7 +125,11 @@ impl Device {
     }
 
     /// Writes to memory that was allocated with room for `values`.
-    pub(crate) fn write<T: NoUninit>(&self, address: u64, values: &[T]) -> Result<(), BackendError> {
+    pub(crate) fn write<T: NoUninit>(
+        &self,
+        address: u64,
+        values: &[T],
+    ) -> Result<(), BackendError> {
         if values.is_empty() {
             return Ok(());
         }
@@ -167,13 +174,23 @@ impl Device {
             return Ok(());
         }
         let context = self.stream.context();
-        let module = context.load_module(Ptx::from_src(ptx)).map_err(|error| failed(kernel.name(), error))?;
+        let module = context
+            .load_module(Ptx::from_src(ptx))
+            .map_err(|error| failed(kernel.name(), error))?;
         for &name in names {
             let function = module.load_function(name).map_err(|error| failed(name, error))?;
             if shared > 48 << 10 {
                 function
-                    .set_attribute(Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)
-                    .map_err(|error| failed(&format!("asking for {shared} bytes of shared memory for {name}"), error))?;
+                    .set_attribute(
+                        Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        shared as i32,
+                    )
+                    .map_err(|error| {
+                        failed(
+                            &format!("asking for {shared} bytes of shared memory for {name}"),
+                            error,
+                        )
+                    })?;
             }
             self.functions.insert((kernel, *variant, name), function);
         }

@@ -44,7 +44,8 @@ impl Nvrtc {
             }
         }
         Err(BackendError::Device {
-            context: "loading NVRTC (from the CUDA toolkit, or PyPI's nvidia-cuda-nvrtc-cu12)".to_owned(),
+            context: "loading NVRTC (from the CUDA toolkit, or PyPI's nvidia-cuda-nvrtc-cu12)"
+                .to_owned(),
             message: reasons.join("; "),
         })
     }
@@ -61,7 +62,10 @@ impl Nvrtc {
         architecture: &str,
         options: &[String],
     ) -> Result<String, BackendError> {
-        let failed = |message: String| BackendError::Device { context: format!("compiling the kernel {name}"), message };
+        let failed = |message: String| BackendError::Device {
+            context: format!("compiling the kernel {name}"),
+            message,
+        };
         let mut all = vec![format!("--gpu-architecture={architecture}")];
         all.extend(["--std=c++17", "-default-device", "-lineinfo"].map(str::to_owned));
         all.extend_from_slice(options);
@@ -73,9 +77,12 @@ impl Nvrtc {
         // SAFETY: the signatures are those of nvrtc.h; strings end with zero and outlive the calls; the handle is live
         // between its creation and its destruction.
         unsafe {
-            let create: Symbol<'_, Create> = self.library.get(b"nvrtcCreateProgram\0").map_err(missing)?;
-            let compile: Symbol<'_, unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> c_int> =
-                self.library.get(b"nvrtcCompileProgram\0").map_err(missing)?;
+            let create: Symbol<'_, Create> =
+                self.library.get(b"nvrtcCreateProgram\0").map_err(missing)?;
+            let compile: Symbol<
+                '_,
+                unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> c_int,
+            > = self.library.get(b"nvrtcCompileProgram\0").map_err(missing)?;
             let destroy: Symbol<'_, unsafe extern "C" fn(*mut Handle) -> c_int> =
                 self.library.get(b"nvrtcDestroyProgram\0").map_err(missing)?;
             let read = |size: &[u8], get: &[u8], handle| -> Result<String, BackendError> {
@@ -94,7 +101,9 @@ impl Nvrtc {
                 Ok(text.to_string_lossy().into_owned())
             };
             let mut handle = ptr::null_mut();
-            if create(&raw mut handle, source.as_ptr(), file.as_ptr(), 0, ptr::null(), ptr::null()) != 0 {
+            if create(&raw mut handle, source.as_ptr(), file.as_ptr(), 0, ptr::null(), ptr::null())
+                != 0
+            {
                 return Err(failed("NVRTC makes no program of it".to_owned()));
             }
             let count = c_int::try_from(pointers.len()).unwrap_or(c_int::MAX);
@@ -102,7 +111,8 @@ impl Nvrtc {
             let outcome = if status == 0 {
                 read(b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0", handle)
             } else {
-                read(b"nvrtcGetProgramLogSize\0", b"nvrtcGetProgramLog\0", handle).and_then(|log| Err(failed(log)))
+                read(b"nvrtcGetProgramLogSize\0", b"nvrtcGetProgramLog\0", handle)
+                    .and_then(|log| Err(failed(log)))
             };
             destroy(&raw mut handle);
             outcome

@@ -40,6 +40,20 @@ impl Kernel {
         Self::Elementwise,
     ];
 
+    /// The functions of [`Elementwise`](Self::Elementwise).
+    pub const ELEMENTWISE: [&'static str; 10] = [
+        "add",
+        "scale",
+        "scale_wide",
+        "soft_cap",
+        "soft_cap_wide",
+        "select_rows",
+        "rope",
+        "multiply",
+        "select_columns",
+        "scale_by_position",
+    ];
+
     /// The name of the function, and of its file.
     pub const fn name(self) -> &'static str {
         match self {

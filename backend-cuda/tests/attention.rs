@@ -114,7 +114,8 @@ fn run(case: &Case) -> Ran {
     let queries: Vec<(u16, f32)> = (0..tokens as usize * heads * head)
         .map(|_| stored(&variant, numbers.real() * 2.0))
         .collect();
-    let sinks = numbers.reals(heads);
+    let (sink_bits, sinks): (Vec<u16>, Vec<f32>) =
+        (0..heads).map(|_| stored(&variant, numbers.real())).unzip();
 
     // Decode rows come first, as in a batch.
     let decode: Vec<DecodeRow> = (0..)
@@ -157,7 +158,7 @@ fn run(case: &Case) -> Ran {
     let bits: Vec<u16> = queries.iter().map(|pair| pair.0).collect();
     let query_bits = device.upload(&bits);
     let out = device.room::<u16>(bits.len());
-    let sink_address = if case.sinks { device.upload(&sinks) } else { 0 };
+    let sink_address = if case.sinks { device.upload(&sink_bits) } else { 0 };
     let sums = device.room::<f32>(plan.parts as usize * heads * head);
     let marks = device.room::<f32>(plan.parts as usize * heads * 2);
 

@@ -206,39 +206,47 @@ fn queries_and_keys_are_rotated_and_new_positions_lie_in_their_pages() {
 
 #[test]
 fn gated_activations_agree() {
-    for (kind, rows, width) in [(0, 1, 8), (0, 3, 1536), (1, 2, 72), (1, 5, 640)] {
-        let variant = Variant::new(64, 1);
-        let (both, x) = bits_and_values(&variant, &mut Numbers::new(3), rows * 2 * width, 4.0);
-        let mut device = Device::default();
-        let out = device.room::<u16>(rows * width);
-        let arguments = Arguments::new()
-            .with(out)
-            .with(device.upload(&both))
-            .with(rows as i32)
-            .with(width as i32)
-            .with(kind);
-        let blocks = (rows * width / 8).div_ceil(256) as u32;
-        device.run(Kernel::GatedActivation, &variant, [blocks, 1], 256, 0, &arguments);
-        let right: Vec<f64> = (0..rows * width)
-            .map(|i| {
-                let (row, column) = (i / width, i % width);
-                let gate = f64::from(x[row * 2 * width + column]);
-                let up = f64::from(x[(row * 2 + 1) * width + column]);
-                let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
-                let activated = if kind == 0 {
-                    gate / (1.0 + (-gate).exp())
-                } else {
-                    0.5 * gate * (1.0 + inner.tanh())
-                };
-                activated * up
-            })
-            .collect();
-        let got: Vec<f32> = device
-            .download::<u16>(out, rows * width)
-            .iter()
-            .map(|&bits| number(&variant, bits))
-            .collect();
-        assert!(relative_error(&got, &right) < 0.003);
+    let variant = Variant::new(64, 1);
+    for (rows, width, gate_width) in [(1, 8, 8), (3, 1536, 1536), (5, 71, 71), (4, 40, 1)] {
+        for kind in 0..5 {
+            let mut numbers = Numbers::new(3);
+            let (gate, g) = bits_and_values(&variant, &mut numbers, rows * gate_width, 4.0);
+            let (up, u) = bits_and_values(&variant, &mut numbers, rows * width, 4.0);
+            let mut device = Device::default();
+            let out = device.room::<u16>(rows * width);
+            let arguments = Arguments::new()
+                .with(out)
+                .with(device.upload(&gate))
+                .with(device.upload(&up))
+                .with([width as i32, gate_width as i32, kind])
+                .with([1.7f32, 3.0])
+                .with((rows * width) as i32);
+            let blocks = (rows * width).div_ceil(256) as u32;
+            device.run(Kernel::GatedActivation, &variant, [blocks, 1], 256, 0, &arguments);
+            let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+            let right: Vec<f64> = (0..rows * width)
+                .map(|i| {
+                    let gate = f64::from(g[if gate_width == 1 { i / width } else { i }]);
+                    let up = f64::from(u[i]);
+                    let inner =
+                        (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                    let bounded = gate.min(3.0);
+                    match kind {
+                        0 => gate * up,
+                        1 => sigmoid(gate) * up,
+                        2 => gate * sigmoid(gate) * up,
+                        3 => 0.5 * gate * (1.0 + inner.tanh()) * up,
+                        _ => bounded * sigmoid(1.7 * bounded) * (up.clamp(-3.0, 3.0) + 1.0),
+                    }
+                })
+                .collect();
+            let got: Vec<f32> = device
+                .download::<u16>(out, rows * width)
+                .iter()
+                .map(|&bits| number(&variant, bits))
+                .collect();
+            assert!(relative_error(&got, &right) < 0.003, "kind {kind}");
+        }
     }
 }
 
