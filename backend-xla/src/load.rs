@@ -16,27 +16,24 @@ use crate::{
         placement::{PlacedWeight, Source},
     },
     pjrt::{Buffer, Client, ElementType},
-    stablehlo::Element,
+    stablehlo::{Element, Sharding, Type},
 };
 
 /// An array on all devices: for each its shard, or a copy.
 pub(crate) type Sharded = Vec<Buffer>;
 
-/// Reads all weights of a program and puts them on the devices.
+/// Reads all weights of a program and puts them on the devices, in the order of a step's arguments.
 pub(crate) fn load_weights(
     client: &Client,
     Placed { program, placement, .. }: &Placed,
     weights: &dyn Weights,
 ) -> Result<Vec<Sharded>, BackendError> {
-    let load = |(weight, placed): (&Weight, &PlacedWeight)| {
-        let tensor = weights.tensor(&weight.name)?;
-        check_weight_shape(weight, &tensor)?;
-        let bytes = convert(&tensor, placed.kind.element);
+    let put = |weight: &Weight, placed: &PlacedWeight, bytes: &[u8]| {
         let element = pjrt_element(placed.kind.element);
         let in_file = placed.as_in_file();
         let mut shards = Sharded::new();
         for index in 0..placement.devices {
-            let (dims, shard) = shard(&bytes, &in_file, element.size(), placement.devices, index);
+            let (dims, shard) = shard(bytes, &in_file, element.size(), placement.devices, index);
             let buffer = match dims[..] {
                 [rows, columns] if placed.transposed => {
                     client.to_device_transposed(index, element, [rows, columns], &shard)
@@ -46,9 +43,21 @@ pub(crate) fn load_weights(
             shards
                 .push(buffer.map_err(|error| device(error, format!("placing `{}`", weight.name)))?);
         }
-        Ok(shards)
+        Ok::<_, BackendError>(shards)
     };
-    program.weights().iter().zip(&placement.weights).map(load).collect()
+    let mut all = Vec::new();
+    for (weight, placed) in program.weights().iter().zip(&placement.weights) {
+        let tensor = weights.tensor(&weight.name)?;
+        check_weight_shape(weight, &tensor)?;
+        if placed.packed.is_none() {
+            all.push(put(weight, placed, &convert(&tensor, placed.kind.element))?);
+            continue;
+        }
+        for (array, bytes) in placed.arrays().iter().zip(placed.pack(&tensor)) {
+            all.push(put(weight, array, &bytes)?);
+        }
+    }
+    Ok(all)
 }
 
 /// The element type of a buffer. Masks are words on the host, so booleans never cross.
@@ -57,6 +66,7 @@ pub(crate) fn pjrt_element(element: Element) -> ElementType {
         Element::F32 => ElementType::F32,
         Element::BF16 => ElementType::BF16,
         Element::F16 => ElementType::F16,
+        Element::I8 => ElementType::I8,
         Element::I32 | Element::Bool => ElementType::I32,
         Element::U32 | Element::U64 => ElementType::U32,
     }
@@ -92,6 +102,27 @@ fn shard<'a>(
     devices: usize,
     index: usize,
 ) -> (Vec<i64>, Cow<'a, [u8]>) {
+    if let [stack, rows, columns] = placed.sources.as_slice() {
+        // Of each matrix its part, one behind the other.
+        let matrix = PlacedWeight {
+            kind: Type::new(placed.kind.element, &placed.kind.dims[1..]),
+            sharding: placed.sharding.dim().map_or(placed.sharding, |dim| Sharding::along(dim - 1)),
+            sources: vec![rows.clone(), columns.clone()],
+            transposed: false,
+            packed: None,
+        };
+        let count = file_len(stack);
+        let each = bytes.len() / count.max(1);
+        let parts = bytes.chunks_exact(each.max(1));
+        let parts = parts.map(|bytes| shard(bytes, &matrix, size, devices, index));
+        let (mut dims, mut all) = (Vec::new(), Vec::new());
+        for (matrix_dims, part) in parts {
+            dims = matrix_dims;
+            all.extend_from_slice(&part);
+        }
+        dims.insert(0, count as i64);
+        return (dims, Cow::Owned(all));
+    }
     let mut ranges: Vec<std::ops::Range<usize>> =
         placed.kind.dims.iter().map(|&len| 0..len).collect();
     if let Some(dim) = placed.sharding.dim() {
@@ -158,11 +189,10 @@ fn file_index(source: &Source, index: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stablehlo::{Sharding, Type};
 
     fn placed(dims: &[usize], sharding: Sharding, sources: Vec<Source>) -> PlacedWeight {
         let kind = Type::new(Element::F32, dims);
-        PlacedWeight { kind, sharding, sources, transposed: false }
+        PlacedWeight { kind, sharding, sources, transposed: false, packed: None }
     }
 
     fn identity(len: usize) -> Source {
@@ -190,6 +220,21 @@ mod tests {
         assert_eq!(*shard(&bytes, &rows, 1, 2, 1).1, [5, 6, 0, 0]);
         let columns = placed(&[1, 8], Sharding::along(1), vec![identity(1), heads]);
         assert_eq!(*shard(&bytes, &columns, 1, 2, 1).1, [5, 6, 0, 0]);
+    }
+
+    #[test]
+    fn each_matrix_of_a_stack_is_divided_alike() {
+        // Two matrices of [2, 4].
+        let bytes: Vec<u8> = (0..16).collect();
+        let sources = || vec![identity(2), identity(2), identity(4)];
+        let rows = placed(&[2, 2, 4], Sharding::along(1), sources());
+        assert_eq!(shard(&bytes, &rows, 1, 2, 1).0, [2, 1, 4]);
+        assert_eq!(*shard(&bytes, &rows, 1, 2, 1).1, [4, 5, 6, 7, 12, 13, 14, 15]);
+        let columns = placed(&[2, 2, 4], Sharding::along(2), sources());
+        assert_eq!(shard(&bytes, &columns, 1, 2, 0).0, [2, 2, 2]);
+        assert_eq!(*shard(&bytes, &columns, 1, 2, 0).1, [0, 1, 4, 5, 8, 9, 12, 13]);
+        let whole = placed(&[2, 2, 4], Sharding::REPLICATED, sources());
+        assert_eq!(*shard(&bytes, &whole, 1, 2, 1).1, bytes);
     }
 
     #[test]

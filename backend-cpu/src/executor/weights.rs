@@ -1,11 +1,11 @@
 //! Weights in memory, repacked for the kernels.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use backend_api::{
     BackendError,
     kit::check_weight_shape,
-    program::{Program, WeightId},
+    program::{Op, Program, Weight, WeightId},
     weights::{Shape, Tensor, Weights, WeightsError},
 };
 
@@ -41,7 +41,7 @@ enum WeightPlace {
 }
 
 impl LoadedWeights {
-    /// Reads the weights of a program.
+    /// Reads the weights of a program. A norm without a weight gets one of ones.
     ///
     /// # Errors
     /// A weight that is missing or has another shape.
@@ -61,7 +61,12 @@ impl LoadedWeights {
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
         }
-        Ok(WeightPlaces { program, places })
+        let ones = |run: u32| {
+            self.vectors.push(vec![1.0; run as usize]);
+            (run, VectorId(self.vectors.len() - 1))
+        };
+        let ones = runs_of_ones(program).into_iter().map(ones).collect();
+        Ok(WeightPlaces { program, places, ones })
     }
 
     fn add(&mut self, name: &str, tensor: &Tensor<'_>) -> Result<WeightPlace, BackendError> {
@@ -106,12 +111,44 @@ impl LoadedWeights {
     }
 }
 
+/// Bytes that the weights of a program take once they are loaded.
+///
+/// # Errors
+/// A weight that is missing or can't be read.
+pub(crate) fn loaded_bytes(program: &Program, weights: &dyn Weights) -> Result<u64, BackendError> {
+    let mut bytes: usize =
+        runs_of_ones(program).iter().map(|run| *run as usize * size_of::<f32>()).sum();
+    for weight in program.weights() {
+        let tensor = weights.tensor(&weight.name)?;
+        let format = tensor.format();
+        bytes += match tensor.shape() {
+            Shape::Vector(len) => len * size_of::<f32>(),
+            Shape::Matrix { rows, cols } => PackedMatrix::bytes_of(format, rows, cols),
+            Shape::Stack { count, rows, cols } => {
+                count * PackedMatrix::bytes_of(format, rows, cols)
+            }
+        };
+    }
+    Ok(bytes as u64)
+}
+
+/// The lengths of norms without a weight, each once.
+fn runs_of_ones(program: &Program) -> BTreeSet<u32> {
+    let run = |op: &Op| match op {
+        Op::RmsNorm { weight: None, run, .. } => Some(*run),
+        _ => None,
+    };
+    program.ops().iter().filter_map(run).collect()
+}
+
 /// Where a program's weights are.
 #[derive(Debug)]
 pub(crate) struct WeightPlaces<'a> {
     program: &'a Program,
     /// By [`WeightId`].
     places: Vec<WeightPlace>,
+    /// By length.
+    ones: HashMap<u32, VectorId>,
 }
 
 impl WeightPlaces<'_> {
@@ -137,6 +174,37 @@ impl WeightPlaces<'_> {
         }
     }
 
+    /// The weight of a norm over runs of `run` values.
+    ///
+    /// # Errors
+    /// If it is no vector.
+    pub(crate) fn norm(
+        &self,
+        weight: Option<WeightId>,
+        run: u32,
+    ) -> Result<VectorId, BackendError> {
+        match (weight, self.ones.get(&run)) {
+            (Some(weight), _) => self.vector(weight),
+            (None, Some(ones)) => Ok(*ones),
+            (None, None) => Err(BackendError::Unsupported {
+                backend: BACKEND,
+                what: format!("a norm over {run} values without a weight"),
+            }),
+        }
+    }
+
+    /// Rows of each matrix of a stack.
+    ///
+    /// # Errors
+    /// If it is no stack.
+    pub(crate) fn rows_of_stack(&self, weight: WeightId) -> Result<usize, BackendError> {
+        let declared = self.program.weights().get(weight.index());
+        match declared.map(|weight| &weight.shape[..]) {
+            Some(&[_, rows, _]) => Ok(rows),
+            _ => Err(self.unsupported(weight, "as a stack of matrices")),
+        }
+    }
+
     /// A weight that must be a stack of matrices.
     ///
     /// # Errors
@@ -145,6 +213,20 @@ impl WeightPlaces<'_> {
         match self.places.get(weight.index()) {
             Some(WeightPlace::Stack(id)) => Ok(*id),
             _ => Err(self.unsupported(weight, "as a stack of matrices")),
+        }
+    }
+
+    /// Places of weights that aren't loaded, for a program that is compiled to be measured.
+    pub(crate) fn planned(program: &Program) -> WeightPlaces<'_> {
+        let place = |(index, weight): (usize, &Weight)| match weight.shape.len() {
+            1 => WeightPlace::Vector(VectorId(index)),
+            2 => WeightPlace::Matrix(MatrixId(index)),
+            _ => WeightPlace::Stack(StackId(index)),
+        };
+        WeightPlaces {
+            program,
+            places: program.weights().iter().enumerate().map(place).collect(),
+            ones: runs_of_ones(program).into_iter().map(|run| (run, VectorId(0))).collect(),
         }
     }
 

@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(reference[15][1], 4.0); // 20 = 0x14
         assert_eq!(reference[16][1], 1.0);
         assert_eq!(reference[17][0], -2.5); // the table's entry 3 of 3 = 0x03
-        assert_eq!(reference[18][15], 5.0); // 258 is 2 = 0x02 in a byte: entry 0
+        assert_eq!(reference[18][15], -7.0); // lane 15 is 0x02: entry 0
         for (simd, lanes) in &results {
             assert_eq!(lanes, reference, "{simd:?}");
         }

@@ -6,7 +6,7 @@
 //! depends on its own row and column only: not on the other rows, on how columns are
 //! spread over threads, nor on the tile that it was computed in.
 //!
-//! **Few rows** (up to four): weights are turned into f32 in registers and used at once. A
+//! **Few rows** (up to four), formats of `blocks`: weights are turned into f32 in registers and used at once. A
 //! batch of one has an arithmetic intensity of 2 flops a weight, that is 3.2 flops a byte in Q4_1:
 //! the roofline is memory bandwidth. Four panels are walked together: they lie together in memory,
 //! so that it is read from front to back, and their independent chains hide the latency of the
@@ -18,12 +18,16 @@
 //! `TILE_ROWS` rows. Expanding costs about four instructions a vector of weights, once a batch;
 //! the tile then does two loads for each `2 * TILE_ROWS` multiply-adds, so the roofline is that of
 //! the multiply-add units.
+//!
+//! **Composed formats** (see `composed`) are always expanded, few rows too: unpacking them takes
+//! more instructions than a store and a load more, and code for every tile of every format would
+//! take minutes to compile. One row has four panels expanded together, 256 inputs of each (64 KiB).
 
 use std::ops::Range;
 
 use super::{
     blocks::{Block, F32Block},
-    panels::{PackedMatrix, PanelBlocks, Panels, with_panels},
+    panels::{PackedMatrix, PanelBlocks, Panels, with_direct_panels, with_panels},
 };
 use crate::{
     isa::{Isa, LANES, Op},
@@ -34,7 +38,9 @@ use crate::{
 
 /// Inputs that are expanded to f32 at a time.
 const EXPANDED_DEPTH: usize = 1024;
-/// Blocks of scratch memory that a thread needs: two panels of that depth.
+/// The same for one row, for which four panels are expanded together.
+const SINGLE_ROW_DEPTH: usize = 256;
+/// Blocks of scratch memory that a thread needs: two panels of the former depth.
 pub(crate) const SCRATCH_BLOCKS: usize = 2 * EXPANDED_DEPTH / F32Block::DEPTH;
 /// Rows up to which weights are used straight from registers.
 const FEW_ROWS: usize = 4;
@@ -116,19 +122,20 @@ struct LinearTask<'a> {
 impl LinearTask<'_> {
     fn run(self, simd: Simd) {
         let range = self.panels;
-        if self.rows.rows <= FEW_ROWS {
+        if self.rows.rows <= FEW_ROWS && self.matrix.is_direct() {
             simd.run(FewRows { matrix: self.matrix, range, rows: self.rows });
         } else {
-            for first in range.clone().step_by(2) {
-                let last = (first + 2).min(range.end);
-                many_rows(simd, self.matrix, first..last, self.rows, self.scratch);
+            let together = if self.rows.rows == 1 { 4 } else { 2 };
+            for first in range.clone().step_by(together) {
+                let last = (first + together).min(range.end);
+                expanded_rows(simd, self.matrix, first..last, self.rows, self.scratch);
             }
         }
     }
 }
 
 /// All rows of the panels in `range`, through panels expanded to f32.
-fn many_rows(
+fn expanded_rows(
     simd: Simd,
     matrix: &PackedMatrix,
     range: Range<usize>,
@@ -136,11 +143,13 @@ fn many_rows(
     scratch: &mut [F32Block],
 ) {
     let depth = matrix.depth();
-    for start in (0..depth).step_by(EXPANDED_DEPTH) {
-        let end = (start + EXPANDED_DEPTH).min(depth);
+    let expanded = if range.len() > 2 { SINGLE_ROW_DEPTH } else { EXPANDED_DEPTH };
+    let room = expanded / F32Block::DEPTH;
+    for start in (0..depth).step_by(expanded) {
+        let end = (start + expanded).min(depth);
         let inputs = start..end;
-        simd.run(Expand { matrix, range: range.clone(), inputs: inputs.clone(), scratch });
-        simd.run(ExpandedRows { matrix, range: range.clone(), inputs, rows, scratch });
+        simd.run(Expand { matrix, range: range.clone(), inputs: inputs.clone(), scratch, room });
+        simd.run(ExpandedRows { matrix, range: range.clone(), inputs, rows, scratch, room });
     }
 }
 
@@ -156,7 +165,7 @@ impl Op for FewRows<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        with_panels!(self.matrix, panels => few_rows(isa, panels, self.range, self.rows));
+        with_direct_panels!(self.matrix, panels => few_rows(isa, panels, self.range, self.rows));
     }
 }
 
@@ -234,12 +243,13 @@ fn whole_depth<S: Isa, B: Block, const R: usize, const P: usize>(
     P
 }
 
-/// Turns `inputs` of one or two panels into f32, each at the start of its half of `scratch`.
+/// Turns `inputs` of some panels into f32, each at the start of its `room` blocks of `scratch`.
 struct Expand<'a> {
     matrix: &'a PackedMatrix,
     range: Range<usize>,
     inputs: Range<usize>,
     scratch: &'a mut [F32Block],
+    room: usize,
 }
 
 impl Op for Expand<'_> {
@@ -248,7 +258,7 @@ impl Op for Expand<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
         with_panels!(self.matrix, panels => {
-            for (panel, to) in self.range.zip(self.scratch.chunks_exact_mut(SCRATCH_BLOCKS / 2)) {
+            for (panel, to) in self.range.zip(self.scratch.chunks_exact_mut(self.room)) {
                 expand(isa, panels.panel(panel), self.inputs.clone(), to);
             }
         });
@@ -290,6 +300,7 @@ struct ExpandedRows<'a> {
     inputs: Range<usize>,
     rows: LinearRows<'a>,
     scratch: &'a [F32Block],
+    room: usize,
 }
 
 impl Op for ExpandedRows<'_> {
@@ -297,7 +308,9 @@ impl Op for ExpandedRows<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        if S::TILE_PANELS >= 2 && self.range.len() == 2 {
+        if self.rows.rows == 1 && self.range.len() == 4 {
+            self.tile::<S, 1, 4>(isa, 0, 0);
+        } else if S::TILE_PANELS >= 2 && self.range.len() == 2 {
             self.panels::<S, 2>(isa, 0);
         } else {
             for panel in 0..self.range.len() {
@@ -340,7 +353,7 @@ impl ExpandedRows<'_> {
         }
         let mut blocks = [PanelBlocks::EMPTY; P];
         for (index, blocks) in blocks.iter_mut().enumerate() {
-            let start = (panel + index) * (SCRATCH_BLOCKS / 2);
+            let start = (panel + index) * self.room;
             *blocks = PanelBlocks::adjacent(&self.scratch[start..]);
         }
         let first = self.range.start + panel;

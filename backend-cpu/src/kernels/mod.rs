@@ -5,6 +5,7 @@ pub(crate) mod attention;
 mod attention_tests;
 pub(crate) mod blocks;
 pub(crate) mod composed;
+pub(crate) mod experts;
 pub(crate) mod kv;
 pub(crate) mod linear;
 #[cfg(test)]

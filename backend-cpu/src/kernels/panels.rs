@@ -28,6 +28,13 @@ macro_rules! packed_matrix {
                     $(Format::$format => Self::$variant(Panels::pack(tensor)),)*
                 }
             }
+
+            /// Bytes in memory of a matrix of `columns` outputs and `depth` inputs, once it is packed.
+            pub(crate) fn bytes_of(format: Format, columns: usize, depth: usize) -> usize {
+                match format {
+                    $(Format::$format => Panels::<$block>::bytes_of(columns, depth),)*
+                }
+            }
         }
     };
 }
@@ -84,6 +91,22 @@ macro_rules! with_panels {
 }
 pub(crate) use with_panels;
 
+/// The same for formats that are computed with straight from their blocks; does nothing for others.
+macro_rules! with_direct_panels {
+    ($matrix:expr, $panels:ident => $expression:expr) => {
+        match $matrix {
+            $crate::kernels::panels::PackedMatrix::F32($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::F16($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Bf16($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q8_0($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q4_0($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q4_1($panels) => $expression,
+            _ => {}
+        }
+    };
+}
+pub(crate) use with_direct_panels;
+
 impl PackedMatrix {
     /// Inputs: elements of an activation row.
     pub(crate) fn depth(&self) -> usize {
@@ -93,6 +116,12 @@ impl PackedMatrix {
     /// Outputs.
     pub(crate) fn columns(&self) -> usize {
         with_panels!(self, panels => panels.columns)
+    }
+
+    /// Whether few rows are computed with straight from the blocks; otherwise these are expanded.
+    pub(crate) fn is_direct(&self) -> bool {
+        with_direct_panels!(self, _panels => return true);
+        false
     }
 
     /// Panels of sixteen outputs.
@@ -151,6 +180,10 @@ impl<B: Block> Panels<B> {
             }
         }
         this
+    }
+
+    fn bytes_of(columns: usize, depth: usize) -> usize {
+        columns.div_ceil(LANES) * depth.div_ceil(B::DEPTH) * size_of::<B>()
     }
 
     /// Inputs.
@@ -246,6 +279,7 @@ mod tests {
                 let tensor = Tensor::from_f32(format, Shape::matrix(rows, cols), &values).unwrap();
                 let expected = tensor.to_f32();
                 let packed = PackedMatrix::pack(&tensor);
+                assert_eq!(PackedMatrix::bytes_of(format, rows, cols), packed.bytes(), "{format}");
                 if rows == LANES {
                     assert_eq!(packed.bytes(), tensor.data().len(), "{format}");
                 }

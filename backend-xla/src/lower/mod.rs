@@ -16,7 +16,9 @@
 //! pages, counts of tokens.
 
 pub(crate) mod attention;
+mod experts;
 mod ops;
+mod packed;
 pub(crate) mod placement;
 pub(crate) mod sampler;
 pub(crate) mod state;

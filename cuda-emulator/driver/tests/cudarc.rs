@@ -3,40 +3,12 @@
 // Linked so that the library is built before this test.
 use cuda_emulator_driver as _;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod support;
 
-/// The folder of the build: this test lies in `deps` in it.
-fn build() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    test.parent().and_then(Path::parent).expect("a folder").to_owned()
-}
-
-/// Runs a case of the example with the stand-in where the system would have the driver.
-fn run(case: &str, environment: &[(&str, &str)]) -> Output {
-    let build = build();
-    let library = build.join("deps/libcuda_emulator_driver.so");
-    assert!(library.is_file(), "{} is there", library.display());
-    let folder = build.join(format!("stand-in-{}-{case}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder can be made");
-    let link = folder.join("libcuda.so.1");
-    _ = std::fs::remove_file(&link);
-    std::os::unix::fs::symlink(&library, &link).expect("a link can be made");
-    let output = Command::new(build.join("examples/cudarc_program"))
-        .arg(case)
-        .env("LD_LIBRARY_PATH", &folder)
-        .envs(environment.iter().copied())
-        .output()
-        .expect("the program can be started");
-    std::fs::remove_dir_all(&folder).expect("the folder can be removed");
-    output
-}
+use support::build;
 
 fn succeeds(case: &str, environment: &[(&str, &str)]) -> String {
-    let output = run(case, environment);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{case}: {errors}");
-    errors
+    support::succeeds("cudarc_program", case, environment)
 }
 
 #[test]
@@ -107,4 +79,55 @@ fn reports_go_to_a_file_as_lines_of_json() {
     std::fs::remove_file(&file).expect("the file can be removed");
     assert!(lines.contains("\"problem\":\"out-of-bounds\""), "{lines}");
     assert!(lines.contains("\"severity\":\"fault\""), "{lines}");
+}
+
+const TWO: (&str, &str) = ("CUDA_EMULATOR_DEVICES", "2");
+const HOPPER: (&str, &str) = ("CUDA_EMULATOR_ARCH", "sm_90");
+
+#[test]
+fn kernels_use_memory_of_a_peer_only_with_access() {
+    let errors = succeeds("peers", &[TWO]);
+    assert!(errors.contains("memory of another device, to which there is no access"), "{errors}");
+}
+
+#[test]
+fn memory_of_a_pool_has_an_access_of_its_own() {
+    let errors = succeeds("pools", &[TWO]);
+    assert!(errors.contains("memory of another device, to which there is no access"), "{errors}");
+}
+
+#[test]
+fn registered_host_memory_is_read_when_the_copy_is_done() {
+    assert_eq!(succeeds("registration", &[]), "");
+}
+
+#[test]
+fn tensor_maps_follow_their_rules() {
+    assert_eq!(succeeds("tensor-map", &[]), "");
+    let errors = succeeds("tensor-map", &[HOPPER]);
+    assert!(errors.contains("cuTensorMapEncodeTiled"), "{errors}");
+}
+
+#[test]
+fn launch_attributes_are_checked() {
+    assert_eq!(succeeds("launch-attributes", &[]), "");
+    assert_eq!(succeeds("launch-attributes", &[HOPPER]), "");
+}
+
+#[test]
+fn clusters_come_from_the_launch_the_function_or_the_kernel() {
+    assert_eq!(succeeds("clusters", &[HOPPER]), "");
+}
+
+#[test]
+fn occupancy_follows_threads_and_shared_memory() {
+    // A ptxas that isn't there: registers are not known.
+    assert_eq!(succeeds("occupancy", &[("CUDA_EMULATOR_PTXAS", "/none")]), "");
+}
+
+#[test]
+fn registers_of_a_function_come_from_ptxas() {
+    // The driver fetches nothing itself.
+    cuda_emulator::ptxas::Ptxas::find().expect("ptxas");
+    assert_eq!(succeeds("registers", &[]), "");
 }

@@ -9,7 +9,7 @@ use crate::ptx::{Module, PtxError, PtxProblem, Space};
 use super::action::{Origin, Step};
 use super::compile;
 use super::memory::{Memory, MemoryError};
-use super::names::Special;
+use super::names::{Special, function_address};
 use super::registers::Row;
 
 /// A module whose variables have their places in device memory.
@@ -77,7 +77,12 @@ impl Program {
             bytes.resize(usize::try_from(variable.bytes).unwrap_or(0), 0);
             for (offset, name, addend) in &variable.addresses {
                 let unknown = || PtxProblem::Unknown(name.clone()).at(0);
-                let address = variables.get(name).ok_or_else(unknown)?.wrapping_add_signed(*addend);
+                let function = || {
+                    let at = module.functions.iter().position(|function| function.name == *name)?;
+                    Some(function_address(at))
+                };
+                let address = variables.get(name).copied().or_else(function);
+                let address = address.ok_or_else(unknown)?.wrapping_add_signed(*addend);
                 let at = usize::try_from(*offset).unwrap_or(usize::MAX);
                 if let Some(place) = bytes.get_mut(at..at.saturating_add(8)) {
                     place.copy_from_slice(&address.to_le_bytes());
@@ -142,6 +147,15 @@ pub struct Kernel {
     pub(crate) parameter_bytes: usize,
     /// Bytes of shared memory, the dynamic part left out.
     pub(crate) static_shared: usize,
+    /// Where dynamic shared memory begins, behind variables and the gaps between them.
+    pub(crate) dynamic_base: usize,
+    /// Bytes that belong to no variable of shared memory, and the variable before each.
+    pub(crate) gaps: Vec<std::ops::Range<usize>>,
+    pub(crate) gap_owners: Vec<String>,
+    /// Rows of registers that `wgmma` uses.
+    pub(crate) watched: Vec<u32>,
+    /// Blocks of a cluster, if the kernel says.
+    pub(crate) cluster: Option<[u32; 3]>,
     pub(crate) local_bytes: usize,
     pub(crate) max_threads: Option<u32>,
     pub(crate) registers: u32,
@@ -198,6 +212,27 @@ impl Kernel {
     /// Number of instructions.
     pub fn instructions(&self) -> usize {
         self.steps.len()
+    }
+
+    /// Blocks of a cluster, from `__cluster_dims__`.
+    pub fn cluster(&self) -> Option<[u32; 3]> {
+        self.cluster
+    }
+
+    /// What lies at an offset into shared memory that belongs to no variable.
+    pub(crate) fn gap_name(&self, offset: u64) -> String {
+        let offset = offset as usize;
+        // An access may begin in the variable and reach into the gap.
+        let found = self.gaps.iter().position(|gap| offset < gap.end);
+        let (gap, name) = match found.and_then(|at| self.gaps.get(at).zip(self.gap_owners.get(at)))
+        {
+            Some(found) => found,
+            None => return "outside of all variables".to_owned(),
+        };
+        match offset.checked_sub(gap.start) {
+            Some(beyond) => format!("{beyond} bytes beyond the shared variable {name}"),
+            None => format!("across the end of the shared variable {name}"),
+        }
     }
 
     pub(crate) fn site(&self, at: u32) -> Site {

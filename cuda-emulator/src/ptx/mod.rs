@@ -59,6 +59,8 @@ pub struct Function {
     pub parameters: Vec<Variable>,
     /// The most threads of a block, from `__launch_bounds__`.
     pub max_threads: Option<u32>,
+    /// Blocks of a cluster, from `__cluster_dims__`.
+    pub cluster: Option<[u32; 3]>,
     /// The body; none for a declaration.
     pub body: Option<Vec<Statement>>,
     /// The line of the PTX text.
@@ -99,8 +101,11 @@ pub enum Statement {
     Registers(Type, Vec<(String, Option<u32>)>),
     /// A variable.
     Variable(Variable),
-    /// The targets of an indirect branch, under a name.
+    /// The targets of an indirect branch or call, under a name.
     Targets(String, Vec<String>),
+    /// The sizes of the results and parameters of functions that an indirect call leads to, under a
+    /// name.
+    Prototype(String, Vec<u64>, Vec<u64>),
     /// An instruction.
     Instruction(Instruction),
 }

@@ -92,6 +92,9 @@ impl<'a> Parser<'a> {
         let mut names = HashSet::new();
         loop {
             let word = match self.peek() {
+                Kind::End if self.module.version == (0, 0) => {
+                    return Err(self.unexpected("a .version directive"));
+                }
                 Kind::End => return Ok(()),
                 Kind::Sign(';') => {
                     self.at += 1;
@@ -111,7 +114,10 @@ impl<'a> Parser<'a> {
                 }
                 ".address_size" => {
                     self.at += 1;
-                    self.count("an address size", 64)?;
+                    if self.peek() != Kind::Integer(64) {
+                        return Err(self.unexpected("an address size of 64"));
+                    }
+                    self.at += 1;
                 }
                 ".file" => self.file()?,
                 ".section" => self.section()?,
@@ -223,6 +229,7 @@ impl<'a> Parser<'a> {
         let parameters =
             if self.peek() == Kind::Sign('(') { self.parameters()? } else { Vec::new() };
         let mut max_threads = None;
+        let mut cluster = None;
         loop {
             match self.peek() {
                 Kind::Word(".maxntid" | ".reqntid") => {
@@ -233,6 +240,18 @@ impl<'a> Parser<'a> {
                     }
                     max_threads = Some(u32::try_from(threads).unwrap_or(u32::MAX));
                 }
+                Kind::Word(".reqnctapercluster") => {
+                    self.at += 1;
+                    let mut blocks = [1; 3];
+                    for (axis, size) in blocks.iter_mut().enumerate() {
+                        if axis == 0 || self.accept(',') {
+                            *size = self.count("blocks of a cluster", 1 << 16)? as u32;
+                        }
+                    }
+                    cluster = Some(blocks);
+                }
+                // A launch must come with clusters, of any size.
+                Kind::Word(".explicitcluster") => self.at += 1,
                 Kind::Word(".minnctapersm" | ".maxnreg" | ".maxclusterrank") => {
                     self.at += 1;
                     self.count("a number", u64::from(u32::MAX))?;
@@ -248,6 +267,7 @@ impl<'a> Parser<'a> {
                         results,
                         parameters,
                         max_threads,
+                        cluster,
                         body,
                         line,
                     });
@@ -260,6 +280,7 @@ impl<'a> Parser<'a> {
                         results,
                         parameters,
                         max_threads,
+                        cluster,
                         body,
                         line,
                     });
@@ -272,7 +293,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn parameters(&mut self) -> Result<Vec<Variable>, PtxError> {
+    pub(super) fn parameters(&mut self) -> Result<Vec<Variable>, PtxError> {
         self.expect('(', "`(`")?;
         let mut all = Vec::new();
         while !self.accept(')') {

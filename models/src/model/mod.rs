@@ -7,11 +7,13 @@ mod open;
 
 pub use arch::{OUTPUT_WEIGHT, build};
 pub use backend_api::program::{
-    Activation, Attention, AttentionOptions, Op, PageGroup, Program, ProgramBuilder, ProgramError,
-    Residual, RopePairs, Rotary, RowsOf, Split, Value, ValueId, Weight, WeightId,
+    Activation, Attention, AttentionOptions, ExpertLinear, ExpertNames, ExpertOptions, KeyValue,
+    MixtureOfExperts, Op, PageGroup, Program, ProgramBuilder, ProgramError, Residual, RopePairs,
+    Rotary, Routing, RowsOf, Scoring, Split, Value, ValueId, Weight, WeightId,
 };
+pub(crate) use config::json::Fields;
 pub use config::{
-    Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers, Rope,
-    RopeScaling,
+    Architecture, ConfigError, ExpertsConfig, FusedExperts, GenerationDefaults, LayerConfig,
+    ModelConfig, Multipliers, QueryScaling, Rope, RopeScaling,
 };
 pub use open::{LoadedModel, ModelFiles, OpenError, open_model};

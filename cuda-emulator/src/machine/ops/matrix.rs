@@ -177,7 +177,7 @@ const K: usize = 32;
 
 /// How elements lie in a fragment register.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Element {
+pub(super) enum Element {
     F16,
     Bf16,
     Tf32,
@@ -188,7 +188,7 @@ enum Element {
 }
 
 impl Element {
-    fn from_type(ty: Type) -> Option<Self> {
+    pub(super) fn from_type(ty: Type) -> Option<Self> {
         Some(match ty {
             Type::F16 => Self::F16,
             Type::Bf16 => Self::Bf16,
@@ -201,8 +201,12 @@ impl Element {
         })
     }
 
+    pub(super) fn is_whole(self) -> bool {
+        matches!(self, Self::Signed | Self::Unsigned)
+    }
+
     /// Elements of a register.
-    fn packed(self) -> usize {
+    pub(super) fn packed(self) -> usize {
         match self {
             Self::Tf32 => 1,
             Self::F16 | Self::Bf16 => 2,
@@ -210,8 +214,12 @@ impl Element {
         }
     }
 
+    pub(super) fn bytes(self) -> u64 {
+        4 / self.packed() as u64
+    }
+
     #[inline(always)]
-    fn real(self, register: u32, index: usize) -> f32 {
+    pub(super) fn real(self, register: u32, index: usize) -> f32 {
         match self {
             Self::F16 => F16::widen((register >> (16 * index)) as u16),
             Self::Bf16 => Bf16::widen((register >> (16 * index)) as u16),
@@ -223,7 +231,7 @@ impl Element {
     }
 
     #[inline(always)]
-    fn whole(self, register: u32, index: usize) -> i32 {
+    pub(super) fn whole(self, register: u32, index: usize) -> i32 {
         let byte = (register >> (8 * index)) as u8;
         if self == Self::Signed { i32::from(byte as i8) } else { i32::from(byte) }
     }
@@ -250,11 +258,10 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
         return Err(form.missing("a shape that these types have"));
     }
     let shape = Shape { a: list(form, 1, 2 * registers)?, b: list(form, 2, registers)?, k };
-    let is_whole = |element| matches!(element, Element::Signed | Element::Unsigned);
     match (d, c) {
-        (Type::S32, Type::S32) if is_whole(a) && is_whole(b) => {
+        (Type::S32, Type::S32) if a.is_whole() && b.is_whole() => {
             let (d, c) = (form.targets::<i32, 4>(0)?, form.sources::<i32, 4>(3)?);
-            Ok(tensor(k, move |registers| {
+            Ok(tensor(k, a, move |registers| {
                 let sums = shape.multiply_whole(registers, a, b);
                 let added = c.map(|slot| registers.get(slot));
                 for (index, slot) in d.into_iter().enumerate() {
@@ -270,9 +277,9 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
                 }
             }))
         }
-        (Type::F32, Type::F32) if !is_whole(a) && !is_whole(b) => {
+        (Type::F32, Type::F32) if !a.is_whole() && !b.is_whole() => {
             let (d, c) = (form.targets::<f32, 4>(0)?, form.sources::<f32, 4>(3)?);
-            Ok(tensor(k, move |registers| {
+            Ok(tensor(k, a, move |registers| {
                 let mut sums = [[0f32; N]; M];
                 for (index, slot) in c.into_iter().enumerate() {
                     spread(&mut sums, registers.get(slot), index);
@@ -289,7 +296,7 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
         }
         (Type::F16, Type::F16) if a == Element::F16 => {
             let (d, c) = (form.targets::<u32, 2>(0)?, form.sources::<u32, 2>(3)?);
-            Ok(tensor(k, move |registers| {
+            Ok(tensor(k, a, move |registers| {
                 let mut sums = [[0f32; N]; M];
                 for (index, slot) in c.into_iter().enumerate() {
                     let both = registers.get(slot);
@@ -311,11 +318,15 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
     }
 }
 
-fn tensor(k: usize, f: impl Fn(&mut Registers) + Send + Sync + 'static) -> Action {
+fn tensor(
+    k: usize,
+    element: Element,
+    f: impl Fn(&mut Registers) + Send + Sync + 'static,
+) -> Action {
     let operations = (2 * M * N * k) as u64;
     Action::warp(move |context, mask| {
         context.require_lanes(FULL, mask)?;
-        context.tally.counts.tensor_operations += operations;
+        context.tally.counts.add_tensor(operations, element.bytes());
         f(&mut context.core.registers);
         Ok::<(), Trap>(())
     })

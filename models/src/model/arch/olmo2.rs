@@ -22,6 +22,7 @@ pub(super) static FAMILY: Family = Family {
         ("post_attention_norm", "post_attention_layernorm"),
         ("post_ffw_norm", "post_feedforward_layernorm"),
     ],
+    gguf_attention_factor_is_whole: true,
     ..Family::PLAIN
 };
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
-use super::{Architecture, ConfigError, ModelConfig, RopeScaling, huggingface, json::Fields};
+use super::{Architecture, ConfigError, ModelConfig, RopeScaling, huggingface, json::Fields, rope};
 use crate::weights::{
     GgufError, GgufFile,
     gguf::{Array, Metadata, Value},
@@ -24,9 +24,9 @@ const DEFAULT_ROPE_THETA: f32 = 10_000.0;
 pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
     let metadata = file.metadata();
     let name = metadata.required("general.architecture", Metadata::string)?;
-    let architecture = Architecture::from_gguf_name(name)?;
-    if let Some(parts @ 2..) = metadata.unsigned("split.count")? {
-        return Err(GgufError::Split { parts }.into());
+    let mut architecture = Architecture::from_gguf_name(name)?;
+    if name == "llama" && metadata.unsigned("llama.expert_count")?.is_some_and(|count| count > 0) {
+        architecture = Architecture::from_name("mixtral")?;
     }
     let keys = Keys { metadata, architecture: name };
     let json = translate(&keys, file, architecture)?;
@@ -43,6 +43,9 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
     config.qkv_bias = has_bias(&["attn_q", "attn_qkv"]);
     config.attention_output_bias = has_bias(&["attn_output"]);
     config.mlp_bias = has_bias(&["ffn_up"]);
+    for (index, layer) in config.layers.iter_mut().enumerate() {
+        layer.has_experts = file.contains(&format!("blk.{index}.ffn_gate_inp.weight"));
+    }
     if file.contains(FREQUENCY_FACTORS) {
         let factors = file.tensor(FREQUENCY_FACTORS)?.to_f32();
         set_factors(&mut config, factors);
@@ -67,8 +70,8 @@ fn translate(
     file: &GgufFile,
     architecture: Architecture,
 ) -> Result<Fields, ConfigError> {
-    keys.only("expert_count", 0)?;
     let mut json = Fields::default();
+    experts(keys, architecture, &mut json)?;
     for (key, field) in [
         ("embedding_length", "hidden_size"),
         ("block_count", "num_hidden_layers"),
@@ -105,7 +108,7 @@ fn translate(
     json.set("rms_norm_eps", number(keys.required_float("attention.layer_norm_rms_epsilon")?));
     json.set("rope_theta", number(keys.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA)));
     json.set("tie_word_embeddings", !file.contains("output.weight"));
-    json.set("rope_scaling", rope_scaling(keys, file)?);
+    json.set("rope_scaling", rope_scaling(keys, file, architecture)?);
     window(keys, &mut json)?;
     for (key, field) in architecture.family().gguf_keys {
         if let Some(value) = keys.float(key)? {
@@ -113,6 +116,31 @@ fn translate(
         }
     }
     Ok(json)
+}
+
+/// The sizes of a mixture of experts; none where the family has none.
+fn experts(
+    keys: &Keys<'_>,
+    architecture: Architecture,
+    json: &mut Fields,
+) -> Result<(), ConfigError> {
+    let parts = architecture.family().gguf_parts;
+    if parts.iter().all(|(part, _)| *part != "ffn_gate_inp") {
+        return keys.only("expert_count", 0);
+    }
+    json.set_defaults((architecture.family().gguf_fields)());
+    json.set("num_experts", keys.required("expert_count")?);
+    json.set("num_local_experts", keys.required("expert_count")?);
+    json.set("num_experts_per_tok", keys.required("expert_used_count")?);
+    for (key, field) in [
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+    ] {
+        if let Some(size) = keys.optional(key)? {
+            json.set(field, size);
+        }
+    }
+    Ok(())
 }
 
 /// JSON has no word for infinity and NaN; what is said of the field is then that it is text.
@@ -148,9 +176,19 @@ fn window(keys: &Keys<'_>, json: &mut Fields) -> Result<(), ConfigError> {
     }
     let pattern = keys.key("attention.sliding_window_pattern");
     match keys.metadata.get(&pattern) {
-        Some(Value::Array(Array::Bool(layers))) => {
-            let name = |&is: &bool| if is { "sliding_attention" } else { "full_attention" };
-            json.set("layer_types", layers.iter().map(name).collect::<Json>());
+        Some(Value::Array(layers)) => {
+            let windowed: Vec<bool> = match layers {
+                Array::Bool(layers) => layers.clone(),
+                _ => keys
+                    .metadata
+                    .integers(&pattern)?
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|&it| it != 0)
+                    .collect(),
+            };
+            let name = |is| if is { "sliding_attention" } else { "full_attention" };
+            json.set("layer_types", windowed.into_iter().map(name).collect::<Json>());
         }
         _ => {
             if let Some(every) = keys.optional("attention.sliding_window_pattern")? {
@@ -161,7 +199,11 @@ fn window(keys: &Keys<'_>, json: &mut Fields) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn rope_scaling(keys: &Keys<'_>, file: &GgufFile) -> Result<Json, ConfigError> {
+fn rope_scaling(
+    keys: &Keys<'_>,
+    file: &GgufFile,
+    architecture: Architecture,
+) -> Result<Json, ConfigError> {
     let mut scaling = Map::new();
     let mut set = |field: &str, value: Option<f32>| {
         if let Some(value) = value {
@@ -187,10 +229,16 @@ fn rope_scaling(keys: &Keys<'_>, file: &GgufFile) -> Result<Json, ConfigError> {
         "linear" => "linear",
         "yarn" => {
             let factor = factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?;
-            // Here the key multiplies what YaRN recommends; in a config.json it replaces it.
-            let attention = attention_factor.unwrap_or(1.0);
-            let recommended = RopeScaling::yarn_attention_factor(factor);
-            set("attention_factor", attention_factor.map(|_| attention * recommended));
+            // In a config.json the key replaces what YaRN recommends.
+            let recommended = match keys.float("rope.scaling.yarn_log_multiplier")? {
+                _ if architecture.family().gguf_attention_factor_is_whole => 1.0,
+                Some(scale) if scale != 0.0 => rope::yarn_attention(factor, 1.0, scale),
+                _ => rope::yarn_attention(factor, 1.0, 0.0),
+            };
+            match attention_factor {
+                None if architecture.family().gguf_attention_factor_is_whole => {}
+                given => set("attention_factor", Some(given.unwrap_or(1.0) * recommended)),
+            }
             set("beta_fast", keys.float("rope.scaling.yarn_beta_fast")?);
             set("beta_slow", keys.float("rope.scaling.yarn_beta_slow")?);
             "yarn"

@@ -60,10 +60,18 @@ pub enum RopeScaling {
         beta_fast: f32,
         /// Turns over the original context below which a frequency is divided.
         beta_slow: f32,
-        /// Multiplies sine and cosine; `0.1 ln(factor) + 1` if absent.
-        attention_factor: Option<f32>,
+        /// Multiplies sine and cosine; YaRN recommends `0.1 ln(factor) + 1`.
+        attention_factor: f32,
         /// Whether the ends of the ramp are whole dimensions.
         truncate: bool,
+    },
+    /// Only the first pairs are rotated, and the frequencies are those of all (Gemma 4): the others
+    /// have frequency 0, with their partners half a head away.
+    Proportional {
+        /// Pairs that are rotated, at most `dim / 2`.
+        pairs: usize,
+        /// Divides the frequencies, at least 1.
+        factor: f32,
     },
     /// A divisor for each frequency: how GGUF files store Llama 3's scaling
     /// (`rope_freqs.weight`).
@@ -92,11 +100,6 @@ impl RopeScaling {
     /// `beta_slow` of YaRN where a checkpoint does not say.
     pub const YARN_BETA_SLOW: f32 = 1.0;
 
-    /// What YaRN recommends for `attention_factor`.
-    pub(super) fn yarn_attention_factor(factor: f32) -> f32 {
-        yarn_magnitude(factor, 1.0)
-    }
-
     fn validate(&self, dim: usize) -> Result<(), ConfigError> {
         let positive = |field, value: f32| match value.is_finite() && value > 0.0 {
             true => Ok(()),
@@ -119,6 +122,13 @@ impl RopeScaling {
         };
         match self {
             RopeScaling::Linear { factor } => stretching(*factor),
+            RopeScaling::Proportional { pairs, factor } => {
+                if *pairs > dim / 2 {
+                    let allowed = format!("0..={}", dim / 2);
+                    return Err(out_of_range("pairs that are rotated", pairs, allowed));
+                }
+                stretching(*factor)
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 stretching(*factor)?;
                 context(*original_context)?;
@@ -142,7 +152,7 @@ impl RopeScaling {
                 context(*original_context)?;
                 positive("beta_fast", *beta_fast)?;
                 positive("beta_slow", *beta_slow)?;
-                positive("attention_factor", attention_factor.unwrap_or(1.0))
+                positive("attention_factor", *attention_factor)
             }
             RopeScaling::Factors(factors) => divisors("rope_freqs", factors),
             RopeScaling::LongRope { short, long, original_context, attention_factor } => {
@@ -177,6 +187,11 @@ impl Rope {
         let plain = (0..dim / 2).map(|pair| 1.0 / power(pair));
         let inverse_frequencies = match scaling {
             None => plain.collect(),
+            Some(RopeScaling::Proportional { pairs, factor }) => {
+                let rotated =
+                    |(pair, frequency)| if pair < *pairs { frequency / factor } else { 0.0 };
+                plain.enumerate().map(rotated).collect()
+            }
             Some(RopeScaling::Linear { factor }) => plain.map(|f| f / factor).collect(),
             Some(RopeScaling::Factors(factors)) => {
                 plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
@@ -221,10 +236,10 @@ impl Rope {
             }
         };
         let attention_factor = match scaling {
-            Some(RopeScaling::Yarn { factor, attention_factor, .. }) => {
-                attention_factor.unwrap_or_else(|| RopeScaling::yarn_attention_factor(*factor))
-            }
-            Some(RopeScaling::LongRope { attention_factor, .. }) => *attention_factor,
+            Some(
+                RopeScaling::Yarn { attention_factor, .. }
+                | RopeScaling::LongRope { attention_factor, .. },
+            ) => *attention_factor,
             _ => 1.0,
         };
         Rotary { inverse_frequencies, attention_factor, pairs }
@@ -245,14 +260,17 @@ pub(super) fn read(
     };
     let theta = json.f32("rope_theta")?.unwrap_or(DEFAULT_THETA);
     let local_theta = json.f32("rope_local_base_freq")?;
-    let one = |parameters: &Fields, theta| -> Result<Arc<Rope>, ConfigError> {
-        Ok(Arc::new(Rope {
-            theta: parameters.f32("rope_theta")?.unwrap_or(theta),
-            dim: rotated(json, parameters, head_dim, family)?,
-            pairs: family.rope_pairs,
-            scaling: scaling(json, parameters)?,
-        }))
+    let of_heads = |head_dim, parameters: &Fields, theta| -> Result<Arc<Rope>, ConfigError> {
+        let theta = parameters.f32("rope_theta")?.unwrap_or(theta);
+        let pairs = family.rope_pairs;
+        if parameters.string("rope_type")? == Some("proportional") {
+            let scaling = Some(proportional(parameters, head_dim)?);
+            return Ok(Arc::new(Rope { theta, dim: head_dim, pairs, scaling }));
+        }
+        let dim = rotated(json, parameters, head_dim, family)?;
+        Ok(Arc::new(Rope { theta, dim, pairs, scaling: scaling(json, parameters)? }))
     };
+    let one = |parameters: &Fields, theta| of_heads(head_dim, parameters, theta);
     if !parameters.values().any(|value| value.is_object()) {
         let windowed = local_theta.map(|theta| one(&Fields::default(), theta)).transpose()?;
         return Ok((one(&parameters, theta)?, windowed));
@@ -266,7 +284,26 @@ pub(super) fn read(
         });
     };
     let windowed = windowed.unwrap_or_default();
-    Ok((one(&full, theta)?, Some(one(&windowed, local_theta.unwrap_or(theta))?)))
+    let full_dim = full_head_dim(json)?.unwrap_or(head_dim);
+    Ok((of_heads(full_dim, &full, theta)?, Some(one(&windowed, local_theta.unwrap_or(theta))?)))
+}
+
+/// Width of the heads of full layers, where they have another: `global_head_dim`, or what transformers 5
+/// writes of single layers.
+fn full_head_dim(json: &Fields) -> Result<Option<usize>, ConfigError> {
+    let layers = json.object("per_layer_config")?.unwrap_or_default();
+    let single = layers.names().next().map(|index| layers.object(index)).transpose()?;
+    match single.flatten().unwrap_or_default().usize("head_dim")? {
+        Some(head_dim) => Ok(Some(head_dim)),
+        None => json.usize("global_head_dim"),
+    }
+}
+
+fn proportional(parameters: &Fields, head_dim: usize) -> Result<RopeScaling, ConfigError> {
+    let share = parameters.f32("partial_rotary_factor")?.unwrap_or(1.0);
+    // Whatever is no share is found out in validation.
+    let pairs = (f64::from(share) * head_dim as f64 / 2.0).max(0.0) as usize;
+    Ok(RopeScaling::Proportional { pairs, factor: parameters.f32("factor")?.unwrap_or(1.0) })
 }
 
 /// How many dimensions of a head are rotated.
@@ -327,8 +364,18 @@ fn scaling(json: &Fields, parameters: &Fields) -> Result<Option<RopeScaling>, Co
                 original_context: original_context()?,
                 beta_fast: parameters.f32("beta_fast")?.unwrap_or(RopeScaling::YARN_BETA_FAST),
                 beta_slow: parameters.f32("beta_slow")?.unwrap_or(RopeScaling::YARN_BETA_SLOW),
-                attention_factor: yarn_attention(parameters, factor)?,
-                truncate: parameters.bool("truncate")?.unwrap_or(true),
+                attention_factor: match parameters.f32("attention_factor")? {
+                    Some(given) => given,
+                    None => {
+                        let scale = parameters.f32("mscale")?.unwrap_or(0.0);
+                        let all = parameters.f32("mscale_all_dim")?.unwrap_or(0.0);
+                        yarn_attention(factor, scale, all)
+                    }
+                },
+                truncate: parameters
+                    .bool("truncate")?
+                    .or(json.bool("rope_truncate")?)
+                    .unwrap_or(true),
             })
         }
         other => {
@@ -341,21 +388,11 @@ fn scaling(json: &Fields, parameters: &Fields) -> Result<Option<RopeScaling>, Co
     })
 }
 
-/// DeepSeek's `mscale` fields count only where both are given.
-fn yarn_attention(parameters: &Fields, factor: f32) -> Result<Option<f32>, ConfigError> {
-    if let Some(given) = parameters.f32("attention_factor")? {
-        return Ok(Some(given));
-    }
-    Ok(match (parameters.f32("mscale")?, parameters.f32("mscale_all_dim")?) {
-        (Some(scale), Some(all)) if scale != 0.0 && all != 0.0 => {
-            Some(yarn_magnitude(factor, scale) / yarn_magnitude(factor, all))
-        }
-        _ => None,
-    })
-}
-
-fn yarn_magnitude(factor: f32, scale: f32) -> f32 {
-    if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 }
+/// What multiplies cosine and sine: the quotient of two magnitudes, or YaRN's own where either scale
+/// is 0, as DeepSeek's fields `mscale` and `mscale_all_dim` count only together.
+pub(super) fn yarn_attention(factor: f32, scale: f32, all: f32) -> f32 {
+    let magnitude = |scale: f32| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+    if scale == 0.0 || all == 0.0 { magnitude(1.0) } else { magnitude(scale) / magnitude(all) }
 }
 
 fn long_rope(
@@ -463,9 +500,14 @@ mod tests {
             let [a, b, c, d, e] = divided;
             [1.0, second, third, a, b, c, d, e]
         };
-        let default = yarn(RopeScaling::YARN_BETA_FAST, RopeScaling::YARN_BETA_SLOW, None);
+        let default = yarn(
+            RopeScaling::YARN_BETA_FAST,
+            RopeScaling::YARN_BETA_SLOW,
+            yarn_attention(4.0, 1.0, 0.0),
+        );
         agrees(1e6, Some(default), expected(1.333_709_5e-1, 1.581_139e-2), 1.138_629_4);
-        let narrow = yarn(16.0, 2.0, Some(0.75));
+        assert_eq!(yarn_attention(4.0, 1.0, 1.0), 1.0);
+        let narrow = yarn(16.0, 2.0, 0.75);
         agrees(1e6, Some(narrow), expected(1.778_279_4e-1, 1.976_423_7e-2), 0.75);
     }
 }
