@@ -28,6 +28,8 @@ fn paged_prefill_gives_attention_on_tensor_cores_without_bank_conflicts() {
         let counts = outcome.counts;
         assert_eq!(counts.shared_wavefronts, counts.shared_wavefronts_ideal);
         assert!(counts.of(Class::Tensor) > 0);
+        // bf16: two bytes.
+        assert_eq!(counts.tensor_work, 2 * counts.tensor_operations);
     }
 }
 
