@@ -60,7 +60,7 @@ class Indexer:
                 time.sleep(0.1)
         raise SystemExit("the indexer does not answer")
 
-    def cached(self, tokens, salt):
+    def cached(self, tokens, salt, tier="longest_matched"):
         body = {"token_ids": tokens, "model_name": "m"}
         if salt:
             body["cache_salt"] = salt
@@ -71,7 +71,7 @@ class Indexer:
             if error.code == 404:
                 return 0
             raise
-        return answer.get("instances", {}).get("1", {}).get("longest_matched", 0)
+        return answer.get("instances", {}).get("1", {}).get(tier, 0)
 
     def stop(self):
         self.process.kill()
@@ -129,7 +129,7 @@ def compare(python, requests, host_tokens, log):
     probe = Probe(host_tokens)
     indexer = Indexer(python, probe.endpoints, log)
     draw = random.Random(host_tokens + 1)
-    hits = wrong = 0
+    hits = short = wrong = 0
     for number in range(requests):
         if number == requests // 2:
             indexer.stop()
@@ -139,11 +139,16 @@ def compare(python, requests, host_tokens, log):
         is_new = number in (0, requests // 2)
         clear = number == requests // 4
         # One token is computed anew, and pages are found whole.
-        foretold = min(indexer.cached(tokens, salt), (len(tokens) - 1) // PAGE * PAGE)
+        whole = (len(tokens) - 1) // PAGE * PAGE
+        foretold = min(indexer.cached(tokens, salt), whole)
+        on_device = min(indexer.cached(tokens, salt, "gpu"), whole)
         answer = probe.run(tokens, salt, clear)
         if not is_new and not clear:
             hits += foretold > 0
-            if answer["cached_tokens"] != foretold:
+            # What is on the host alone may have to leave it while the engine makes room for loading it.
+            found = answer["cached_tokens"]
+            short += found < foretold
+            if not on_device <= found <= foretold or (found < foretold and not host_tokens):
                 wrong += 1
                 print(f"request {number}: foretold {foretold}, found {answer['cached_tokens']}", file=sys.stderr)
         if not is_new:
@@ -152,8 +157,9 @@ def compare(python, requests, host_tokens, log):
         wait_for_subscriber(indexer, probe, draw)
     indexer.stop()
     probe.stop()
-    print(f"host tier of {host_tokens} tokens: {requests} requests, {hits} with cached tokens, {wrong} foretold wrong")
-    return wrong == 0 and hits > requests // 10
+    print(f"host tier of {host_tokens} tokens: {requests} requests, {hits} with cached tokens, "
+          f"{short} found less than foretold, {wrong} foretold wrong")
+    return wrong == 0 and hits > requests // 10 and short <= requests // 10
 
 
 def wait_for_subscriber(indexer, probe, draw):

@@ -126,16 +126,13 @@ impl Follower {
     }
 
     /// Tokens of the prompt that are cached, as far as whole pages go.
-    fn cached(&self, salt: &str, tokens: &[u32]) -> usize {
+    fn cached(&self, salt: &str, tokens: &[u32], tiers: &[&str]) -> usize {
         let mut parent = None;
         let pages = tokens.chunks_exact(PAGE).take_while(|tokens| {
             let hash = self.blocks.get(&(salt.to_owned(), parent, tokens.to_vec())).copied();
             parent = hash;
-            let is_there = |hash| {
-                ["GPU", "CPU_PINNED"]
-                    .iter()
-                    .any(|on| self.present.contains(&(hash, (*on).to_owned())))
-            };
+            let is_there =
+                |hash| tiers.iter().any(|on| self.present.contains(&(hash, (*on).to_owned())));
             hash.is_some_and(is_there)
         });
         pages.count() * PAGE
@@ -212,17 +209,23 @@ async fn start(engine: &Engine, buffer_steps: usize) -> KvEvents {
     KvEvents::start(engine.clone(), config, Some(names)).await.unwrap()
 }
 
-/// Runs a request and compares what is found with what was foretold.
-fn check(engine: &Engine, follower: &Follower, random: &mut Random) {
+/// Runs a request and compares what is found with what was foretold. Returns whether all that was
+/// foretold was found: what is on the host alone may have to leave it while the engine makes room
+/// for loading it.
+fn check(engine: &Engine, follower: &Follower, random: &mut Random) -> bool {
     let (tenant, tokens) = random.prompt();
     let salt = ["", "one", "2:0"][tenant as usize];
     // One token is computed anew.
-    let foretold = follower.cached(salt, &tokens[..tokens.len() - 1]);
+    let matched = &tokens[..tokens.len() - 1];
+    let on_device = follower.cached(salt, matched, &["GPU"]);
+    let foretold = follower.cached(salt, matched, &["GPU", "CPU_PINNED"]);
     let request = Request::new(Prompt::Tokens(tokens))
         .sampling(SamplingParams::greedy(1 + random.below(9) as u32))
         .namespace(Namespace::tenant(tenant));
     let output = engine.generate(request).unwrap().remove(0);
-    assert_eq!(output.usage.cached_tokens as usize, foretold);
+    let found = output.usage.cached_tokens as usize;
+    assert!((on_device..=foretold).contains(&found), "{on_device} <= {found} <= {foretold}");
+    found == foretold
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,13 +235,15 @@ async fn a_follower_foretells_what_the_engine_finds() {
         let events = start(&engine, 10_000).await;
         let mut follower = Follower::new(&events).await;
         let mut random = Random(5);
+        let mut short = 0;
         for number in 0..150 {
             if number == 75 {
                 engine.clear_cache().unwrap();
             }
-            check(&engine, &follower, &mut random);
+            short += usize::from(!check(&engine, &follower, &mut random));
             follower.catch_up(&engine).await;
         }
+        assert!(short <= if host { 15 } else { 0 }, "{short} of 150");
         assert!(engine.snapshot().scheduler.evicted_pages > 0);
         engine.shutdown(Shutdown::Now).unwrap();
     }

@@ -267,7 +267,7 @@ fn multiply(form: &mut Form<'_, '_>) -> Compiled {
     let (m, n, k) = shape;
     Ok(Action::warp(move |context, mask| {
         context.require_lanes(FULL, mask)?;
-        context.tally.counts.tensor_operations += (2 * m * n * k) as u64;
+        context.tally.counts.add_tensor((2 * m * n * k) as u64, a.bytes() as u64);
         let registers = &mut context.core.registers;
         let all = |fragment: &Fragment| -> Vec<u64> {
             (0..fragment.size()).map(|index| fragment.get(registers, index)).collect()
