@@ -1,5 +1,6 @@
 //! Compares models with what transformers computed: log probabilities and greedy tokens.
 
+use engine_core::Token;
 use engine_core::backend::Backend;
 use engine_core::model::{LoadedModel, Program};
 use engine_core::weights::Weights;
@@ -37,8 +38,18 @@ pub(crate) fn check(
         for prompt in &expected.prompts {
             let generated = prompt.greedy.as_ref().map_or(0, |greedy| greedy.token_ids.len());
             let program = program(prompt.token_ids.len() + generated);
-            worst = worst.max(logits_error(backend.as_ref(), &program, weights, prompt));
-            check_greedy(backend.as_ref(), &program, weights, prompt);
+            let mut sequence = Sequence::new(backend.as_ref(), &program, weights);
+            let whole = sequence.log_probabilities(&prompt.token_ids);
+            worst = larger(worst, max_difference(&whole, &prompt.last_logits));
+            if let Some(expected) = &prompt.greedy {
+                let tokens = go_on(&mut sequence, &whole, expected.token_ids.len());
+                let backend = backend.capabilities().description;
+                assert_eq!(tokens, expected.token_ids, "{name}, {backend}, {}", prompt.name);
+            }
+            if let Some(all_logits) = &prompt.all_logits {
+                let sequence = Sequence::new(backend.as_ref(), &program, weights);
+                worst = larger(worst, error_token_by_token(sequence, prompt, all_logits));
+            }
         }
         let backend = backend.capabilities().description;
         let allowed = NOISE_FACTOR * expected.noise;
@@ -47,45 +58,38 @@ pub(crate) fn check(
     }
 }
 
-/// Largest difference of a log probability after a prompt, or after each token of it where that
-/// was recorded: then the prompt is computed token by token.
-fn logits_error(
-    backend: &dyn Backend,
-    program: &Program,
-    weights: &dyn Weights,
-    prompt: &ExpectedPrompt,
-) -> f32 {
-    let whole = Sequence::new(backend, program, weights).log_probabilities(&prompt.token_ids);
-    let mut worst = max_difference(&whole, &prompt.last_logits);
-    if let Some(all_logits) = &prompt.all_logits {
-        assert_eq!(all_logits.len(), prompt.token_ids.len());
-        let mut sequence = Sequence::new(backend, program, weights);
-        for (&token, logits) in prompt.token_ids.iter().zip(all_logits) {
-            worst = worst.max(max_difference(&sequence.log_probabilities(&[token]), logits));
-        }
-    }
-    worst
-}
-
-fn check_greedy(
-    backend: &dyn Backend,
-    program: &Program,
-    weights: &dyn Weights,
-    prompt: &ExpectedPrompt,
-) {
-    let Some(expected) = &prompt.greedy else { return };
-    let mut sequence = Sequence::new(backend, program, weights);
-    let mut tokens = vec![sequence.greedy(&prompt.token_ids)];
-    while tokens.len() < expected.token_ids.len() {
+/// Greedy tokens after a prompt whose `log_probabilities` were just computed.
+fn go_on(sequence: &mut Sequence, log_probabilities: &[f32], count: usize) -> Vec<Token> {
+    let likeliest = (0..).zip(log_probabilities).max_by(|(_, a), (_, b)| a.total_cmp(b));
+    let first = likeliest.expect("a vocabulary").0;
+    let mut tokens = vec![first, sequence.greedy(&[first])];
+    while tokens.len() < count {
         tokens.push(sequence.next_greedy());
     }
-    let backend = backend.capabilities().description;
-    assert_eq!(tokens, expected.token_ids, "{backend}, prompt {}", prompt.name);
+    tokens
+}
+
+/// Largest difference of a log probability after each token of a prompt.
+fn error_token_by_token(
+    mut sequence: Sequence,
+    prompt: &ExpectedPrompt,
+    all_logits: &[Vec<f32>],
+) -> f32 {
+    assert_eq!(all_logits.len(), prompt.token_ids.len());
+    let steps = prompt.token_ids.iter().zip(all_logits);
+    let error = |(&token, logits): (&Token, &Vec<f32>)| {
+        max_difference(&sequence.log_probabilities(&[token]), logits)
+    };
+    steps.map(error).fold(0.0, larger)
 }
 
 fn max_difference(log_probabilities: &[f32], logits: &[f32]) -> f32 {
     assert_eq!(log_probabilities.len(), logits.len());
     let pairs = log_probabilities.iter().zip(log_softmax(logits));
-    // NaN must not be lost in a maximum.
-    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |worst, x| if x <= worst { worst } else { x })
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, larger)
+}
+
+/// The larger one, where NaN is larger than any.
+fn larger(worst: f32, x: f32) -> f32 {
+    if x <= worst { worst } else { x }
 }

@@ -104,6 +104,9 @@ pub(super) fn read(
         logits_soft_cap: None,
     };
     (family.configure)(json, &mut config)?;
+    if config.experts.is_none() {
+        config.layers.iter_mut().for_each(|layer| layer.has_experts = false);
+    }
     if let Some(rope) = windowed_rope {
         config.windowed_layers().for_each(|layer| layer.rope = Some(rope.clone()));
     }

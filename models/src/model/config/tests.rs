@@ -105,7 +105,8 @@ fn an_unknown_architecture_is_answered_with_the_supported_ones() {
     assert_eq!(
         error.to_string(),
         "architecture `BloomForCausalLM` is not supported (supported: llama, mistral, \
-         ministral3, qwen2, qwen3, gemma2, gemma3, phi3, granite, smollm3, olmo2, olmo3, glm4)"
+         ministral3, qwen2, qwen3, gemma2, gemma3, gemma4, phi3, granite, smollm3, olmo2, olmo3, \
+         glm4, mixtral, qwen2moe, qwen3moe, gpt-oss)"
     );
     let name = Some(Value::String("bloom".into()));
     let error = read_gguf(&[("general.architecture", name)]).expect_err("unknown");
@@ -292,7 +293,6 @@ fn gguf_rope_scaling_means_what_it_means_to_llama_cpp() {
 fn gguf_features_without_a_program_are_refused() {
     let string = |text: &str| Some(Value::String(text.into()));
     for (key, value) in [
-        ("llama.expert_count", Some(Value::U32(8))),
         ("llama.rope.dimension_count", Some(Value::U32(8))),
         ("llama.attention.value_length", Some(Value::U32(8))),
         ("llama.rope.scaling.type", string("dynamic")),
