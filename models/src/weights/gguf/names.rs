@@ -123,10 +123,11 @@ fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
                 "ffn_down" => "mlp.down_proj",
                 _ => return None,
             };
+            let module = format!("model.layers.{layer}.{part}");
             if BARE.contains(&part) {
-                return Some(format!("model.layers.{layer}.{part}"));
+                return Some(module);
             }
-            format!("model.layers.{layer}.{part}")
+            module
         }
     };
     Some(format!("{module}.{suffix}"))
