@@ -45,8 +45,8 @@
 //! # Features
 //!
 //! `cpu` (default): the embedded backend, which needs nothing installed. `hub` (default): models
-//! from the Hugging Face hub. `xla`: TPUs and other devices through a PJRT plugin. None changes
-//! what another does.
+//! from the Hugging Face hub. `xla`: TPUs and other devices through a PJRT plugin. `grammar`:
+//! structured output. None changes what another does.
 
 #![forbid(unsafe_code)]
 
@@ -71,6 +71,9 @@ pub use serde_json;
 pub use backend_cpu as cpu;
 #[cfg(feature = "xla")]
 pub use backend_xla as xla;
+/// Structured output.
+#[cfg(feature = "grammar")]
+pub use grammar;
 
 /// What most programs import.
 pub mod prelude {

@@ -45,6 +45,9 @@ const SHOWN: usize = 3;
 /// ignored, with one warning for each name. An answer is a line with index, text, token_ids,
 /// finish_reason, usage and ttft_ms, or with index and error: a bad line costs its own answer only.
 ///
+/// response_format states the form of an answer as OpenAI writes it: json_object, json_schema, and
+/// beside these regex, grammar and choice. It needs a build with `--features grammar`.
+///
 /// A line with custom_id, method, url and body is a request in OpenAI's batch format, to
 /// /v1/chat/completions or /v1/completions. Its answer has id, custom_id, response and error.
 ///

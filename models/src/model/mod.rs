@@ -13,7 +13,7 @@ pub use backend_api::program::{
 };
 pub(crate) use config::json::Fields;
 pub use config::{
-    Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers, Rope,
-    RopeScaling,
+    Architecture, ConfigError, ExpertsConfig, FusedExperts, GenerationDefaults, LayerConfig,
+    ModelConfig, Multipliers, QueryScaling, Rope, RopeScaling,
 };
 pub use open::{LoadedModel, ModelFiles, OpenError, open_model};

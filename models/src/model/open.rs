@@ -12,7 +12,7 @@ use super::arch::{OUTPUT_WEIGHT, build};
 use super::config::{ConfigError, GenerationDefaults, ModelConfig, read_text};
 use crate::weights::{
     GgufFile, GgufWeights, HuggingFaceWeights, QuantizedWeights, SafetensorsWeights, Scheme,
-    WeightFileError, Weights,
+    WeightFileError, Weights, with_experts,
 };
 use backend_api::program::{Program, ProgramError};
 
@@ -138,7 +138,7 @@ fn open_directory(directory: &Path) -> Result<LoadedModel, OpenError> {
     };
     Ok(LoadedModel {
         generation,
-        weights,
+        weights: with_experts(weights, &config),
         config,
         files: ModelFiles::HuggingFace { directory: directory.to_owned() },
         path: directory.to_owned(),
@@ -151,7 +151,7 @@ fn open_gguf(path: &Path) -> Result<LoadedModel, OpenError> {
     let config = ModelConfig::from_gguf(&file).map_err(failed)?;
     Ok(LoadedModel {
         generation: GenerationDefaults::from_gguf(&file),
-        weights: Box::new(GgufWeights::new(Arc::clone(&file), &config)?),
+        weights: with_experts(Box::new(GgufWeights::new(Arc::clone(&file), &config)?), &config),
         config,
         files: ModelFiles::Gguf { file },
         path: path.to_owned(),

@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod documented;
 mod error;
+mod experts;
 mod fused;
 pub mod gguf;
 mod huggingface;
@@ -23,6 +24,7 @@ pub use backend_api::weights::{
     Format, MapWeights, Shape, Tensor, TensorError, Weights, WeightsError,
 };
 pub use error::WeightFileError;
+pub(crate) use experts::with_experts;
 pub use gguf::{Array, GgufError, GgufFile, GgufWeights, GgufWriter, Metadata, Value};
 pub(crate) use huggingface::HuggingFaceWeights;
 pub(crate) use quantized::{QuantizedWeights, Scheme};

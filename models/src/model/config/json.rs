@@ -127,6 +127,10 @@ impl Fields {
         })
     }
 
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
+    }
+
     pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
         self.fields.values()
     }

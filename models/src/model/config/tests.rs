@@ -104,8 +104,8 @@ fn an_unknown_architecture_is_answered_with_the_supported_ones() {
     let error = config(json!({"architectures": ["BloomForCausalLM"]})).expect_err("unknown");
     assert_eq!(
         error.to_string(),
-        "architecture `BloomForCausalLM` is not supported (supported: llama, mistral, qwen2, qwen3, \
-         gemma2, gemma3, phi3, granite, smollm3, olmo2, olmo3, glm4)"
+        "architecture `BloomForCausalLM` is not supported (supported: llama, mistral, \
+         ministral3, qwen2, qwen3, gemma2, gemma3, phi3, granite, smollm3, olmo2, olmo3, glm4)"
     );
     let name = Some(Value::String("bloom".into()));
     let error = read_gguf(&[("general.architecture", name)]).expect_err("unknown");
