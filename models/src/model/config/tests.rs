@@ -292,7 +292,6 @@ fn gguf_rope_scaling_means_what_it_means_to_llama_cpp() {
 fn gguf_features_without_a_program_are_refused() {
     let string = |text: &str| Some(Value::String(text.into()));
     for (key, value) in [
-        ("llama.expert_count", Some(Value::U32(8))),
         ("llama.rope.dimension_count", Some(Value::U32(8))),
         ("llama.attention.value_length", Some(Value::U32(8))),
         ("llama.rope.scaling.type", string("dynamic")),
