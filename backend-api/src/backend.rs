@@ -52,8 +52,8 @@ pub trait Backend: Send + Sync {
         weights: &dyn Weights,
         options: &CompileOptions,
     ) -> Result<Footprint, BackendError> {
-        let mut all = Footprint::default();
-        all.kv = kit::kv_bytes(self, programs, &options.limits.pages, options);
+        let kv = kit::kv_bytes(self, programs, &options.limits.pages, options);
+        let mut all = Footprint::new(0, kv, 0);
         for program in programs {
             all.weights = all.weights.saturating_add(self.weight_bytes(program, weights)?);
             let activations = self.activation_bytes(program, &options.limits);

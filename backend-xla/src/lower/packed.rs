@@ -140,13 +140,16 @@ mod tests {
     use super::*;
 
     const INPUTS: usize = 512;
-    const OUTPUTS: usize = 32;
+    const OUTPUTS: usize = 64;
 
-    fn placement(format: Format, split: Split, devices: usize) -> Placement {
+    /// Of a program with a matrix that splits its outputs and one that splits its inputs.
+    fn placement(format: Format, devices: usize) -> Placement {
         let mut b = ProgramBuilder::new("packed", 64);
         b.page_group(1, 16, None);
         let x = b.embed("embedding", INPUTS, 1.0);
-        let x = b.linear(x, "matrix", OUTPUTS, split);
+        let h = b.linear(x, "outputs", OUTPUTS, Split::None);
+        let h = b.linear(h, "wide", INPUTS, Split::Columns);
+        let x = b.linear(h, "narrow", OUTPUTS, Split::Rows);
         let x = b.select_outputs(x);
         let program = b.finish_with_logits(x, "output", None).expect("a program");
         let mut placement = Placement::new(&program, devices, Element::F32).expect("it divides");
@@ -161,9 +164,9 @@ mod tests {
     #[test]
     fn matrices_of_linear_layers_with_integer_levels_stay_quantized() {
         for format in Format::ALL {
-            let placement = placement(format, Split::Columns, 2);
+            let placement = placement(format, 2);
             let is_kept = Packed::of(format).is_some();
-            assert_eq!(packed(&placement).len(), usize::from(is_kept), "{format}");
+            assert_eq!(packed(&placement).is_empty(), !is_kept, "{format}");
             let floats = [
                 Format::F32,
                 Format::F16,
@@ -174,7 +177,7 @@ mod tests {
             ];
             assert_eq!(is_kept, !floats.contains(&format), "{format}");
         }
-        let placement = placement(Format::Q4_K, Split::Columns, 1);
+        let placement = placement(Format::Q4_K, 1);
         let arrays = packed(&placement)[0].arrays();
         let kinds: Vec<_> = arrays.iter().map(|array| array.kind.clone()).collect();
         let scales = Type::new(Element::F32, &[INPUTS / 32, OUTPUTS]);
@@ -184,8 +187,8 @@ mod tests {
 
     #[test]
     fn groups_that_devices_would_cut_expand() {
-        for (devices, kept) in [(2, 1), (16, 1), (32, 0)] {
-            let placement = placement(Format::Q8_0, Split::Rows, devices);
+        for (devices, kept) in [(2, 3), (16, 3), (32, 2)] {
+            let placement = placement(Format::Q8_0, devices);
             assert_eq!(packed(&placement).len(), kept, "{devices} devices");
         }
     }
@@ -197,7 +200,7 @@ mod tests {
         for format in Format::ALL.into_iter().filter(|&format| Packed::of(format).is_some()) {
             let shape = Shape::matrix(OUTPUTS, INPUTS);
             let tensor = Tensor::from_f32(format, shape, &values).expect("whole blocks");
-            let placement = placement(format, Split::None, 1);
+            let placement = placement(format, 1);
             let arrays = packed(&placement)[0].pack(&tensor);
             let group = format.group_elements();
             let floats = |bytes: &[u8], index: usize| {

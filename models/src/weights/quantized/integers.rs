@@ -71,7 +71,7 @@ pub(super) fn packed(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'stati
     let rows = quants.rows;
     let cols = match parts.optional(".weight_shape") {
         // The last word of a row may not be full.
-        Some(shape) => stored_columns(&shape.bytes.as_chunks().0, shape.dtype)
+        Some(shape) => stored_columns(shape.bytes.as_chunks().0, shape.dtype)
             .filter(|cols| cols.div_ceil(a_word) == quants.columns)
             .ok_or_else(|| parts.unexpected(".weight_shape", &shape))?,
         None => quants.columns.saturating_mul(a_word),
