@@ -78,14 +78,14 @@ pub use grammar;
 /// What most programs import.
 pub mod prelude {
     pub use crate::backend::{Backend, Progress};
-    pub use crate::engine::{Engine, EngineOptions, Generation, KvMemory, Shutdown};
+    pub use crate::engine::{Engine, EngineOptions, FitEstimate, Generation, KvMemory, Shutdown};
     pub use crate::error::{EngineError, GenerateError, GenerationError, SubmitError};
     pub use crate::request::{
         FinishReason, Finished, GenerationEvent, Output, Prompt, Request, SamplingParams,
     };
     pub use crate::source::{FetchOptions, ModelSource};
     pub use crate::text::ChatMessage;
-    pub use crate::{BackendChoice, LoadError, Namespace, Token, one_line};
+    pub use crate::{BackendChoice, LoadError, Loader, Namespace, Token, one_line};
 }
 
 /// The programs in the README are compiled.

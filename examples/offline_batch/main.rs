@@ -81,6 +81,11 @@ struct Arguments {
     #[arg(long)]
     json: bool,
 
+    /// Answer nothing: print what the engine would take of the device's memory, which context fits
+    /// and how many answers at once. No weights are loaded.
+    #[arg(long)]
+    dry_run: bool,
+
     #[command(flatten)]
     engine: start::EngineArguments,
 }
@@ -93,6 +98,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Outcome<()> {
     // What can be wrong with files is found before a model is fetched, and what --out names is
     // touched after that.
+    if arguments.dry_run {
+        writeln!(io::stdout(), "{}", arguments.engine.loader()?.estimate()?)?;
+        return Ok(());
+    }
     let prompts = Prompts::open(arguments.prompts.as_deref())?;
     if let Some(path) = &arguments.out {
         Answers::check(path, &prompts)?;

@@ -59,6 +59,11 @@ impl KvLayer {
         }
     }
 
+    /// Bytes of its memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        (size_of_val(self.keys.as_slice()) + size_of_val(self.values.as_slice())) as u64
+    }
+
     pub(crate) fn shape(&self) -> PageShape {
         self.shape
     }

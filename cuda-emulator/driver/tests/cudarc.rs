@@ -115,7 +115,19 @@ fn launch_attributes_are_checked() {
 }
 
 #[test]
+fn clusters_come_from_the_launch_the_function_or_the_kernel() {
+    assert_eq!(succeeds("clusters", &[HOPPER]), "");
+}
+
+#[test]
 fn occupancy_follows_threads_and_shared_memory() {
     // A ptxas that isn't there: registers are not known.
     assert_eq!(succeeds("occupancy", &[("CUDA_EMULATOR_PTXAS", "/none")]), "");
+}
+
+#[test]
+fn registers_of_a_function_come_from_ptxas() {
+    // The driver fetches nothing itself.
+    cuda_emulator::ptxas::Ptxas::find().expect("ptxas");
+    assert_eq!(succeeds("registers", &[]), "");
 }

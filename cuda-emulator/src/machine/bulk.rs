@@ -4,6 +4,7 @@ use crate::check::{Access, Problem};
 use crate::count::WRITTEN;
 
 use super::context::{Context, Trap};
+use super::launch::SHARED_LIMIT;
 use super::memory::Allocation;
 use super::tensor_map::{RANK, Swizzle, TensorMap, TensorType};
 
@@ -72,11 +73,11 @@ impl TensorMap {
         'rows: for row in 0..rows {
             let mut rest = row;
             let mut address = self.address.wrapping_add(first as u64 * bytes);
-            for dimension in 1..self.rank() {
+            for (dimension, first) in coordinates.iter().enumerate().take(self.rank()).skip(1) {
                 let size = self.tile_size(dimension);
                 let step = rest % size * self.step(dimension);
                 rest /= size;
-                let index = i64::from(coordinates[dimension]) + step as i64;
+                let index = i64::from(*first) + step as i64;
                 let limit = self.sizes.get(dimension).copied().unwrap_or(1);
                 if index < 0 || index as u64 >= limit {
                     continue 'rows;
@@ -93,6 +94,10 @@ impl TensorMap {
     /// What copies of tiles don't do.
     pub(crate) fn unsupported(&self) -> Option<String> {
         let span = self.swizzle.span();
+        let bytes = self.tile_bytes();
+        if bytes > SHARED_LIMIT as u64 {
+            return Some(format!("a tile of {bytes} bytes, more than shared memory has"));
+        }
         if self.interleave != 0 {
             return Some("interleaved tensors are not supported".to_owned());
         }
@@ -129,7 +134,7 @@ impl<'m> Context<'_, 'm> {
 
     /// Counts the sectors of a piece of device memory that a copy moves.
     fn count_piece(&mut self, address: u64, bytes: u64, write: bool) {
-        let (first, last) = (address / 32, (address + bytes.max(1) - 1) / 32);
+        let (first, last) = (address / 32, address.saturating_add(bytes.max(1) - 1) / 32);
         let counts = &mut self.tally.counts;
         if write {
             counts.global_bytes_stored += bytes;
@@ -151,8 +156,9 @@ impl<'m> Context<'_, 'm> {
         address: u64,
         bytes: u64,
     ) -> Result<Vec<u8>, Trap> {
+        let found = self.global_range(lane, address, bytes, Access::Read)?;
         let mut data = vec![0; bytes as usize];
-        if let Some((allocation, offset)) = self.global_range(lane, address, bytes, Access::Read)? {
+        if let Some((allocation, offset)) = found {
             allocation.load_bytes(offset, &mut data);
         }
         self.count_piece(address, bytes, false);
@@ -197,7 +203,8 @@ impl<'m> Context<'_, 'm> {
         }
         let checks = self.env.checks;
         let (offset, bytes) = (flight.offset, flight.data.len() as u64);
-        let access = if flight.update.is_some() { Access::Atomic } else { Access::Write };
+        // Reductions of several threads may meet.
+        let alone = flight.update.is_none();
         let Some((state, clocks)) = self.split(rank) else { return Ok(()) };
         let size = state.shared.len() as u64;
         if offset.saturating_add(bytes) > size {
@@ -213,9 +220,10 @@ impl<'m> Context<'_, 'm> {
         let fenced = barrier.fenced;
         let finding = if checks.shadows_shared() {
             let (offset, bytes) = (offset as usize, bytes as usize);
-            let found = state.shadow.access(clocks, offset, bytes, access, warp, at);
+            let access = Access::Write;
+            let found = alone.then(|| state.shadow.access(clocks, offset, bytes, access, warp, at));
             state.shadow.expect(offset, bytes);
-            found
+            found.flatten()
         } else {
             None
         };

@@ -7,6 +7,7 @@ mod action;
 mod arguments;
 mod block;
 mod bulk;
+mod calls;
 mod cluster;
 mod compile;
 mod context;
@@ -22,6 +23,8 @@ mod names;
 mod ops;
 mod random;
 mod registers;
+mod shared;
+mod stack;
 mod tensor_map;
 mod warp;
 

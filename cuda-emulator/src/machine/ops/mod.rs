@@ -2,6 +2,7 @@
 //! effect, and one line of its family's table, which holds the forms that the instruction comes
 //! in. Documentation and tests are made from these lines.
 
+mod approximate;
 mod arithmetic;
 mod atomic;
 mod bits;
@@ -9,6 +10,7 @@ mod bulk;
 mod cluster;
 mod convert;
 mod copy;
+mod descriptor;
 mod floating;
 mod matrix;
 mod mbarrier;
@@ -17,6 +19,7 @@ mod predicate;
 mod sync;
 mod vote;
 mod wgmma;
+mod wmma;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -42,7 +45,7 @@ pub(super) struct Op {
     pub(super) compile: fn(&mut Form<'_, '_>) -> Result<Action, PtxError>,
 }
 
-const TABLES: [&[Op]; 14] = [
+const TABLES: [&[Op]; 15] = [
     arithmetic::TABLE,
     floating::TABLE,
     bits::TABLE,
@@ -57,6 +60,7 @@ const TABLES: [&[Op]; 14] = [
     mbarrier::TABLE,
     cluster::TABLE,
     wgmma::TABLE,
+    wmma::TABLE,
 ];
 
 static BY_NAME: LazyLock<HashMap<&'static str, &'static Op>> =
