@@ -222,15 +222,16 @@ enum EvictionPolicy {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-#[value(rename_all = "snake_case")]
 enum HostWritePolicy {
-    WriteThrough,
-    WriteThroughSelective,
-    WriteBack,
+    #[value(name = "write_through")]
+    Through,
+    #[value(name = "write_through_selective")]
+    Selective,
+    #[value(name = "write_back")]
+    Back,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-#[value(rename_all = "verbatim")]
 enum Proposals {
     #[value(name = "NGRAM", alias = "ngram")]
     Ngram,
@@ -369,9 +370,9 @@ impl EngineArguments {
             })
             .host_kv_memory(self.hicache_size.map_or(KvMemory::NONE, bytes))
             .host_write_policy(match self.hicache_write_policy {
-                HostWritePolicy::WriteThrough => WritePolicy::Through,
-                HostWritePolicy::WriteThroughSelective => WritePolicy::ThroughAfterHits(1),
-                HostWritePolicy::WriteBack => WritePolicy::Back,
+                HostWritePolicy::Through => WritePolicy::Through,
+                HostWritePolicy::Selective => WritePolicy::ThroughAfterHits(1),
+                HostWritePolicy::Back => WritePolicy::Back,
             })
             .max_queued_requests(self.max_queued_requests)
             .deterministic(self.enable_deterministic_inference)

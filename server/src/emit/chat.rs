@@ -225,9 +225,8 @@ impl Emit for ChatEmit {
                 sample.admit(prompt_tokens, cached_tokens, queue_time);
             }
             GenerationEvent::Token { token, logprobs, .. } => {
-                if sample.take(token, logprobs) {
-                    self.begin(index, frames);
-                }
+                sample.take(token, logprobs);
+                self.begin(index, frames);
             }
             GenerationEvent::Text { text, .. } => {
                 let Some(voice) = self.voices.get_mut(index as usize) else { return };

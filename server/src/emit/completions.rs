@@ -237,9 +237,8 @@ impl Emit for CompletionEmit {
                 }
             }
             GenerationEvent::Token { token, logprobs, .. } => {
-                if sample.take(token, logprobs) {
-                    self.begin(index, frames);
-                }
+                sample.take(token, logprobs);
+                self.begin(index, frames);
             }
             GenerationEvent::Text { text, .. } => {
                 let Some(choice) = self.choices.get_mut(index) else { return };

@@ -32,11 +32,9 @@ impl Sample {
         self.queue_time = queue_time;
     }
 
-    /// True for the first token.
-    pub(crate) fn take(&mut self, token: Token, logprobs: Option<Box<TokenLogprobs>>) -> bool {
+    pub(crate) fn take(&mut self, token: Token, logprobs: Option<Box<TokenLogprobs>>) {
         self.tokens += 1;
         self.pending.push(SampledToken { token, logprobs });
-        self.tokens == 1
     }
 
     pub(crate) fn take_pending(&mut self) -> Vec<SampledToken> {

@@ -24,13 +24,13 @@ pub(crate) fn chat(tokenizer: &Tokenizer, tokens: &[SampledToken]) -> ChatLogpro
         let text = String::from_utf8_lossy(&bytes).into_owned();
         ScoredToken { token: text, logprob: finite(logprob), bytes }
     };
-    let content = tokens.iter().filter_map(|SampledToken { token, logprobs }| {
+    let content = tokens.iter().map(|SampledToken { token, logprobs }| {
         // A token that a grammar forced was not sampled: it was certain.
         let Some(logprobs) = logprobs else {
-            return Some(TokenLogprob { token: scored(*token, 0.0), top_logprobs: Vec::new() });
+            return TokenLogprob { token: scored(*token, 0.0), top_logprobs: Vec::new() };
         };
         let top = logprobs.top.iter().map(|&(token, logprob)| scored(token, logprob));
-        Some(TokenLogprob { token: scored(*token, logprobs.logprob), top_logprobs: top.collect() })
+        TokenLogprob { token: scored(*token, logprobs.logprob), top_logprobs: top.collect() }
     });
     ChatLogprobs { content: content.collect(), refusal: None }
 }

@@ -234,7 +234,7 @@ proptest! {
 
     #[test]
     fn named_events_open_and_close_their_blocks(scripts in vec((0..VOCABULARY, "[a-z<>]{1,6}".prop_map(Some)), 0..12)) {
-        let events = events(&[scripts.clone()], &[]);
+        let events = events(std::slice::from_ref(&scripts), &[]);
         let mut emit = MessageEmit::new(head(), MessageShape { stream: true }, Box::new(AnswerParser::default()));
         let frames = run(&mut emit, &events);
         let names: Vec<&str> = frames

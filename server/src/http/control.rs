@@ -27,8 +27,10 @@ pub(super) async fn flush(
     Query(query): Query<FlushQuery>,
 ) -> Response {
     const LONGEST: f64 = 600.0;
+    /// Counts are those of the last step: a request that has just been answered may be among them.
+    const SHORTEST: f64 = 0.1;
     let patience = query.timeout.filter(|seconds| seconds.is_finite()).unwrap_or_default();
-    let patience = Duration::from_secs_f64(patience.clamp(0.0, LONGEST));
+    let patience = Duration::from_secs_f64(patience.clamp(SHORTEST, LONGEST));
     let begin = Instant::now();
     loop {
         let snapshot = server.engine().snapshot();

@@ -1,7 +1,7 @@
 //! Whether a client is still there while its answer is computed.
 //!
 //! A client that has left and one that has only finished writing look alike: both have sent a FIN. The first answers
-//! whatever it is sent with a reset. So a client that has finished writing is sent an interim response (102, which
+//! whatever it is sent with a reset. So a client that has finished writing is sent an interim response (100, which
 //! HTTP/1.1 clients must skip) before its answer begins; later, each piece of the answer does the same. Clients that
 //! keep their writing side open never see one.
 
@@ -11,7 +11,7 @@ use axum::http::Version;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
+const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The client's end of a connection.
 #[derive(Clone, Debug)]

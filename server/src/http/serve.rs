@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Extension;
-use axum::http::StatusCode;
+use axum::http::{Request, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -108,7 +109,11 @@ async fn accept(
         }
         let socket = Arc::new(socket);
         let peer = Peer::new(Arc::clone(&socket), tls.is_some());
-        let service = TowerToHyperService::new(router.clone().layer(Extension(peer)));
+        let routes = TowerToHyperService::new(router.clone());
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            routes.call(request)
+        });
         let connection = Connection::new(socket, limits.write_patience);
         match tls.clone() {
             None => {

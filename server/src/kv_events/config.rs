@@ -47,6 +47,10 @@ impl KvEventsConfig {
     ///
     /// [`KvEventsError::Config`].
     pub fn from_json(text: &str) -> Result<Self, KvEventsError> {
+        // A list would be taken for the members in their order.
+        if !text.trim_start().starts_with('{') {
+            return Err(KvEventsError::Config { reason: "no JSON object".to_owned() });
+        }
         let config: Self = serde_json::from_str(text)
             .map_err(|error| KvEventsError::Config { reason: error.to_string() })?;
         match &*config.publisher {

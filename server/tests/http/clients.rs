@@ -146,7 +146,15 @@ fn what_is_no_http_or_no_json_is_refused() {
     let mut stream = server.connect();
     stream.write_all(b"\x16\x03\x01 not http\r\n\r\n").unwrap();
     assert!(rest(stream).starts_with("HTTP/1.1 400"));
-    for body in ["", "{", "[]", "{\"prompt\": \"a\"} x", "{\"prompt\": \"\u{1}\"}", "\"\\ud800\""] {
+    for body in [
+        "",
+        "{",
+        "[]",
+        "[\"prompt\"]",
+        "{\"prompt\": \"a\"} x",
+        "{\"prompt\": \"\u{1}\"}",
+        "\"\\ud800\"",
+    ] {
         let mut stream = server.connect();
         stream.write_all(request(TEXT, body, "").as_bytes()).unwrap();
         let answer = Answer::read(stream);
@@ -157,4 +165,18 @@ fn what_is_no_http_or_no_json_is_refused() {
     let mut stream = server.connect();
     stream.write_all(request(TEXT, &deep, "").as_bytes()).unwrap();
     assert_eq!(Answer::read(stream).status, 400);
+}
+
+#[test]
+fn hundreds_of_streams_at_once_have_all_their_tokens() {
+    let options = engine_options().max_running_requests(256);
+    let server = Running::endless(Duration::from_millis(1), options, ServerOptions::default());
+    let body = json!({"prompt": "a", "max_tokens": 30, "ignore_eos": true, "stream": true});
+    let streams: Vec<TcpStream> = (0..400).map(|_| server.send(TEXT, &body)).collect();
+    for stream in streams {
+        let data = Answer::read(stream).data();
+        // A chunk for each token, one for the end, and the mark of it.
+        assert_eq!(data.len(), 32, "{data:?}");
+    }
+    server.wait_until_idle(Duration::from_secs(5));
 }

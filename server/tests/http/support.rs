@@ -184,7 +184,7 @@ impl Answer {
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
         let rest = &bytes[end + 4..];
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        if status == 102 {
+        if status == 100 {
             return Self::parse(rest);
         }
         let is_chunked = head.contains("transfer-encoding: chunked");
