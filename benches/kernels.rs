@@ -14,7 +14,10 @@ use backend_cpu::{
     measure::{LinearKernel, read_bandwidth},
 };
 use criterion::{BenchmarkId, Criterion, Throughput};
-use engine_core::{backend::Backend, weights::Format};
+use engine_core::{
+    backend::{Backend, Compute},
+    weights::Format,
+};
 
 const DEPTH: usize = 576;
 const COLUMNS: usize = 49_152;
@@ -35,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for rows in [1, 8, 32] {
         let mut group = criterion.benchmark_group(format!("linear/{rows} rows"));
         for format in Format::ALL {
-            let mut kernel = LinearKernel::new(format, DEPTH, COLUMNS, rows, &options)?;
+            let mut kernel = LinearKernel::new((format, Compute::Exact), DEPTH, COLUMNS, rows, &options)?;
             group.throughput(match rows {
                 1 => Throughput::Bytes(kernel.weight_bytes()),
                 _ => Throughput::Elements(kernel.flops()),

@@ -74,7 +74,7 @@ pub use backend_xla as xla;
 
 /// What most programs import.
 pub mod prelude {
-    pub use crate::backend::{Backend, Progress};
+    pub use crate::backend::{Backend, Compute, KvFormat, Progress};
     pub use crate::engine::{Engine, EngineOptions, Generation, KvMemory, Shutdown};
     pub use crate::error::{EngineError, GenerateError, GenerationError, SubmitError};
     pub use crate::request::{

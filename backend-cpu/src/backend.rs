@@ -3,8 +3,8 @@
 use std::thread::available_parallelism;
 
 use backend_api::{
-    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
-    kit,
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
+    KvFormat, kit,
     program::{PageGroup, Program},
     weights::Weights,
 };
@@ -89,6 +89,13 @@ impl CpuBackend {
         self.simd
     }
 
+    /// Precisions that are faster than exact.
+    fn fast_computes(&self) -> Vec<Compute> {
+        let bf16 = self.simd.has_fast_bf16().then_some(Compute::Bf16);
+        let int8 = self.simd.has_fast_bytes().then_some(Compute::Int8);
+        bf16.into_iter().chain(int8).collect()
+    }
+
     /// A pool of this backend's threads.
     pub(crate) fn pool(&self) -> Result<Pool, BackendError> {
         Pool::new("understory-cpu", self.threads).map_err(|error| BackendError::Device {
@@ -106,13 +113,14 @@ impl Default for CpuBackend {
 
 impl Backend for CpuBackend {
     fn capabilities(&self) -> Capabilities {
-        let set = format!("{:?}", self.simd.set()).to_lowercase();
-        let description = format!("cpu ({set}, {} threads)", self.threads);
+        let description = format!("cpu ({}, {} threads)", self.simd.set(), self.threads);
         let memory = memory::available_bytes();
         let mut capabilities = Capabilities::new(description, memory);
         // One memory serves both tiers; what the device tier leaves, the host tier may have.
         capabilities.host_memory_bytes = memory;
         capabilities.batch_invariant = true;
+        capabilities.computes = vec![Compute::Bf16, Compute::Int8];
+        capabilities.fast_computes = self.fast_computes();
         capabilities
     }
 
@@ -136,10 +144,12 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Executor>, BackendError> {
         kit::check_options(BACKEND, &self.capabilities(), programs, options)?;
         let (limits, host_pages) = (&options.limits, &options.host_pages);
+        let fast = self.fast_computes();
+        let compute = (options.compute, &fast[..]);
         let mut loaded = LoadedWeights::default();
         let compiled = programs
             .iter()
-            .map(|program| compile(program, &loaded.load(program, weights)?))
+            .map(|program| compile(program, &loaded.load(program, weights, compute)?))
             .collect::<Result<Vec<Compiled>, _>>()?;
         let activations = compiled.iter().map(|it| it.activation_bytes(limits));
         let pages = [&limits.pages, host_pages];

@@ -2,9 +2,9 @@
 //!
 //! ```
 //! use backend_cpu::{CpuOptions, measure::LinearKernel};
-//! use backend_api::weights::Format;
+//! use backend_api::{Compute, weights::Format};
 //!
-//! let mut kernel = LinearKernel::new(Format::Q4_1, 64, 128, 4, &CpuOptions::new().threads(1))?;
+//! let mut kernel = LinearKernel::new((Format::Q4_1, Compute::Int8), 64, 128, 4, &CpuOptions::new().threads(1))?;
 //! kernel.run()?;
 //! assert_eq!(kernel.flops(), 2 * 64 * 128 * 4);
 //! # Ok::<(), backend_api::BackendError>(())
@@ -13,7 +13,7 @@
 use std::time::Instant;
 
 use backend_api::{
-    BackendError,
+    BackendError, Compute,
     weights::{Format, Shape, Tensor},
 };
 
@@ -21,9 +21,8 @@ use crate::{
     CpuBackend, CpuOptions,
     isa::{Isa, LANES, Op},
     kernels::{
-        blocks::{Block, F32Block},
-        linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
-        panels::PackedMatrix,
+        linear::{LinearRows, Product, multiply},
+        matrix::{LinearScratch, Matrix},
     },
     pool::Pool,
     shared::SharedMut,
@@ -32,23 +31,24 @@ use crate::{
 
 /// A linear operation with made-up weights, ready to be run again and again.
 pub struct LinearKernel {
-    matrix: PackedMatrix,
+    matrix: Matrix,
     simd: Simd,
     pool: Pool,
     rows: usize,
     input: Vec<f32>,
     output: Vec<f32>,
-    scratch: Vec<F32Block>,
+    scratch: LinearScratch,
 }
 
 impl LinearKernel {
-    /// `rows` rows of `depth` inputs times a matrix of `columns` outputs in `format`.
+    /// `rows` rows of `depth` inputs times a matrix of `columns` outputs in `format`,
+    /// computed in a precision.
     ///
     /// # Errors
     /// Options that make no sense; a depth that is not a whole number of blocks; a format that
     /// the backend can't compute with.
     pub fn new(
-        format: Format,
+        (format, compute): (Format, Compute),
         depth: usize,
         columns: usize,
         rows: usize,
@@ -59,7 +59,7 @@ impl LinearKernel {
             (0..depth * columns).map(|i| ((i * 7919) % 257) as f32 / 128.0 - 1.0).collect();
         let tensor = Tensor::from_f32(format, Shape::matrix(columns, depth), &values)
             .map_err(|error| invalid(error.to_string()))?;
-        let matrix = PackedMatrix::pack(&tensor);
+        let matrix = Matrix::pack(&tensor, compute).map_err(|error| invalid(error.to_string()))?;
         let backend = CpuBackend::with_options(options)?;
         let pool = backend.pool()?;
         Ok(Self {
@@ -68,7 +68,7 @@ impl LinearKernel {
             rows,
             input: (0..rows * depth).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect(),
             output: vec![0.0; rows * columns],
-            scratch: vec![F32Block::zero(); pool.threads() * SCRATCH_BLOCKS],
+            scratch: LinearScratch::new(pool.threads()),
             pool,
         })
     }
@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn a_depth_that_cuts_a_block_is_refused() {
-        let error = LinearKernel::new(Format::Q4_0, 33, 16, 1, &CpuOptions::new());
+        let error =
+            LinearKernel::new((Format::Q4_0, Compute::Exact), 33, 16, 1, &CpuOptions::new());
         assert!(matches!(error, Err(BackendError::Option { option: "depth", .. })));
     }
 }

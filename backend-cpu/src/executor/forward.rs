@@ -9,26 +9,22 @@ use super::{
 use crate::{
     kernels::{
         attention::{AttentionLayer, AttentionScratch, AttentionTask},
-        blocks::{Block, F32Block},
         kv::KvLayer,
-        linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
+        linear::{LinearRows, Product, multiply},
+        matrix::LinearScratch,
         rope::{Pairing, Rope, RopeAngles},
         rows::{Pairwise, PairwiseOp, Pointwise, PointwiseOp, RmsNorm},
     },
-    pool::{Pool, TaskPanicked},
+    pool::{Pool, TaskPanicked, for_rows},
     shared::SharedMut,
     simd::Simd,
 };
-
-/// Values below which an operation on rows isn't worth a parallel region.
-const SERIAL_VALUES: usize = 8 * 1024;
 
 /// Threads, and the memory that they need while they compute: the same for all programs.
 pub(crate) struct Workers {
     pub(crate) pool: Pool,
     simd: Simd,
-    /// [`SCRATCH_BLOCKS`] for each thread.
-    expanded: Vec<F32Block>,
+    linear: LinearScratch,
     /// By thread.
     attention: Vec<AttentionScratch>,
 }
@@ -39,7 +35,7 @@ impl Workers {
         Self {
             pool,
             simd,
-            expanded: vec![F32Block::zero(); threads * SCRATCH_BLOCKS],
+            linear: LinearScratch::new(threads),
             attention: (0..threads).map(|_| AttentionScratch::default()).collect(),
         }
     }
@@ -163,7 +159,7 @@ impl Forward<'_> {
             &mut self.workers.pool,
             self.workers.simd,
             &products,
-            &mut self.workers.expanded,
+            &mut self.workers.linear,
         );
         for (part, memory) in parts.iter().zip(memories) {
             self.buffers[part.out.index] = memory;
@@ -297,19 +293,4 @@ impl Forward<'_> {
     fn put_back(&mut self, buffer: Buffer, memory: Vec<f32>) {
         self.buffers[buffer.index] = memory;
     }
-}
-
-/// Calls `work` with ranges of rows that together are all of them, in parallel if that pays.
-fn for_rows(
-    pool: &mut Pool,
-    rows: usize,
-    width: usize,
-    work: &(dyn Fn(std::ops::Range<usize>) + Sync),
-) -> Result<(), TaskPanicked> {
-    let wanted = (rows * width / (SERIAL_VALUES / 2)).clamp(1, pool.threads() * 2);
-    let rows_per_task = rows.div_ceil(wanted).max(1);
-    pool.run(rows.div_ceil(rows_per_task), &|_, task| {
-        let start = task * rows_per_task;
-        work(start..(start + rows_per_task).min(rows));
-    })
 }

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use backend_api::{
-    BackendError,
+    BackendError, Compute,
     kit::check_weight_shape,
     program::{Program, WeightId},
-    weights::{Shape, Weights},
+    weights::{Shape, Weights, WeightsError},
 };
 
 use super::BACKEND;
-use crate::kernels::panels::PackedMatrix;
+use crate::kernels::matrix::Matrix;
 
 /// Index of a matrix in [`LoadedWeights`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(crate) struct VectorId(usize);
 /// The weights of all programs of an executor. One that several programs name is there once.
 #[derive(Debug, Default)]
 pub(crate) struct LoadedWeights {
-    matrices: Vec<PackedMatrix>,
+    matrices: Vec<Matrix>,
     vectors: Vec<Vec<f32>>,
     by_name: HashMap<String, WeightPlace>,
 }
@@ -35,7 +35,8 @@ enum WeightPlace {
 }
 
 impl LoadedWeights {
-    /// Reads the weights of a program.
+    /// Reads the weights of a program, matrices for a precision; those of `fast` are what
+    /// [`Compute::Auto`] chooses from.
     ///
     /// # Errors
     /// A weight that is missing or has another shape.
@@ -43,29 +44,35 @@ impl LoadedWeights {
         &mut self,
         program: &'a Program,
         weights: &dyn Weights,
+        (compute, fast): (Compute, &[Compute]),
     ) -> Result<WeightPlaces<'a>, BackendError> {
         let mut places = Vec::with_capacity(program.weights().len());
         for weight in program.weights() {
             let tensor = weights.tensor(&weight.name)?;
             check_weight_shape(weight, &tensor)?;
             let known = self.by_name.get(&weight.name).copied();
-            let place = known.unwrap_or_else(|| match tensor.shape() {
-                Shape::Vector(_) => {
+            let place = match (known, tensor.shape()) {
+                (Some(known), _) => known,
+                (None, Shape::Vector(_)) => {
                     self.vectors.push(tensor.to_f32());
                     WeightPlace::Vector(VectorId(self.vectors.len() - 1))
                 }
-                Shape::Matrix { .. } => {
-                    self.matrices.push(PackedMatrix::pack(&tensor));
+                (None, Shape::Matrix { .. }) => {
+                    let compute = compute.of(tensor.format(), fast);
+                    let name = weight.name.clone();
+                    let matrix = Matrix::pack(&tensor, compute)
+                        .map_err(|source| WeightsError::Tensor { name, source })?;
+                    self.matrices.push(matrix);
                     WeightPlace::Matrix(MatrixId(self.matrices.len() - 1))
                 }
-            });
+            };
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
         }
         Ok(WeightPlaces { program, places })
     }
 
-    pub(crate) fn matrix(&self, id: MatrixId) -> &PackedMatrix {
+    pub(crate) fn matrix(&self, id: MatrixId) -> &Matrix {
         &self.matrices[id.0]
     }
 

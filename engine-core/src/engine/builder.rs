@@ -164,7 +164,7 @@ impl EngineBuilder {
         let capabilities = backend.capabilities();
         let context = self.context_length.unwrap_or(DEFAULT_CONTEXT);
         let facts = ModelFacts::new(&program, weights, model, self.source, context);
-        let limits = EngineLimits::derive(options, &program, context, facts.weight_bytes, backend)?;
+        let limits = EngineLimits::derive(options, &program, context, &facts, backend)?;
         tracing::info!(?limits, backend = capabilities.description, "engine limits");
         for warning in &limits.warnings {
             tracing::warn!("{warning}");
