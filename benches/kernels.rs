@@ -38,7 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for rows in [1, 8, 32] {
         let mut group = criterion.benchmark_group(format!("linear/{rows} rows"));
         for format in Format::ALL {
-            let mut kernel = LinearKernel::new((format, Compute::Exact), DEPTH, COLUMNS, rows, &options)?;
+            let mut kernel =
+                LinearKernel::new((format, Compute::Exact), DEPTH, COLUMNS, rows, &options)?;
             group.throughput(match rows {
                 1 => Throughput::Bytes(kernel.weight_bytes()),
                 _ => Throughput::Elements(kernel.flops()),

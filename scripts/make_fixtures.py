@@ -16,6 +16,7 @@ PARTS = {
     "tiny": "reference.tiny_models",
     "tokenizers": "reference.tokenizer_fixtures",
     "gguf": "reference.tiny_ggufs",
+    "blocks": "reference.blocks",
     "chat": "reference.chat_templates",
     "sampling": "reference.sampling",
     "smollm2": "reference.smollm2",

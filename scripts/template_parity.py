@@ -20,7 +20,7 @@ import tokenizers
 import transformers
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-RENDERER = ["cargo", "run", "--quiet", "-p", "engine-core", "--example", "render_templates"]
+RENDERER = ["cargo", "run", "--quiet", "-p", "models", "--example", "render_templates"]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 WEATHER = {

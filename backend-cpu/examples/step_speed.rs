@@ -15,7 +15,8 @@ use engine_core::{
     PageId,
     backend::{
         Backend, Batch, CompileOptions, Compute, Deadline, Executor, GroupId, InputToken, KvFormat,
-        Limits, OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult, Ticket,
+        Limits, OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult,
+        Ticket,
     },
     model::open_model,
 };

@@ -65,5 +65,6 @@ pub mod ptx;
 
 pub use machine::{
     Arguments, InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError,
-    Options, Outcome, Parameter, Program, SHARED_LIMIT, Schedule, instruction_forms, launch,
+    Options, Outcome, Parameter, Program, SHARED_LIMIT, Schedule, Swizzle, TensorMap,
+    TensorMapError, TensorType, instruction_forms, launch, launch_with_peers,
 };

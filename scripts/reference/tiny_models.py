@@ -7,13 +7,14 @@ its expectations can't disagree.
 """
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     Gemma2Config,
     GenerationConfig,
     LlamaConfig,
@@ -23,25 +24,13 @@ from transformers import (
 )
 
 from .common import FIXTURES, float32_numbers, versions, write_json
+from .tiny_families import tiny_families
+from .tiny_model import TinyModel
 
 PROMPT_LENGTHS = {"one": 1, "seventeen": 17, "ninety": 90}
 GREEDY_TOKENS = 16
 MINIMUM_MARGIN = 5e-3
 """Two best logits are never closer, so that greedy tokens can be compared without exceptions."""
-
-
-@dataclass
-class TinyModel:
-    """What is particular about one of the directories."""
-
-    config: PreTrainedConfig
-    dtype: torch.dtype
-    seed: int
-    embedding_std: float
-    generation: dict = field(default_factory=dict)
-    shard_size: str = "5GB"
-    classic_rope_spelling: bool = False
-    """Write `rope_theta` and `rope_scaling` as every config.json before transformers 5 has them."""
 
 
 def tiny_models() -> dict[str, TinyModel]:
@@ -191,6 +180,7 @@ def tiny_models() -> dict[str, TinyModel]:
             generation={"eos_token_id": 1},
             classic_rope_spelling=True,
         ),
+        **tiny_families(),
     }
 
 
@@ -204,7 +194,7 @@ def make(_arguments) -> None:
 
 def _write_model(directory: Path, tiny: TinyModel) -> None:
     _clear_weights(directory)
-    model = AutoModelForCausalLM.from_config(tiny.config, dtype=torch.float32)
+    model = _class_of(tiny.config).from_config(tiny.config, dtype=torch.float32)
     _randomize(model, tiny)
     model.generation_config = GenerationConfig(bos_token_id=0, **tiny.generation)
     model.to(tiny.dtype).save_pretrained(directory, max_shard_size=tiny.shard_size)
@@ -225,11 +215,11 @@ def _clear_weights(directory: Path) -> None:
 def _randomize(model, tiny: TinyModel) -> None:
     """Draws weights large enough that no layer, bias or norm is negligible in the logits."""
     generator = torch.Generator().manual_seed(tiny.seed)
-    is_gemma = model.config.model_type == "gemma2"
+    is_gemma = model.config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            if is_gemma and name == "model.norm.weight":
+            if is_gemma and name.endswith(("model.norm.weight", "language_model.norm.weight")):
                 # Gemma's embeddings are small, or each token would predict itself; its last norm
                 # makes up for it. Gemma multiplies by one plus the weight.
                 parameter.copy_(0.2 * noise + 1.0)
@@ -244,9 +234,21 @@ def _randomize(model, tiny: TinyModel) -> None:
                 parameter.copy_(1.7 * noise / fan_in**0.5)
 
 
+def _class_of(config: PreTrainedConfig):
+    """Models of text and images are used for text alone."""
+    has_images = hasattr(config, "vision_config")
+    return AutoModelForImageTextToText if has_images else AutoModelForCausalLM
+
+
 def _use_classic_rope_spelling(path: Path, dtype: torch.dtype) -> None:
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:
+        # Gemma 3 had a field for the base of windowed layers, and a pattern instead of a list.
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
+        config.pop("layer_types")
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config.pop("dtype")
@@ -255,13 +257,14 @@ def _use_classic_rope_spelling(path: Path, dtype: torch.dtype) -> None:
 
 
 def _write_expected(directory: Path, tiny: TinyModel) -> None:
-    single = _load(directory, torch.float32)
+    single = load(directory, torch.float32)
     # Matrix products in float64; transformers keeps norms, rotary angles and softmax in float32.
-    double = _load(directory, torch.float64)
+    double = load(directory, torch.float64)
     generator = torch.Generator().manual_seed(tiny.seed + 1000)
+    vocab_size = tiny.config.get_text_config().vocab_size
     prompts, noise, spread = [], 0.0, []
     for name, length in PROMPT_LENGTHS.items():
-        token_ids = torch.randint(3, tiny.config.vocab_size, (1, length), generator=generator)
+        token_ids = torch.randint(3, vocab_size, (1, length), generator=generator)
         with torch.no_grad():
             logits = single(token_ids).logits[0]
             exact = double(token_ids).logits[0]
@@ -271,7 +274,7 @@ def _write_expected(directory: Path, tiny: TinyModel) -> None:
             "name": name,
             "token_ids": token_ids[0].tolist(),
             "last_logits": float32_numbers(logits[-1]),
-            "greedy": _greedy(single, token_ids),
+            "greedy": greedy(single, token_ids),
         }
         if name == "seventeen":
             prompt["all_logits"] = float32_numbers(logits)
@@ -288,14 +291,17 @@ def _write_expected(directory: Path, tiny: TinyModel) -> None:
     )
 
 
-def _load(directory: Path, dtype: torch.dtype):
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, attn_implementation="eager"
+def load(directory: Path, dtype: torch.dtype, changes: dict | None = None):
+    """The model of a directory, with some fields of its configuration changed."""
+    config = AutoConfig.from_pretrained(directory)
+    config.get_text_config().update(changes or {})
+    model = _class_of(config).from_pretrained(
+        directory, config=config, dtype=dtype, attn_implementation="eager"
     )
     return model.eval()
 
 
-def _greedy(model, token_ids: torch.Tensor) -> dict:
+def greedy(model, token_ids: torch.Tensor, margin: float = MINIMUM_MARGIN) -> dict:
     """Greedy continuation without a KV cache, with the distance between the two best logits."""
     chosen, margins = [], []
     with torch.no_grad():
@@ -303,7 +309,7 @@ def _greedy(model, token_ids: torch.Tensor) -> dict:
             best = model(token_ids, use_cache=False).logits[0, -1].topk(2)
             chosen.append(best.indices[0].item())
             margins.append(best.values[0] - best.values[1])
-            if margins[-1] < MINIMUM_MARGIN:
+            if margins[-1] < margin:
                 raise ValueError(f"near-tie {margins[-1]:.2e}: choose another seed")
             token_ids = torch.cat([token_ids, best.indices[:1].view(1, 1)], dim=1)
     return {"token_ids": chosen, "margins": float32_numbers(torch.stack(margins))}

@@ -14,7 +14,6 @@ use engine_core::{PageId, Token};
 use testkit::interpreter::Interpreter;
 
 const SLOT: SlotId = SlotId(0);
-const GROUP: GroupId = GroupId(0);
 const PAGE_SIZE: u32 = 16;
 const PAGES: u32 = 8;
 
@@ -35,6 +34,7 @@ pub(crate) fn backends() -> Vec<Box<dyn Backend>> {
 pub(crate) struct Sequence {
     executor: Box<dyn Executor>,
     slots: Slots,
+    groups: u8,
     vocab_size: u32,
     position: u32,
     step: u64,
@@ -43,20 +43,23 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub(crate) fn new(backend: &dyn Backend, program: &Program, weights: &dyn Weights) -> Self {
         let vocab_size = program.vocab_size();
+        let groups = program.groups().len() as u8;
         let limits = Limits {
             rows: 1,
             tokens: PAGES * PAGE_SIZE,
             outputs: vocab_size,
             slots: 1,
-            pages: vec![PAGES],
+            pages: vec![PAGES; usize::from(groups)],
         };
         let options = CompileOptions::new(limits, PAGE_SIZE, PAGES * PAGE_SIZE);
         let programs = std::slice::from_ref(program);
         let executor = backend.compile(programs, weights, &options).unwrap();
-        let mut slots = Slots::new(1, 1);
+        let mut slots = Slots::new(1, groups.into());
         slots.open(SLOT, Arc::new(SlotSampling::greedy()));
-        *slots.pages_mut(SLOT, GROUP) = (0..PAGES).rev().map(PageId).collect();
-        Self { executor, slots, vocab_size, position: 0, step: 0 }
+        for group in (0..groups).map(GroupId) {
+            *slots.pages_mut(SLOT, group) = (0..PAGES).rev().map(PageId).collect();
+        }
+        Self { executor, slots, groups, vocab_size, position: 0, step: 0 }
     }
 
     /// Goes on with `tokens`; the log probability of every token after the last of them.
@@ -90,10 +93,13 @@ impl Sequence {
             position: self.position,
             outputs: Span { start: 0, len: outputs.len() as u32 },
         };
-        let opening = [
-            SlotEvent::Open { slot: SLOT },
-            SlotEvent::Pages { slot: SLOT, group: GROUP, entries: Span { start: 0, len: PAGES } },
-        ];
+        let entries = Span { start: 0, len: PAGES };
+        let pages = (0..self.groups).map(|group| SlotEvent::Pages {
+            slot: SLOT,
+            group: GroupId(group),
+            entries,
+        });
+        let opening: Vec<_> = [SlotEvent::Open { slot: SLOT }].into_iter().chain(pages).collect();
         let events = if self.step == 0 { &opening[..] } else { &[] };
         let decode_rows = u32::from(len == 1 && wants.len() == 1);
         let rows = [row];

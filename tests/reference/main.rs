@@ -4,6 +4,7 @@
 //! we are (`--nocapture` shows it).
 
 mod driver;
+mod families;
 mod fixtures;
 mod gemma2;
 mod smollm2;

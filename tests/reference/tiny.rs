@@ -46,27 +46,37 @@ fn qwen3_from_gguf_in_mixed_formats_equals_transformers() {
     check_gguf("qwen3-mixed");
 }
 
-fn check_directory(name: &str) {
+pub(crate) fn check_directory(name: &str) {
     let model = open_model(&fixtures::path(&format!("tiny/{name}"))).unwrap();
     check_model(name, &model, &fixtures::read(&format!("tiny/{name}/expected.json")));
 }
 
-fn check_gguf(name: &str) {
+pub(crate) fn check_gguf(name: &str) {
     let model = open_model(&fixtures::path(&format!("tiny-gguf/{name}.gguf"))).unwrap();
     check_model(name, &model, &fixtures::read(&format!("tiny-gguf/{name}.expected.json")));
 }
 
 fn check_model(name: &str, model: &LoadedModel, expected: &Expected) {
-    check(name, &model.program().unwrap(), model.weights.as_ref(), expected);
+    // The context decides on the frequencies of LongRoPE, as the length does in transformers.
+    let program = |context| model.program_for(context).unwrap();
+    check(name, program, model.weights.as_ref(), expected);
 }
 
-/// Compares a model on every backend with what transformers computed.
-pub(crate) fn check(name: &str, program: &Program, weights: &dyn Weights, expected: &Expected) {
+/// Compares a model on every backend with what transformers computed. `program` builds it for a
+/// number of tokens.
+pub(crate) fn check(
+    name: &str,
+    program: impl Fn(usize) -> Program,
+    weights: &dyn Weights,
+    expected: &Expected,
+) {
     for backend in backends() {
         let mut worst = 0f32;
         for prompt in &expected.prompts {
-            worst = worst.max(logits_error(&*backend, program, weights, prompt));
-            check_greedy(&*backend, program, weights, prompt);
+            let generated = prompt.greedy.as_ref().map_or(0, |greedy| greedy.token_ids.len());
+            let program = program(prompt.token_ids.len() + generated);
+            worst = worst.max(logits_error(&*backend, &program, weights, prompt));
+            check_greedy(&*backend, &program, weights, prompt);
         }
         let backend = backend.capabilities().description;
         let allowed = NOISE_FACTOR * expected.noise;

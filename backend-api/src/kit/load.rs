@@ -1,7 +1,7 @@
 //! What is checked before anything is compiled or loaded.
 
 use crate::program::{Program, Weight};
-use crate::weights::{Shape, Tensor};
+use crate::weights::Tensor;
 use crate::{
     Backend, BackendError, Capabilities, CompileOptions, Compute, GroupId, Limits, PageCopy,
     PageId, StepError, Tier,
@@ -100,10 +100,7 @@ pub fn check_memory(
 ///
 /// [`BackendError::Shape`].
 pub fn check_weight_shape(weight: &Weight, tensor: &Tensor<'_>) -> Result<(), BackendError> {
-    let found = match tensor.shape() {
-        Shape::Vector(len) => vec![len],
-        Shape::Matrix { rows, cols } => vec![rows, cols],
-    };
+    let found = tensor.shape().dims();
     if found != weight.shape {
         let (name, expected) = (weight.name.clone(), weight.shape.clone());
         return Err(BackendError::Shape { name, expected, found });
@@ -138,7 +135,7 @@ pub fn check_copies(copies: &[PageCopy], device: &[u32], host: &[u32]) -> Result
 mod tests {
     use super::*;
     use crate::program::{AttentionOptions, ProgramBuilder, ProgramError, Split};
-    use crate::weights::Format;
+    use crate::weights::{Format, Shape};
     use crate::{Executor, KvFormat, weights::Weights};
 
     /// A program with a group of `layers` layers for each entry.

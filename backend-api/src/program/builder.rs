@@ -97,6 +97,11 @@ impl ProgramBuilder {
         id
     }
 
+    /// Columns of a value, over all devices.
+    pub fn width(&self, value: ValueId) -> usize {
+        self.program.values[value.index()].width as usize
+    }
+
     /// Looks the new tokens up in a table and multiplies by `scale`.
     pub fn embed(&mut self, weight: &str, width: usize, scale: f32) -> ValueId {
         // Divided by vocabulary, as the logits' weight is: the two may be one.
@@ -142,13 +147,6 @@ impl ProgramBuilder {
                 what: "the weight",
                 expected: width as usize,
                 found: run,
-            });
-        }
-        if sharded && run == width as usize {
-            self.fail(ProgramError::Sharding {
-                op: "rms_norm",
-                what: "a whole row",
-                expected: false,
             });
         }
         let weight = self.weight(weight, vec![run], Split::None);
@@ -321,9 +319,25 @@ impl ProgramBuilder {
     ///
     /// The first mistake in the whole description.
     pub fn finish_with_logits(
+        self,
+        input: ValueId,
+        weight: &str,
+        soft_cap: Option<f32>,
+    ) -> Result<Program, ProgramError> {
+        self.finish_with_scaled_logits(input, weight, 1.0, soft_cap)
+    }
+
+    /// As [`finish_with_logits`](Self::finish_with_logits), with the logits multiplied by `factor`
+    /// before they are capped.
+    ///
+    /// # Errors
+    ///
+    /// The first mistake in the whole description.
+    pub fn finish_with_scaled_logits(
         mut self,
         input: ValueId,
         weight: &str,
+        factor: f32,
         soft_cap: Option<f32>,
     ) -> Result<Program, ProgramError> {
         let Value { width, sharded, .. } = self.program.values[input.index()];
@@ -335,6 +349,10 @@ impl ProgramBuilder {
         let weight = self.weight(weight, vec![vocab_size as usize, width as usize], Split::Columns);
         let mut out = self.value(vocab_size, RowsOf::Outputs, true);
         self.program.ops.push(Op::Logits { input, weight, out });
+        if factor != 1.0 {
+            let input = std::mem::replace(&mut out, self.value(vocab_size, RowsOf::Outputs, true));
+            self.program.ops.push(Op::Scale { input, factor, out });
+        }
         if let Some(cap) = soft_cap {
             let capped = self.value(vocab_size, RowsOf::Outputs, true);
             self.program.ops.push(Op::SoftCap { input: out, cap, out: capped });

@@ -191,7 +191,7 @@ pub enum Op {
     },
     /// `out = normalize(sum) * (weight + weight_offset)`, where `sum = input (+ residual)` and
     /// `normalize(x) = x / sqrt(mean(x²) + eps)` over each run of `weight.len()` columns: the
-    /// whole row, or one head of it.
+    /// whole row, or one head of it. Of a sharded row the mean is that over all devices.
     RmsNorm {
         /// What is normalized.
         input: ValueId,

@@ -80,7 +80,8 @@ pub enum WeightsError {
     },
     /// A tensor stored in a way that this crate does not read.
     #[error(
-        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and from GGUF files Q4_0, Q4_1, Q8_0)",
+        "tensor `{name}` is stored as {kind}, which is not supported (supported: F32, F16, BF16, and in GGUF files {gguf})",
+        gguf = "Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4",
         name = clip(name)
     )]
     UnsupportedType {
@@ -89,8 +90,8 @@ pub enum WeightsError {
         /// Its type, as its file names it.
         kind: String,
     },
-    /// A tensor that is neither a vector nor a matrix.
-    #[error("tensor `{name}` has shape {shape:?}; only vectors and matrices are supported", name = clip(name))]
+    /// A tensor that is no vector, no matrix and no stack of matrices.
+    #[error("tensor `{name}` has shape {shape:?}; only vectors, matrices and stacks of matrices are supported", name = clip(name))]
     UnsupportedRank {
         /// The tensor.
         name: String,

@@ -6,11 +6,14 @@
 
 mod codec;
 mod error;
+mod fields;
 mod format;
+mod layout;
 mod memory;
 mod tensor;
 
 pub use error::{TensorError, WeightsError};
+pub use fields::{BlockFields, Levels};
 pub use format::Format;
 pub use memory::MapWeights;
 pub use tensor::{Shape, Tensor};

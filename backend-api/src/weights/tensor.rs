@@ -18,6 +18,16 @@ pub enum Shape {
         /// Input features; elements of a row are adjacent in memory.
         cols: usize,
     },
+    /// `[count, rows, cols]`: matrices of one shape, one behind the other, as the experts of a
+    /// mixture are. Counts as one matrix of `count * rows` rows wherever rows are spoken of.
+    Stack {
+        /// Matrices.
+        count: usize,
+        /// Rows of each.
+        rows: usize,
+        /// Columns of each.
+        cols: usize,
+    },
 }
 
 impl Shape {
@@ -26,11 +36,37 @@ impl Shape {
         Shape::Matrix { rows, cols }
     }
 
-    /// Number of rows: 1 for a vector.
+    /// The shape of `count` matrices.
+    pub const fn stack(count: usize, rows: usize, cols: usize) -> Self {
+        Shape::Stack { count, rows, cols }
+    }
+
+    /// The shape of these dimensions, slowest first; `None` for none of them, or more than three.
+    pub const fn from_dims(dims: &[usize]) -> Option<Self> {
+        match *dims {
+            [len] => Some(Shape::Vector(len)),
+            [rows, cols] => Some(Shape::matrix(rows, cols)),
+            [count, rows, cols] => Some(Shape::stack(count, rows, cols)),
+            _ => None,
+        }
+    }
+
+    /// The dimensions, slowest first.
+    pub fn dims(self) -> Vec<usize> {
+        match self {
+            Shape::Vector(len) => vec![len],
+            Shape::Matrix { rows, cols } => vec![rows, cols],
+            Shape::Stack { count, rows, cols } => vec![count, rows, cols],
+        }
+    }
+
+    /// Number of rows: 1 for a vector, those of all matrices for a stack. More than a machine can
+    /// address count as `usize::MAX`; no tensor has such a shape.
     pub const fn rows(self) -> usize {
         match self {
             Shape::Vector(_) => 1,
             Shape::Matrix { rows, .. } => rows,
+            Shape::Stack { count, rows, .. } => count.saturating_mul(rows),
         }
     }
 
@@ -38,7 +74,7 @@ impl Shape {
     pub const fn cols(self) -> usize {
         match self {
             Shape::Vector(len) => len,
-            Shape::Matrix { cols, .. } => cols,
+            Shape::Matrix { cols, .. } | Shape::Stack { cols, .. } => cols,
         }
     }
 
@@ -48,17 +84,18 @@ impl Shape {
     ///
     /// [`TensorError::RaggedRow`] and [`TensorError::TooLarge`].
     pub fn byte_len(self, format: Format) -> Result<usize, TensorError> {
-        format
-            .row_bytes(self.cols())?
-            .checked_mul(self.rows())
-            .filter(|_| self.rows().checked_mul(self.cols()).is_some())
-            .ok_or(TensorError::TooLarge { rows: self.rows(), cols: self.cols() })
+        let (rows, cols) = (self.rows(), self.cols());
+        let row_bytes = format.row_bytes(cols)?;
+        row_bytes
+            .checked_mul(rows)
+            .filter(|_| rows.checked_mul(cols).is_some() && rows != usize::MAX)
+            .ok_or(TensorError::TooLarge { rows, cols })
     }
 
     fn with_rows(self, count: usize) -> Self {
         match self {
             Shape::Vector(len) => Shape::matrix(count, len),
-            Shape::Matrix { cols, .. } => Shape::matrix(count, cols),
+            Shape::Matrix { cols, .. } | Shape::Stack { cols, .. } => Shape::matrix(count, cols),
         }
     }
 
@@ -66,6 +103,7 @@ impl Shape {
         match self {
             Shape::Vector(_) => Shape::Vector(count),
             Shape::Matrix { rows, .. } => Shape::matrix(rows, count),
+            Shape::Stack { count: stack, rows, .. } => Shape::stack(stack, rows, count),
         }
     }
 }
@@ -75,6 +113,7 @@ impl fmt::Display for Shape {
         match self {
             Shape::Vector(len) => write!(f, "[{len}]"),
             Shape::Matrix { rows, cols } => write!(f, "[{rows}, {cols}]"),
+            Shape::Stack { count, rows, cols } => write!(f, "[{count}, {rows}, {cols}]"),
         }
     }
 }
@@ -209,6 +248,50 @@ impl<'a> Tensor<'a> {
         )
     }
 
+    /// Rows of a matrix, or elements of a vector: a bias has one for each output feature.
+    pub fn output_features(&self) -> usize {
+        match self.shape {
+            Shape::Vector(len) => len,
+            shape => shape.rows(),
+        }
+    }
+
+    /// Rows `range` of a matrix, or elements `range` of a vector. Borrowed bytes stay borrowed.
+    ///
+    /// # Errors
+    ///
+    /// [`TensorError::SliceOutOfRange`], and [`TensorError::SliceInsideBlock`] for a quantized
+    /// vector.
+    pub fn into_output_features(self, range: Range<usize>) -> Result<Tensor<'a>, TensorError> {
+        let part = match self.shape {
+            Shape::Vector(_) => self.slice_cols(range.clone())?,
+            _ => self.slice_rows(range.clone())?,
+        };
+        let (format, shape) = (part.format, part.shape);
+        let Cow::Borrowed(all) = self.data else { return Ok(part.into_owned()) };
+        // The part is borrowed from `self`; the same bytes can be borrowed from the file.
+        let start = match shape {
+            Shape::Vector(_) => format.row_bytes(range.start)?,
+            _ => range.start * part.row_bytes(),
+        };
+        Tensor::new(format, shape, &all[start..start + part.data.len()])
+    }
+
+    /// Matrix `index` of a stack; of a matrix, the matrix itself is number 0. Copies nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`TensorError::SliceOutOfRange`] past the last matrix.
+    pub fn matrix(&self, index: usize) -> Result<Tensor<'_>, TensorError> {
+        let (count, rows) = match self.shape {
+            Shape::Stack { count, rows, .. } => (count, rows),
+            shape => (1, shape.rows()),
+        };
+        let end = index.saturating_add(1);
+        check_range("matrices", &(index..end), count)?;
+        self.slice_rows(index * rows..end * rows)
+    }
+
     /// Columns `range` of every row: one shard of a linear layer that splits its inputs, or
     /// a part of a vector. Copies, unless the tensor has one row.
     ///
@@ -276,12 +359,12 @@ mod tests {
     #[test]
     fn rows_of_every_format_slice_without_copying() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(6, 64), &ramp(6, 64)).expect("whole blocks");
+            let tensor = Tensor::from_f32(format, Shape::matrix(6, 256), &ramp(6, 256))
+                .expect("whole blocks");
             let all = tensor.to_f32();
             let part = tensor.slice_rows(2..5).expect("in range");
-            assert_eq!(part.shape(), Shape::matrix(3, 64));
-            assert_eq!(part.to_f32(), all[2 * 64..5 * 64]);
+            assert_eq!(part.shape(), Shape::matrix(3, 256));
+            assert_eq!(part.to_f32(), all[2 * 256..5 * 256]);
             assert!(matches!(part.into_data(), Cow::Borrowed(_)));
         }
     }
@@ -289,12 +372,12 @@ mod tests {
     #[test]
     fn columns_of_every_format_slice_between_blocks() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(3, 96), &ramp(3, 96)).expect("whole blocks");
+            let tensor = Tensor::from_f32(format, Shape::matrix(3, 768), &ramp(3, 768))
+                .expect("whole blocks");
             let all = tensor.to_f32();
-            let part = tensor.slice_cols(32..96).expect("between blocks");
+            let part = tensor.slice_cols(256..768).expect("between blocks");
             let expected: Vec<f32> =
-                all.chunks(96).flat_map(|row| row[32..96].iter().copied()).collect();
+                all.chunks(768).flat_map(|row| row[256..768].iter().copied()).collect();
             assert_eq!(part.to_f32(), expected);
         }
     }
@@ -302,9 +385,9 @@ mod tests {
     #[test]
     fn a_slice_inside_a_block_is_refused_only_where_there_are_blocks() {
         for format in Format::ALL {
-            let tensor =
-                Tensor::from_f32(format, Shape::matrix(2, 64), &ramp(2, 64)).expect("whole blocks");
-            for range in [16..64, 0..33] {
+            let tensor = Tensor::from_f32(format, Shape::matrix(2, 256), &ramp(2, 256))
+                .expect("whole blocks");
+            for range in [16..256, 0..33] {
                 let sliced = tensor.slice_cols(range.clone());
                 if format.is_quantized() {
                     let error = sliced.unwrap_err();
@@ -335,6 +418,32 @@ mod tests {
                 TensorError::SliceOutOfRange { axis: "columns", len: 4, .. }
             ));
         }
+    }
+
+    #[test]
+    fn a_stack_is_its_matrices_one_behind_the_other() {
+        let values = ramp(6, 512);
+        for format in Format::ALL {
+            let stack = Tensor::from_f32(format, Shape::stack(3, 2, 512), &values).expect("valid");
+            assert_eq!(stack.shape().dims(), [3, 2, 512]);
+            let all = stack.to_f32();
+            for index in 0..3 {
+                let matrix = stack.matrix(index).expect("one of three");
+                assert_eq!(matrix.shape(), Shape::matrix(2, 512));
+                assert_eq!(matrix.to_f32(), all[index * 1024..(index + 1) * 1024]);
+                assert!(matches!(matrix.into_data(), Cow::Borrowed(_)));
+            }
+            assert!(matches!(
+                stack.matrix(3),
+                Err(TensorError::SliceOutOfRange { axis: "matrices", len: 3, .. })
+            ));
+            let part = stack.slice_cols(256..512).expect("between blocks");
+            assert_eq!(part.shape(), Shape::stack(3, 2, 256));
+        }
+        let huge = Shape::stack(usize::MAX / 2, 3, 1);
+        assert!(matches!(huge.byte_len(Format::F32), Err(TensorError::TooLarge { .. })));
+        let huge = Shape::stack(usize::MAX / 2, 3, 0);
+        assert!(Tensor::new(Format::F32, huge, vec![]).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use backend_api::{
     BackendError, Compute,
     kit::check_weight_shape,
     program::{Program, WeightId},
-    weights::{Shape, Weights, WeightsError},
+    weights::{Shape, Tensor, Weights, WeightsError},
 };
 
 use super::BACKEND;
@@ -20,11 +20,16 @@ pub(crate) struct MatrixId(usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VectorId(usize);
 
+/// Index of a stack of matrices in [`LoadedWeights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StackId(usize);
+
 /// The weights of all programs of an executor. One that several programs name is there once.
 #[derive(Debug, Default)]
 pub(crate) struct LoadedWeights {
     matrices: Vec<Matrix>,
     vectors: Vec<Vec<f32>>,
+    stacks: Vec<Vec<Matrix>>,
     by_name: HashMap<String, WeightPlace>,
 }
 
@@ -32,6 +37,7 @@ pub(crate) struct LoadedWeights {
 enum WeightPlace {
     Matrix(MatrixId),
     Vector(VectorId),
+    Stack(StackId),
 }
 
 impl LoadedWeights {
@@ -50,26 +56,39 @@ impl LoadedWeights {
         for weight in program.weights() {
             let tensor = weights.tensor(&weight.name)?;
             check_weight_shape(weight, &tensor)?;
-            let known = self.by_name.get(&weight.name).copied();
-            let place = match (known, tensor.shape()) {
-                (Some(known), _) => known,
-                (None, Shape::Vector(_)) => {
-                    self.vectors.push(tensor.to_f32());
-                    WeightPlace::Vector(VectorId(self.vectors.len() - 1))
-                }
-                (None, Shape::Matrix { .. }) => {
-                    let compute = compute.of(tensor.format(), fast);
-                    let name = weight.name.clone();
-                    let matrix = Matrix::pack(&tensor, compute)
-                        .map_err(|source| WeightsError::Tensor { name, source })?;
-                    self.matrices.push(matrix);
-                    WeightPlace::Matrix(MatrixId(self.matrices.len() - 1))
-                }
+            let place = match self.by_name.get(&weight.name) {
+                Some(known) => *known,
+                None => self.add(&weight.name, &tensor, compute.of(tensor.format(), fast))?,
             };
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
         }
         Ok(WeightPlaces { program, places })
+    }
+
+    fn add(
+        &mut self,
+        name: &str,
+        tensor: &Tensor<'_>,
+        compute: Compute,
+    ) -> Result<WeightPlace, BackendError> {
+        let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
+        Ok(match tensor.shape() {
+            Shape::Vector(_) => {
+                self.vectors.push(tensor.to_f32());
+                WeightPlace::Vector(VectorId(self.vectors.len() - 1))
+            }
+            Shape::Matrix { .. } => {
+                self.matrices.push(Matrix::pack(tensor, compute).map_err(inconsistent)?);
+                WeightPlace::Matrix(MatrixId(self.matrices.len() - 1))
+            }
+            Shape::Stack { count, .. } => {
+                let pack = |index| Matrix::pack(&tensor.matrix(index)?, compute);
+                let stack: Result<_, _> = (0..count).map(pack).collect();
+                self.stacks.push(stack.map_err(inconsistent)?);
+                WeightPlace::Stack(StackId(self.stacks.len() - 1))
+            }
+        })
     }
 
     pub(crate) fn matrix(&self, id: MatrixId) -> &Matrix {
@@ -80,9 +99,15 @@ impl LoadedWeights {
         &self.vectors[id.0]
     }
 
+    /// One matrix for each expert.
+    pub(crate) fn stack(&self, id: StackId) -> &[Matrix] {
+        &self.stacks[id.0]
+    }
+
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> u64 {
-        let matrices = self.matrices.iter().map(|matrix| matrix.bytes() as u64);
+        let stacked = self.stacks.iter().flatten();
+        let matrices = self.matrices.iter().chain(stacked).map(|matrix| matrix.bytes() as u64);
         let vectors = self.vectors.iter().map(|vector| size_of_val(vector.as_slice()) as u64);
         matrices.chain(vectors).sum()
     }
@@ -116,6 +141,17 @@ impl WeightPlaces<'_> {
         match self.places.get(weight.index()) {
             Some(WeightPlace::Vector(id)) => Ok(*id),
             _ => Err(self.unsupported(weight, "as a vector")),
+        }
+    }
+
+    /// A weight that must be a stack of matrices.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub(crate) fn stack(&self, weight: WeightId) -> Result<StackId, BackendError> {
+        match self.places.get(weight.index()) {
+            Some(WeightPlace::Stack(id)) => Ok(*id),
+            _ => Err(self.unsupported(weight, "as a stack of matrices")),
         }
     }
 

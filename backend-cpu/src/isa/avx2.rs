@@ -176,6 +176,26 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[f32; LANES], nibbles: &[u8; LANES]) -> [Lanes; 2] {
+        avx2!({
+            let entries = self.load(table);
+            let bytes = _mm_loadu_si128(nibbles.as_ptr().cast());
+            let first = _mm256_cvtepu8_epi32(bytes);
+            let second = _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes));
+            let find = |index: __m256i| {
+                // A permutation looks at three bits of each index; the fourth chooses the half.
+                let low = _mm256_permutevar8x32_ps(entries.0, index);
+                let high = _mm256_permutevar8x32_ps(entries.1, index);
+                _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+            };
+            [
+                Lanes(find(first), find(second)),
+                Lanes(find(_mm256_srli_epi32::<4>(first)), find(_mm256_srli_epi32::<4>(second))),
+            ]
+        })
+    }
+
+    #[inline(always)]
     fn load_nibbles(self, from: &[u8; LANES]) -> [Lanes; 2] {
         avx2!({
             let bytes = _mm_loadu_si128(from.as_ptr().cast());

@@ -145,16 +145,20 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn load_nibbles(self, from: &[u8; LANES]) -> [__m512; 2] {
+        const DIGITS: [f32; LANES] =
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+        self.look_up(&DIGITS, from)
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[f32; LANES], nibbles: &[u8; LANES]) -> [__m512; 2] {
         avx512!({
             // A permutation of sixteen floats looks at four bits of each index: it is the
             // conversion, and the mask as well.
-            let digits = _mm512_setr_ps(
-                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0,
-                15.0,
-            );
-            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            let table = _mm512_loadu_ps(table.as_ptr());
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(nibbles.as_ptr().cast()));
             let high = _mm512_srli_epi32::<4>(bytes);
-            [_mm512_permutexvar_ps(bytes, digits), _mm512_permutexvar_ps(high, digits)]
+            [_mm512_permutexvar_ps(bytes, table), _mm512_permutexvar_ps(high, table)]
         })
     }
 }

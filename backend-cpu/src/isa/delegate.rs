@@ -44,6 +44,7 @@ macro_rules! delegate_isa {
                 load_bf16(from: &[u16; LANES]) -> Self::F32;
                 load_i8(from: &[i8; LANES]) -> Self::F32;
                 load_nibbles(from: &[u8; LANES]) -> [Self::F32; 2];
+                look_up(table: &[f32; LANES], nibbles: &[u8; LANES]) -> [Self::F32; 2];
             );
         }
     };

@@ -82,6 +82,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn load_i8(self, from: &[i8; LANES]) -> Self::F32;
     /// The low nibbles, 0 to 15, and the high ones.
     fn load_nibbles(self, from: &[u8; LANES]) -> [Self::F32; 2];
+    /// The entries of `table` that the low nibbles name, and those that the high ones name.
+    fn look_up(self, table: &[f32; LANES], nibbles: &[u8; LANES]) -> [Self::F32; 2];
 
     /// Asks for a value's memory, which will be read soon. Computes nothing.
     #[inline(always)]
@@ -202,6 +204,9 @@ mod tests {
             push(isa.load_i8(&signed));
             push(low);
             push(high);
+            let [low, high] = isa.look_up(&a, &bytes);
+            push(low);
+            push(high);
             push(isa.splat(isa.sum(x)));
             push(isa.splat(isa.greatest(isa.mul(x, y))));
             push(isa.load_partial(&a[..3], 9.0));
@@ -222,6 +227,8 @@ mod tests {
         assert_eq!(reference[9][5], -1.0);
         assert_eq!(reference[15][1], 4.0); // 20 = 0x14
         assert_eq!(reference[16][1], 1.0);
+        assert_eq!(reference[17][0], -2.5); // the table's entry 3 of 3 = 0x03
+        assert_eq!(reference[18][15], -7.0); // lane 15 is 0x02: entry 0
         for (simd, lanes) in &results {
             assert_eq!(lanes, reference, "{simd:?}");
         }

@@ -123,6 +123,14 @@ impl Isa for Portable {
     fn load_nibbles(self, from: &[u8; LANES]) -> [Lanes; 2] {
         [from.map(|byte| f32::from(byte & 15)), from.map(|byte| f32::from(byte >> 4))]
     }
+
+    #[inline(always)]
+    fn look_up(self, table: &[f32; LANES], nibbles: &[u8; LANES]) -> [Lanes; 2] {
+        [
+            nibbles.map(|byte| table[usize::from(byte & 15)]),
+            nibbles.map(|byte| table[usize::from(byte >> 4)]),
+        ]
+    }
 }
 
 /// Half to single precision without a branch, so that it vectorizes: the exponent is rebiased by

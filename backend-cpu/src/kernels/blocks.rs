@@ -13,6 +13,7 @@
 //! | Q8_0 | 16 scales, 32 inputs of 16 i8 | 1.0625 |
 //! | Q4_1 | 16 scales, 16 minima, 16 pairs of inputs, 16 bytes a pair | 0.625 |
 //! | Q4_0 | 16 scales, 16 pairs of inputs, 16 bytes a pair | 0.5625 |
+//! | all other formats | composed of parts in `composed` | as in the file |
 //!
 //! A byte of a pair holds the even input in its low nibble and the odd one in its high nibble.
 
@@ -24,9 +25,13 @@ pub(crate) trait Block: Copy + Send + Sync + 'static {
     const DEPTH: usize;
 
     /// How many blocks ahead of use a panel is fetched from memory: about 2 KiB.
-    const PREFETCH_DISTANCE: usize = 2048 / size_of::<Self>();
+    const PREFETCH_DISTANCE: usize =
+        if size_of::<Self>() < 2048 { 2048 / size_of::<Self>() } else { 1 };
 
-    /// What all weights of an output share, in registers.
+    /// Inputs that share a scale; even.
+    const GROUP: usize = Self::DEPTH;
+
+    /// What all weights of an output in a group share, in registers.
     type Scale<S: Isa>: Copy;
 
     /// All zero; what an output that only pads its panel is made of.
@@ -37,10 +42,11 @@ pub(crate) trait Block: Copy + Send + Sync + 'static {
     /// zero.
     fn set_column(&mut self, column: usize, row: &[u8], block: usize);
 
-    /// Loads the shared part.
-    fn scale<S: Isa>(&self, isa: S) -> Self::Scale<S>;
+    /// Loads the shared part of a group.
+    fn scale<S: Isa>(&self, isa: S, group: usize) -> Self::Scale<S>;
 
-    /// Inputs `2 * pair` and `2 * pair + 1` of all sixteen outputs, as f32.
+    /// Inputs `2 * pair` and `2 * pair + 1` of all sixteen outputs, as f32; `scale` is their
+    /// group's.
     fn pair<S: Isa>(&self, isa: S, scale: Self::Scale<S>, pair: usize) -> [S::F32; 2];
 }
 
@@ -68,7 +74,7 @@ impl Block for F32Block {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, _: S) {}
+    fn scale<S: Isa>(&self, _: S, _: usize) {}
 
     #[inline(always)]
     fn pair<S: Isa>(&self, isa: S, (): (), pair: usize) -> [S::F32; 2] {
@@ -96,7 +102,7 @@ impl Block for F16Block {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, _: S) {}
+    fn scale<S: Isa>(&self, _: S, _: usize) {}
 
     #[inline(always)]
     fn pair<S: Isa>(&self, isa: S, (): (), pair: usize) -> [S::F32; 2] {
@@ -124,7 +130,7 @@ impl Block for Bf16Block {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, _: S) {}
+    fn scale<S: Isa>(&self, _: S, _: usize) {}
 
     #[inline(always)]
     fn pair<S: Isa>(&self, isa: S, (): (), pair: usize) -> [S::F32; 2] {
@@ -165,7 +171,7 @@ impl Block for Q8_0Block {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, isa: S) -> S::F32 {
+    fn scale<S: Isa>(&self, isa: S, _: usize) -> S::F32 {
         isa.load_f16(&self.scales)
     }
 
@@ -204,7 +210,7 @@ impl Block for Q4_1Block {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, isa: S) -> [S::F32; 2] {
+    fn scale<S: Isa>(&self, isa: S, _: usize) -> [S::F32; 2] {
         [isa.load_f16(&self.scales), isa.load_f16(&self.minima)]
     }
 
@@ -239,7 +245,7 @@ impl Block for Q4_0Block {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, isa: S) -> [S::F32; 2] {
+    fn scale<S: Isa>(&self, isa: S, _: usize) -> [S::F32; 2] {
         // `(q - 8) * d = q * d - 8 * d`, and neither side needs rounding.
         let scale = isa.load_f16(&self.scales);
         [scale, isa.mul(scale, isa.splat(-8.0))]

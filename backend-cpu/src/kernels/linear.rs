@@ -7,7 +7,7 @@
 //! depends on its own row and column only: not on the other rows, on how columns are
 //! spread over threads, nor on the tile that it was computed in.
 //!
-//! **Few rows** (up to four): weights are turned into f32 in registers and used at once. A
+//! **Few rows** (up to four), formats of `blocks`: weights are turned into f32 in registers and used at once. A
 //! batch of one has an arithmetic intensity of 2 flops a weight, that is 3.2 flops a byte in Q4_1:
 //! the roofline is memory bandwidth. Four panels are walked together: they lie together in memory,
 //! so that it is read from front to back, and their independent chains hide the latency of the
@@ -19,13 +19,17 @@
 //! `TILE_ROWS` rows. Expanding costs about four instructions a vector of weights, once a batch;
 //! the tile then does two loads for each `2 * TILE_ROWS` multiply-adds, so the roofline is that of
 //! the multiply-add units.
+//!
+//! **Composed formats** (see `composed`) are always expanded, few rows too: unpacking them takes
+//! more instructions than a store and a load more, and code for every tile of every format would
+//! take minutes to compile. One row has four panels expanded together, 256 inputs of each (64 KiB).
 
 use std::ops::Range;
 
 use super::{
     blocks::{Block, F32Block},
     matrix::{LinearScratch, Matrix, multiply_bytes, multiply_pairs},
-    panels::{PackedMatrix, PanelBlocks, Panels, with_panels},
+    panels::{PackedMatrix, PanelBlocks, Panels, with_direct_panels, with_panels},
 };
 use crate::{
     isa::{Isa, LANES, Op},
@@ -36,7 +40,9 @@ use crate::{
 
 /// Inputs that are expanded to f32 at a time.
 const EXPANDED_DEPTH: usize = 1024;
-/// Blocks of scratch memory that a thread needs: two panels of that depth.
+/// The same for one row, for which four panels are expanded together.
+const SINGLE_ROW_DEPTH: usize = 256;
+/// Blocks of scratch memory that a thread needs: two panels of the former depth.
 pub(crate) const SCRATCH_BLOCKS: usize = 2 * EXPANDED_DEPTH / F32Block::DEPTH;
 /// Rows up to which weights are used straight from registers.
 const FEW_ROWS: usize = 4;
@@ -172,19 +178,20 @@ struct LinearTask<'a> {
 impl LinearTask<'_> {
     fn run(self, simd: Simd) {
         let range = self.panels;
-        if self.rows.rows <= FEW_ROWS {
+        if self.rows.rows <= FEW_ROWS && self.matrix.is_direct() {
             simd.run(FewRows { matrix: self.matrix, range, rows: self.rows });
         } else {
-            for first in range.clone().step_by(2) {
-                let last = (first + 2).min(range.end);
-                many_rows(simd, self.matrix, first..last, self.rows, self.scratch);
+            let together = if self.rows.rows == 1 { 4 } else { 2 };
+            for first in range.clone().step_by(together) {
+                let last = (first + together).min(range.end);
+                expanded_rows(simd, self.matrix, first..last, self.rows, self.scratch);
             }
         }
     }
 }
 
 /// All rows of the panels in `range`, through panels expanded to f32.
-fn many_rows(
+fn expanded_rows(
     simd: Simd,
     matrix: &PackedMatrix,
     range: Range<usize>,
@@ -192,11 +199,13 @@ fn many_rows(
     scratch: &mut [F32Block],
 ) {
     let depth = matrix.depth();
-    for start in (0..depth).step_by(EXPANDED_DEPTH) {
-        let end = (start + EXPANDED_DEPTH).min(depth);
+    let expanded = if range.len() > 2 { SINGLE_ROW_DEPTH } else { EXPANDED_DEPTH };
+    let room = expanded / F32Block::DEPTH;
+    for start in (0..depth).step_by(expanded) {
+        let end = (start + expanded).min(depth);
         let inputs = start..end;
-        simd.run(Expand { matrix, range: range.clone(), inputs: inputs.clone(), scratch });
-        simd.run(ExpandedRows { matrix, range: range.clone(), inputs, rows, scratch });
+        simd.run(Expand { matrix, range: range.clone(), inputs: inputs.clone(), scratch, room });
+        simd.run(ExpandedRows { matrix, range: range.clone(), inputs, rows, scratch, room });
     }
 }
 
@@ -212,7 +221,7 @@ impl Op for FewRows<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        with_panels!(self.matrix, panels => few_rows(isa, panels, self.range, self.rows));
+        with_direct_panels!(self.matrix, panels => few_rows(isa, panels, self.range, self.rows));
     }
 }
 
@@ -290,12 +299,13 @@ fn whole_depth<S: Isa, B: Block, const R: usize, const P: usize>(
     P
 }
 
-/// Turns `inputs` of one or two panels into f32, each at the start of its half of `scratch`.
+/// Turns `inputs` of some panels into f32, each at the start of its `room` blocks of `scratch`.
 struct Expand<'a> {
     matrix: &'a PackedMatrix,
     range: Range<usize>,
     inputs: Range<usize>,
     scratch: &'a mut [F32Block],
+    room: usize,
 }
 
 impl Op for Expand<'_> {
@@ -304,7 +314,7 @@ impl Op for Expand<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
         with_panels!(self.matrix, panels => {
-            for (panel, to) in self.range.zip(self.scratch.chunks_exact_mut(SCRATCH_BLOCKS / 2)) {
+            for (panel, to) in self.range.zip(self.scratch.chunks_exact_mut(self.room)) {
                 expand(isa, panels.panel(panel), self.inputs.clone(), to);
             }
         });
@@ -325,13 +335,15 @@ fn expand<S: Isa, B: Block>(
         if let Some(ahead) = from.ahead(first + index) {
             isa.prefetch(ahead);
         }
-        let scale = block.scale(isa);
         let to = &mut to[index * blocks_each..][..blocks_each];
-        for pair in 0..B::DEPTH / 2 {
-            let weights = block.pair(isa, scale, pair);
-            let to = &mut to[2 * pair / F32Block::DEPTH].weights;
-            isa.store(weights[0], &mut to[2 * pair % F32Block::DEPTH]);
-            isa.store(weights[1], &mut to[2 * pair % F32Block::DEPTH + 1]);
+        for group in 0..B::DEPTH / B::GROUP {
+            let scale = block.scale(isa, group);
+            for pair in group * B::GROUP / 2..(group + 1) * B::GROUP / 2 {
+                let weights = block.pair(isa, scale, pair);
+                let to = &mut to[2 * pair / F32Block::DEPTH].weights;
+                isa.store(weights[0], &mut to[2 * pair % F32Block::DEPTH]);
+                isa.store(weights[1], &mut to[2 * pair % F32Block::DEPTH + 1]);
+            }
         }
     }
 }
@@ -344,6 +356,7 @@ struct ExpandedRows<'a> {
     inputs: Range<usize>,
     rows: LinearRows<'a>,
     scratch: &'a [F32Block],
+    room: usize,
 }
 
 impl Op for ExpandedRows<'_> {
@@ -351,7 +364,9 @@ impl Op for ExpandedRows<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        if S::TILE_PANELS >= 2 && self.range.len() == 2 {
+        if self.rows.rows == 1 && self.range.len() == 4 {
+            self.tile::<S, 1, 4>(isa, 0, 0);
+        } else if S::TILE_PANELS >= 2 && self.range.len() == 2 {
             self.panels::<S, 2>(isa, 0);
         } else {
             for panel in 0..self.range.len() {
@@ -394,7 +409,7 @@ impl ExpandedRows<'_> {
         }
         let mut blocks = [PanelBlocks::EMPTY; P];
         for (index, blocks) in blocks.iter_mut().enumerate() {
-            let start = (panel + index) * (SCRATCH_BLOCKS / 2);
+            let start = (panel + index) * self.room;
             *blocks = PanelBlocks::adjacent(&self.scratch[start..]);
         }
         let first = self.range.start + panel;
@@ -442,25 +457,29 @@ fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
             *row = &row[index * B::DEPTH..][..B::DEPTH];
         }
         let mut blocks = [panels[0].get(index); P];
-        let mut scales = [blocks[0].scale(isa); P];
         for panel in 0..P {
             blocks[panel] = panels[panel].get(index);
-            scales[panel] = blocks[panel].scale(isa);
             if let Some(ahead) = panels[panel].ahead(index) {
                 isa.prefetch(ahead);
             }
         }
-        for pair in 0..B::DEPTH / 2 {
-            let mut weights = [[zero; 2]; P];
-            for panel in 0..P {
-                weights[panel] = blocks[panel].pair(isa, scales[panel], pair);
+        for group in 0..B::DEPTH / B::GROUP {
+            let mut scales = [blocks[0].scale(isa, group); P];
+            for panel in 1..P {
+                scales[panel] = blocks[panel].scale(isa, group);
             }
-            for half in 0..2 {
-                for row in 0..R {
-                    let input = isa.splat(run[row][2 * pair + half]);
-                    for panel in 0..P {
-                        let weights = weights[panel][half];
-                        sums[row][panel] = isa.mul_add(input, weights, sums[row][panel]);
+            for pair in group * B::GROUP / 2..(group + 1) * B::GROUP / 2 {
+                let mut weights = [[zero; 2]; P];
+                for panel in 0..P {
+                    weights[panel] = blocks[panel].pair(isa, scales[panel], pair);
+                }
+                for half in 0..2 {
+                    for row in 0..R {
+                        let input = isa.splat(run[row][2 * pair + half]);
+                        for panel in 0..P {
+                            let weights = weights[panel][half];
+                            sums[row][panel] = isa.mul_add(input, weights, sums[row][panel]);
+                        }
                     }
                 }
             }
@@ -469,7 +488,8 @@ fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
     for position in whole * B::DEPTH..depth {
         for panel in 0..P {
             let block = panels[panel].get(whole);
-            let pair = block.pair(isa, block.scale(isa), position % B::DEPTH / 2);
+            let scale = block.scale(isa, position % B::DEPTH / B::GROUP);
+            let pair = block.pair(isa, scale, position % B::DEPTH / 2);
             for row in 0..R {
                 let input = isa.splat(inputs[row][position]);
                 sums[row][panel] = isa.mul_add(input, pair[position % 2], sums[row][panel]);

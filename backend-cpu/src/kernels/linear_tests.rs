@@ -31,6 +31,11 @@ fn matrix(format: Format, columns: usize, depth: usize, seed: u64) -> (Tensor<'s
     (tensor, packed)
 }
 
+/// At least `depth` inputs.
+fn whole_blocks(format: Format, depth: usize) -> usize {
+    depth.next_multiple_of(format.block_elements())
+}
+
 pub(super) fn product(
     simd: Simd,
     matrix: &Matrix,
@@ -72,6 +77,7 @@ pub(super) fn reference(
 fn every_format_and_path_is_within_rounding_of_the_reference() {
     for format in Format::ALL {
         for (columns, depth) in [(1, 32), (48, 64), (83, 160), (16, 2080)] {
+            let depth = whole_blocks(format, depth);
             let (tensor, packed) = matrix(format, columns, depth, 3);
             let bias = noise(5, columns);
             for rows in [1, 2, 3, 4, 5, 8, 11, 33] {
@@ -116,9 +122,10 @@ fn paths_that_fuse_multiply_and_add_agree_bit_for_bit() {
     let fused: Vec<Simd> =
         Simd::available().filter(|simd| !matches!(simd, Simd::Portable(_))).collect();
     for format in Format::ALL {
-        let (_, packed) = matrix(format, 70, 96, 4);
+        let depth = whole_blocks(format, 96);
+        let (_, packed) = matrix(format, 70, depth, 4);
         for rows in [1, 9] {
-            let input = noise(8, rows * 96);
+            let input = noise(8, rows * depth);
             let results: Vec<_> =
                 fused.iter().map(|simd| product(*simd, &packed, &input, None, 1)).collect();
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{format}");
@@ -138,7 +145,7 @@ proptest! {
         threads in 1usize..4,
         seed in any::<u64>(),
     ) {
-        let depth = blocks * 32;
+        let depth = whole_blocks(format, blocks * 32);
         let (_, packed) = matrix(format, columns, depth, seed);
         let input = noise(seed ^ 1, rows * depth);
         let bias = noise(seed ^ 2, columns);

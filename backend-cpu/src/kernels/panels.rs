@@ -2,18 +2,57 @@
 
 use backend_api::weights::{Format, Tensor};
 
-use super::blocks::{Bf16Block, Block, F16Block, F32Block, Q4_0Block, Q4_1Block, Q8_0Block};
+use super::{
+    blocks::{Bf16Block, Block, F16Block, F32Block, Q4_0Block, Q4_1Block, Q8_0Block},
+    composed::{Composed, E2M1, Floats8, Indices, Integers, NonLinear, Normal, TwiceE2M1, U4Block},
+    scales::{
+        self, FourBits, Half, HalfAndMinimum, Power, Quotients, SignedBytes, SignedSixBits, Single,
+        SixBits,
+    },
+};
 use crate::isa::{LANES, Portable};
 
-/// A weight matrix in one of the supported formats.
-#[derive(Clone)]
-pub(crate) enum PackedMatrix {
-    F32(Panels<F32Block>),
-    F16(Panels<F16Block>),
-    Bf16(Panels<Bf16Block>),
-    Q8_0(Panels<Q8_0Block>),
-    Q4_0(Panels<Q4_0Block>),
-    Q4_1(Panels<Q4_1Block>),
+/// Lists the formats, each with its block: the matrix of one of them, and what is done with any.
+macro_rules! packed_matrix {
+    ($($format:ident as $variant:ident: $block:ty,)*) => {
+        /// A weight matrix in one of the supported formats.
+        #[derive(Clone)]
+        pub(crate) enum PackedMatrix {
+            $($variant(Panels<$block>),)*
+        }
+
+        impl PackedMatrix {
+            /// Regroups a tensor, each of whose rows is an output.
+            pub(crate) fn pack(tensor: &Tensor<'_>) -> Self {
+                match tensor.format() {
+                    $(Format::$format => Self::$variant(Panels::pack(tensor)),)*
+                }
+            }
+        }
+    };
+}
+
+packed_matrix! {
+    F32 as F32: F32Block,
+    F16 as F16: F16Block,
+    BF16 as Bf16: Bf16Block,
+    Q8_0 as Q8_0: Q8_0Block,
+    Q4_0 as Q4_0: Q4_0Block,
+    Q4_1 as Q4_1: Q4_1Block,
+    Q5_0 as Q5_0: Composed<Integers<32, 16, 4, 16>, Half<scales::Q5_0>>,
+    Q5_1 as Q5_1: Composed<Integers<32, 16, 4, 0>, HalfAndMinimum>,
+    Q2_K as Q2K: Composed<Integers<256, 64, 0, 0>, FourBits>,
+    Q3_K as Q3K: Composed<Integers<256, 64, 32, 4>, SignedSixBits<scales::Q3_K, 8, 4>>,
+    Q4_K as Q4K: Composed<Integers<256, 128, 0, 0>, SixBits<scales::Q4_K>>,
+    Q5_K as Q5K: Composed<Integers<256, 128, 32, 0>, SixBits<scales::Q5_K>>,
+    Q6_K as Q6K: Composed<Integers<256, 128, 64, 32>, SignedBytes>,
+    IQ4_NL as Iq4Nl: Composed<Indices<NonLinear, 32, 16>, Half<scales::IQ4_NL>>,
+    IQ4_XS as Iq4Xs: Composed<Indices<NonLinear, 256, 128>, SignedSixBits<scales::IQ4_XS, 4, 2>>,
+    MXFP4 as Mxfp4: Composed<Indices<TwiceE2M1, 32, 16>, Power>,
+    F8_E4M3 as F8: Composed<Floats8<32>, Single<scales::F8_E4M3>>,
+    U4 as U4: U4Block,
+    NF4 as Nf4: Composed<Indices<Normal, 64, 32>, Single<scales::NF4>>,
+    NVFP4 as Nvfp4: Composed<Indices<E2M1, 64, 32>, Quotients>,
 }
 
 /// Calls an expression with the panels of whichever format it is.
@@ -26,24 +65,42 @@ macro_rules! with_panels {
             $crate::kernels::panels::PackedMatrix::Q8_0($panels) => $expression,
             $crate::kernels::panels::PackedMatrix::Q4_0($panels) => $expression,
             $crate::kernels::panels::PackedMatrix::Q4_1($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q5_0($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q5_1($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q2K($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q3K($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q4K($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q5K($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q6K($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Iq4Nl($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Iq4Xs($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Mxfp4($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::F8($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::U4($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Nf4($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Nvfp4($panels) => $expression,
         }
     };
 }
 pub(crate) use with_panels;
 
-impl PackedMatrix {
-    /// Regroups a tensor, each of whose rows is an output.
-    pub(crate) fn pack(tensor: &Tensor<'_>) -> Self {
-        match tensor.format() {
-            Format::F32 => Self::F32(Panels::pack(tensor)),
-            Format::F16 => Self::F16(Panels::pack(tensor)),
-            Format::BF16 => Self::Bf16(Panels::pack(tensor)),
-            Format::Q8_0 => Self::Q8_0(Panels::pack(tensor)),
-            Format::Q4_0 => Self::Q4_0(Panels::pack(tensor)),
-            Format::Q4_1 => Self::Q4_1(Panels::pack(tensor)),
+/// The same for formats that are computed with straight from their blocks; does nothing for others.
+macro_rules! with_direct_panels {
+    ($matrix:expr, $panels:ident => $expression:expr) => {
+        match $matrix {
+            $crate::kernels::panels::PackedMatrix::F32($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::F16($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Bf16($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q8_0($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q4_0($panels) => $expression,
+            $crate::kernels::panels::PackedMatrix::Q4_1($panels) => $expression,
+            _ => {}
         }
-    }
+    };
+}
+pub(crate) use with_direct_panels;
 
+impl PackedMatrix {
     /// Inputs: elements of an activation row.
     pub(crate) fn depth(&self) -> usize {
         with_panels!(self, panels => panels.depth)
@@ -52,6 +109,12 @@ impl PackedMatrix {
     /// Outputs.
     pub(crate) fn columns(&self) -> usize {
         with_panels!(self, panels => panels.columns)
+    }
+
+    /// Whether few rows are computed with straight from the blocks; otherwise these are expanded.
+    pub(crate) fn is_direct(&self) -> bool {
+        with_direct_panels!(self, _panels => return true);
+        false
     }
 
     /// Bytes in memory.
@@ -150,8 +213,8 @@ impl<B: Block> Panels<B> {
         let (panel, lane) = (self.panel(column / LANES), column % LANES);
         for (index, out) in out.chunks_mut(B::DEPTH).enumerate() {
             let block = panel.get(index);
-            let scale = block.scale(Portable);
             for (pair, out) in out.chunks_mut(2).enumerate() {
+                let scale = block.scale(Portable, 2 * pair / B::GROUP);
                 let weights = block.pair(Portable, scale, pair);
                 for (out, weights) in out.iter_mut().zip(weights) {
                     *out = weights[lane];
@@ -213,12 +276,16 @@ mod tests {
     #[test]
     fn packing_loses_nothing_in_any_format() {
         for format in Format::ALL {
-            for (rows, cols) in [(1, 32), (16, 64), (37, 96)] {
+            for (rows, blocks) in [(1, 1), (16, 2), (37, 3)] {
+                let cols = blocks * format.block_elements().max(32);
                 let values: Vec<f32> =
                     (0..rows * cols).map(|i| ((i * 7919) % 1009) as f32 / 300.0 - 1.6).collect();
                 let tensor = Tensor::from_f32(format, Shape::matrix(rows, cols), &values).unwrap();
                 let expected = tensor.to_f32();
                 let packed = PackedMatrix::pack(&tensor);
+                if rows == LANES {
+                    assert_eq!(packed.bytes(), tensor.data().len(), "{format}");
+                }
                 let mut row = vec![f32::NAN; cols];
                 for column in 0..rows {
                     packed.column(column, &mut row);

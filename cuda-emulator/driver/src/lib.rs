@@ -5,10 +5,18 @@
 //! What the checks find is written to the standard error, or to the file that
 //! `CUDA_EMULATOR_REPORTS` names.
 // The interface is that of `cuda.h`; its names and rules are documented there.
-#![allow(non_snake_case, clippy::missing_safety_doc, missing_docs, unreachable_pub)]
+#![allow(
+    non_snake_case,
+    clippy::missing_safety_doc,
+    clippy::too_many_arguments,
+    missing_docs,
+    unreachable_pub
+)]
 
+mod blas;
 mod device;
 mod memory;
 mod module;
+mod nccl;
 mod state;
 mod stream;

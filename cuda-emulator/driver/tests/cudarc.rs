@@ -3,40 +3,12 @@
 // Linked so that the library is built before this test.
 use cuda_emulator_driver as _;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod support;
 
-/// The folder of the build: this test lies in `deps` in it.
-fn build() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    test.parent().and_then(Path::parent).expect("a folder").to_owned()
-}
-
-/// Runs a case of the example with the stand-in where the system would have the driver.
-fn run(case: &str, environment: &[(&str, &str)]) -> Output {
-    let build = build();
-    let library = build.join("deps/libcuda_emulator_driver.so");
-    assert!(library.is_file(), "{} is there", library.display());
-    let folder = build.join(format!("stand-in-{}-{case}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder can be made");
-    let link = folder.join("libcuda.so.1");
-    _ = std::fs::remove_file(&link);
-    std::os::unix::fs::symlink(&library, &link).expect("a link can be made");
-    let output = Command::new(build.join("examples/cudarc_program"))
-        .arg(case)
-        .env("LD_LIBRARY_PATH", &folder)
-        .envs(environment.iter().copied())
-        .output()
-        .expect("the program can be started");
-    std::fs::remove_dir_all(&folder).expect("the folder can be removed");
-    output
-}
+use support::build;
 
 fn succeeds(case: &str, environment: &[(&str, &str)]) -> String {
-    let output = run(case, environment);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{case}: {errors}");
-    errors
+    support::succeeds("cudarc_program", case, environment)
 }
 
 #[test]

@@ -186,6 +186,30 @@ pub enum Problem {
         /// How many were executed.
         instructions: u64,
     },
+    /// What a library writes lies on what it reads.
+    #[error("{what} share bytes")]
+    Overlap {
+        /// The operands.
+        what: String,
+    },
+    /// Ranks of a communicator make calls that don't belong together.
+    #[error("{what}")]
+    RankMismatch {
+        /// Which calls of which ranks.
+        what: String,
+    },
+    /// A rank of a communicator doesn't come.
+    #[error("{what}")]
+    RankMissing {
+        /// Which rank, and what the others wait for.
+        what: String,
+    },
+    /// A call of a library was refused.
+    #[error("refused: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
     /// Shared memory accesses take more cycles than they need.
     #[error(
         "bank conflicts: {wavefronts} wavefronts instead of {ideal} over {executions} executions"
@@ -223,6 +247,8 @@ impl Problem {
             | Self::AsyncCopyPending { .. }
             | Self::AsyncCopyLeft { .. }
             | Self::MismatchedBarrier { .. }
+            | Self::Overlap { .. }
+            | Self::Refused { .. }
             | Self::DivisionByZero => Severity::Error,
             Self::BankConflicts { .. } | Self::Uncoalesced { .. } => Severity::Advice,
             _ => Severity::Fault,
@@ -274,6 +300,16 @@ impl Problem {
             Self::Timeout { .. } => {
                 "an endless loop: look at its condition, or at spinning on a lane of the same warp"
             }
+            Self::Overlap { .. } => {
+                "give the result memory of its own; D may only be C itself, in the same layout"
+            }
+            Self::RankMismatch { .. } => {
+                "all ranks make the same calls in the same order, with the same counts, types and roots"
+            }
+            Self::RankMissing { .. } => {
+                "look for the rank that ended early, or that makes its calls in another order"
+            }
+            Self::Refused { .. } => "look at the arguments of the call",
             Self::BankConflicts { .. } => "pad the rows or swizzle the columns",
             Self::Uncoalesced { .. } => "let neighbouring lanes use neighbouring addresses",
         }
@@ -297,6 +333,10 @@ impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let (Some(file), Some(line)) = (&self.file, self.line) {
             write!(f, "{file}:{line} ")?;
+        }
+        if self.ptx_line == 0 {
+            // A library's call: the operand.
+            return f.write_str(&self.instruction);
         }
         write!(f, "(PTX line {}, {})", self.ptx_line, self.instruction)
     }

@@ -52,21 +52,21 @@ impl Driver {
     /// `cuDevicePrimaryCtxRelease`. The last release resets the device: its memory and its error
     /// go.
     pub fn release_primary(&mut self, device: usize) -> Answer<()> {
-        let retained = &mut self.device_mut(device)?.retained;
-        if *retained == 0 {
-            return Err(Status::INVALID_CONTEXT);
+        match self.device(device)?.retained {
+            0 => return Err(Status::INVALID_CONTEXT),
+            // What is still queued is done: programs may rely on it.
+            1 => match self.drain_device(device) {
+                Err(Status::BLOCKED) => return Err(Status::BLOCKED),
+                Ok(()) | Err(_) => self.reset(device)?,
+            },
+            _ => {}
         }
-        *retained -= 1;
-        if *retained == 0 {
-            self.contexts.remove(&primary_context(device));
-            self.reset(device)?;
-        }
+        self.device_mut(device)?.retained -= 1;
         Ok(())
     }
 
     fn reset(&mut self, device: usize) -> Answer<()> {
-        // What is still queued is done: programs may rely on it.
-        let drained = self.drain_device(device);
+        self.contexts.remove(&primary_context(device));
         let capacity = self.config.memory;
         let on_device = |stream: &super::Stream| stream.device == device;
         self.streams.retain(|_, stream| !on_device(stream));
@@ -77,7 +77,8 @@ impl Driver {
         let state = self.device_mut(device)?;
         state.memory = crate::Memory::of_device(capacity, device as u64);
         state.sticky = None;
-        drained.or(Ok(()))
+        state.peers.clear();
+        Ok(())
     }
 
     /// `cuCtxCreate`.
@@ -297,6 +298,7 @@ impl Driver {
     ) -> Answer<()> {
         self.forbid_in_capture(device)?;
         let stream = default_stream(device);
+        self.settle(stream)?;
         // SAFETY: the caller vouches for the range, and the copy is done before this returns.
         unsafe { self.upload_async(stream, to, from, bytes)? };
         self.drain(stream, u64::MAX)
@@ -318,11 +320,12 @@ impl Driver {
             return Ok(());
         }
         self.check_range(from, bytes)?;
-        self.push(stream, Work::Download { to, from, bytes })?;
-        if self.is_pinned(to) || self.is_capturing(stream)? {
-            return Ok(());
+        let deferred = self.is_pinned(to) || self.is_capturing(stream)?;
+        if !deferred {
+            self.settle(stream)?;
         }
-        self.drain(stream, u64::MAX)
+        self.push(stream, Work::Download { to, from, bytes })?;
+        if deferred { Ok(()) } else { self.drain(stream, u64::MAX) }
     }
 
     /// `cuMemcpyDtoH`.
@@ -339,6 +342,7 @@ impl Driver {
     ) -> Answer<()> {
         self.forbid_in_capture(device)?;
         let stream = default_stream(device);
+        self.settle(stream)?;
         // SAFETY: the caller vouches for the range, and the copy is done before this returns.
         unsafe { self.download_async(stream, to, from, bytes)? };
         self.drain(stream, u64::MAX)

@@ -21,6 +21,8 @@ pub struct Config {
     pub strict: bool,
     /// Which allocation fails, counted from 1.
     pub failing_allocation: Option<u64>,
+    /// How long a rank of a communicator waits for another while nothing happens.
+    pub patience: std::time::Duration,
     /// A file to which reports are appended as lines of JSON; none for the standard error.
     pub reports: Option<std::path::PathBuf>,
 }
@@ -35,6 +37,7 @@ impl Default for Config {
             eager: false,
             strict: false,
             failing_allocation: None,
+            patience: std::time::Duration::from_secs(30),
             reports: None,
         }
     }
@@ -43,7 +46,7 @@ impl Default for Config {
 impl Config {
     /// Reads `CUDA_EMULATOR_DEVICES`, `_MEMORY` (bytes), `_ARCH` (`sm_90`), `_CHECKS` (`all`,
     /// `none` or names with commas between), `_SEED`, `_PERTURB`, `_EAGER`, `_STRICT`,
-    /// `_FAIL_ALLOCATION` and `_REPORTS` through `get`. A value that can't be read is an error
+    /// `_FAIL_ALLOCATION`, `_RANK_TIMEOUT` (seconds) and `_REPORTS` through `get`. A value that can't be read is an error
     /// that names the variable.
     ///
     /// # Errors
@@ -81,6 +84,9 @@ impl Config {
         config.eager = number("EAGER")?.is_some_and(|on| on != 0);
         config.strict = number("STRICT")?.is_some_and(|on| on != 0);
         config.failing_allocation = number("FAIL_ALLOCATION")?;
+        if let Some(seconds) = number("RANK_TIMEOUT")? {
+            config.patience = std::time::Duration::from_secs(seconds);
+        }
         config.reports = text("REPORTS").map(Into::into);
         Ok(config)
     }

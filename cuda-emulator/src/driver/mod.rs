@@ -5,10 +5,13 @@
 //! for it, so that a missing wait, an early free or a reused staging buffer shows as wrong data
 //! instead of passing by luck.
 
+pub mod blas;
 mod calls;
 mod config;
 mod graph;
+pub(crate) mod library;
 mod module;
+pub mod nccl;
 mod status;
 mod stream;
 mod work;
@@ -43,6 +46,12 @@ pub struct Driver {
     limits: HashMap<(usize, u32), usize>,
     /// Host memory that was allocated here: address to size.
     pinned: BTreeMap<usize, usize>,
+    blas: blas::Blas,
+    nccl: nccl::Nccl,
+    /// What a library's call complains of while it runs, with the operand.
+    complaints: Vec<(Problem, String)>,
+    /// Counts what happens, so that who waits for another thread sees whether that one lives.
+    progress: u64,
     next: u64,
     allocations: u64,
     listener: Listener,
@@ -128,6 +137,10 @@ impl Driver {
             pools: HashMap::new(),
             limits: HashMap::new(),
             pinned: BTreeMap::new(),
+            blas: blas::Blas::default(),
+            nccl: nccl::Nccl::default(),
+            complaints: Vec::new(),
+            progress: 0,
             next: 0x10000,
             allocations: 0,
             listener: Listener(listener),
@@ -137,6 +150,16 @@ impl Driver {
     /// Whether `cuInit` was called.
     pub fn is_initialized(&self) -> bool {
         self.initialized
+    }
+
+    /// A number that grows whenever work is queued or done, or a rank joins or leaves.
+    pub fn progress(&self) -> u64 {
+        self.progress
+    }
+
+    /// How long a call that waits for another rank's thread waits while nothing happens.
+    pub fn patience(&self) -> std::time::Duration {
+        self.config.patience
     }
 
     fn handle(&mut self) -> u64 {
@@ -188,9 +211,13 @@ impl Driver {
         shape: &Launch,
         parameters: &[u8],
     ) -> Answer<()> {
-        let memory = &self.devices.get(device).ok_or(Status::INVALID_DEVICE)?.memory;
-        let outcome = crate::launch(kernel, memory, shape, parameters, &self.config.options)
-            .map_err(|_| Status::INVALID_VALUE)?;
+        let state = self.devices.get(device).ok_or(Status::INVALID_DEVICE)?;
+        let peers: Vec<&Memory> =
+            state.peers.iter().filter_map(|peer| Some(&self.devices.get(*peer)?.memory)).collect();
+        let options = &self.config.options;
+        let outcome =
+            crate::launch_with_peers(kernel, &state.memory, &peers, shape, parameters, options)
+                .map_err(|_| Status::INVALID_VALUE)?;
         for report in &outcome.reports {
             (self.listener.0)(report);
         }
@@ -212,7 +239,9 @@ fn status_of(problem: &Problem) -> Status {
         }
         Problem::Misaligned { .. } => Status::MISALIGNED,
         Problem::Assertion => Status::ASSERT,
-        Problem::Timeout { .. } | Problem::Deadlock { .. } => Status::TIMEOUT,
+        Problem::Timeout { .. } | Problem::Deadlock { .. } | Problem::RankMissing { .. } => {
+            Status::TIMEOUT
+        }
         Problem::Trap => Status::ILLEGAL_INSTRUCTION,
         _ => Status::LAUNCH_FAILED,
     }

@@ -46,6 +46,9 @@ impl Driver {
     pub fn unload_module(&mut self, handle: u64) -> Answer<()> {
         let device = self.modules.get(&handle).ok_or(Status::INVALID_HANDLE)?.device;
         let drained = self.drain_device(device);
+        if drained == Err(Status::BLOCKED) {
+            return drained;
+        }
         if let Some(module) = self.modules.remove(&handle) {
             for function in module.functions.values() {
                 self.functions.remove(function);

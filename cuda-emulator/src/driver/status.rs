@@ -84,5 +84,11 @@ statuses! {
     UNKNOWN = 999, c"CUDA_ERROR_UNKNOWN", c"unknown error";
 }
 
+impl Status {
+    /// Not of CUDA: a call waits for another rank of a communicator. It has changed nothing that
+    /// making it again doesn't expect, and is made again once something has happened.
+    pub const BLOCKED: Self = Self(u32::MAX);
+}
+
 /// What a call gives.
 pub type Answer<T> = Result<T, Status>;

@@ -30,7 +30,9 @@ impl Driver {
             return Err(Status::INVALID_HANDLE);
         }
         let result = self.drain(handle, u64::MAX);
-        self.streams.remove(&handle);
+        if result != Err(Status::BLOCKED) {
+            self.streams.remove(&handle);
+        }
         result
     }
 
@@ -54,8 +56,10 @@ impl Driver {
         }
         if stream.done < stream.queued {
             // Who asks again and again waits: the work is done behind the first answer.
-            self.drain(handle, u64::MAX)?;
-            return Err(Status::NOT_READY);
+            return match self.drain(handle, u64::MAX) {
+                Ok(()) | Err(Status::BLOCKED) => Err(Status::NOT_READY),
+                other => other,
+            };
         }
         Ok(())
     }
@@ -150,8 +154,10 @@ impl Driver {
         if self.streams.get(&stream).is_none_or(|stream| stream.done >= count) {
             return Ok(());
         }
-        self.drain(stream, count)?;
-        Err(Status::NOT_READY)
+        match self.drain(stream, count) {
+            Ok(()) | Err(Status::BLOCKED) => Err(Status::NOT_READY),
+            other => other,
+        }
     }
 
     /// `cuEventElapsedTime`, in milliseconds of the host: it says nothing about a device.

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use crate::{Kernel, Launch};
 
+use super::blas::Matmul;
+use super::nccl::{Calls, Meeting, Met};
 use super::status::{Answer, Status};
 
 /// An address of host memory, as the program gave it.
@@ -58,6 +60,21 @@ pub(crate) enum Work {
     },
     Record(u64),
     Call(Callback),
+    Matmul(Arc<Matmul>),
+    /// Calls of a rank, before they are queued.
+    Communicate(Arc<Calls>),
+    /// Calls of a rank that others know of.
+    Meet(Meeting),
+}
+
+/// How far a stream must get.
+#[derive(Debug, Clone, Copy)]
+struct Goal {
+    stream: u64,
+    /// Pieces of work.
+    count: u64,
+    /// Whether the last of these needs only to be begun: a rank arrives.
+    begun: bool,
 }
 
 /// Where an upload takes its bytes from.
@@ -136,7 +153,34 @@ impl super::Driver {
         if let Some(id) = stream.capture {
             return self.capture(handle, id, work);
         }
-        // The legacy default stream and blocking streams wait for each other.
+        let waits = self.implicit_waits(handle)?;
+        for (stream, count) in waits {
+            if self.streams.get(&stream).is_some_and(|other| other.done < count) {
+                self.enqueue(handle, Work::Wait { stream, count });
+            }
+        }
+        let work = match work {
+            Work::Communicate(calls) => {
+                let position = self.streams.get(&handle).map_or(0, |stream| stream.queued) + 1;
+                let meeting = self.post(&calls, handle, position)?;
+                let broken = self.is_broken(&meeting);
+                self.enqueue(handle, Work::Meet(meeting));
+                // The streams fail once they get there.
+                if broken {
+                    return Err(Status::LAUNCH_FAILED);
+                }
+                return self.if_eager(handle);
+            }
+            work => work,
+        };
+        self.enqueue(handle, work);
+        self.if_eager(handle)
+    }
+
+    /// What work on a stream waits for without being told: the legacy default stream of a device
+    /// and its blocking streams wait for each other.
+    fn implicit_waits(&self, handle: u64) -> Answer<Vec<(u64, u64)>> {
+        let stream = self.streams.get(&handle).ok_or(Status::INVALID_HANDLE)?;
         let device = stream.device;
         let default = super::default_stream(device);
         let waits: Vec<(u64, u64)> = if handle == default {
@@ -155,22 +199,34 @@ impl super::Driver {
         let captured = |(other, _): &(u64, u64)| {
             self.streams.get(other).is_some_and(|stream| stream.capture.is_some())
         };
-        if waits.iter().any(captured) {
-            return Err(Status::CAPTURE_IMPLICIT);
+        if waits.iter().any(captured) { Err(Status::CAPTURE_IMPLICIT) } else { Ok(waits) }
+    }
+
+    /// Does what comes before a piece of work that is about to be queued on a stream and done at
+    /// once: a call that waits for other ranks must be one that can be made again.
+    pub(crate) fn settle(&mut self, handle: u64) -> Answer<()> {
+        for (stream, count) in self.implicit_waits(handle)? {
+            self.drain(stream, count)?;
         }
-        for (stream, count) in waits {
-            if self.streams.get(&stream).is_some_and(|other| other.done < count) {
-                self.enqueue(handle, Work::Wait { stream, count });
-            }
+        self.drain(handle, u64::MAX)
+    }
+
+    /// Does what a stream holds, if work begins when it is queued; as far as other ranks let it.
+    fn if_eager(&mut self, handle: u64) -> Answer<()> {
+        if !self.config.eager {
+            return Ok(());
         }
-        self.enqueue(handle, work);
-        if self.config.eager { self.drain(handle, u64::MAX) } else { Ok(()) }
+        match self.drain(handle, u64::MAX) {
+            Err(Status::BLOCKED) => Ok(()),
+            other => other,
+        }
     }
 
     fn enqueue(&mut self, handle: u64, work: Work) {
         if let Some(stream) = self.streams.get_mut(&handle) {
             stream.queue.push_back(work);
             stream.queued += 1;
+            self.progress += 1;
         }
     }
 
@@ -189,34 +245,70 @@ impl super::Driver {
     }
 
     /// Does the first `count` pieces of work of a stream, and what they wait for.
+    ///
+    /// # Errors
+    ///
+    /// What a piece of work fails with. [`Status::BLOCKED`] when a rank that is waited for has not
+    /// made its call: what was done is done, and the caller tries again.
     pub(crate) fn drain(&mut self, handle: u64, count: u64) -> Answer<()> {
-        let mut open = vec![(handle, count)];
-        while let Some(&(handle, count)) = open.last() {
-            let Some(stream) = self.streams.get_mut(&handle) else {
+        let mut open = vec![Goal { stream: handle, count, begun: false }];
+        while let Some(&goal) = open.last() {
+            let handle = goal.stream;
+            let Some(stream) = self.streams.get(&handle).filter(|one| one.done < goal.count) else {
                 open.pop();
                 continue;
             };
-            if stream.done >= count {
-                open.pop();
-                continue;
-            }
-            if let Some(&Work::Wait { stream: other, count }) = stream.queue.front()
-                && self.streams.get(&other).is_some_and(|other| other.done < count)
-            {
-                open.push((other, count));
-                continue;
-            }
-            let Some(stream) = self.streams.get_mut(&handle) else { continue };
-            match stream.queue.pop_front() {
+            let (device, done) = (stream.device, stream.done);
+            match stream.queue.front() {
                 None => _ = open.pop(),
-                Some(work) => {
-                    stream.done += 1;
-                    let device = stream.device;
-                    self.perform(device, work)?;
+                Some(&Work::Wait { stream: other, count })
+                    if self.streams.get(&other).is_some_and(|other| other.done < count) =>
+                {
+                    open.push(Goal { stream: other, count, begun: false });
+                }
+                Some(Work::Meet(meeting)) => {
+                    let meeting = meeting.clone();
+                    if let Some(status) = self.sticky(device) {
+                        return Err(status);
+                    }
+                    let met = self.meet(&meeting).inspect_err(|status| {
+                        self.pop(handle);
+                        self.set_sticky(device, *status);
+                    })?;
+                    match met {
+                        Met::Done => _ = self.pop(handle),
+                        _ if goal.begun && done + 1 == goal.count => _ = open.pop(),
+                        Met::Missing => return Err(Status::BLOCKED),
+                        Met::Needs { stream: other, position } => {
+                            // A stream that waits for this one to end its meeting can't go on.
+                            let stuck =
+                                self.streams.get(&other).is_none_or(|s| s.done + 1 < position)
+                                    && open.iter().any(|goal| goal.stream == other);
+                            if stuck {
+                                let status = self.report_circle(&meeting);
+                                self.set_sticky(device, status);
+                                return Err(status);
+                            }
+                            open.push(Goal { stream: other, count: position, begun: true });
+                        }
+                    }
+                }
+                Some(_) => {
+                    if let Some(work) = self.pop(handle) {
+                        self.perform(device, work)?;
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    fn pop(&mut self, handle: u64) -> Option<Work> {
+        let stream = self.streams.get_mut(&handle)?;
+        let work = stream.queue.pop_front()?;
+        stream.done += 1;
+        self.progress += 1;
+        Some(work)
     }
 
     /// Does all work of a device.
@@ -266,7 +358,9 @@ impl super::Driver {
                 memory.fill(to, &pattern, count).map_err(|_| Status::ILLEGAL_ADDRESS)
             }),
             Work::Free(address) => self.release(address),
-            Work::Wait { .. } => Ok(()),
+            Work::Matmul(matmul) => self.run_matmul(device, &matmul),
+            // Both are dealt with where streams are drained.
+            Work::Communicate(_) | Work::Meet(_) | Work::Wait { .. } => Ok(()),
             Work::Record(event) => {
                 if let Some(event) = self.events.get_mut(&event) {
                     event.at = Some(Instant::now());

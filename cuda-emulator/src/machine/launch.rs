@@ -150,6 +150,22 @@ pub fn launch(
     parameters: &[u8],
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
+    launch_with_peers(kernel, memory, &[], launch, parameters, options)
+}
+
+/// As [`launch`], on a device that can use the memory of others.
+///
+/// # Errors
+///
+/// Those of [`launch`].
+pub fn launch_with_peers(
+    kernel: &Kernel,
+    memory: &Memory,
+    peers: &[&Memory],
+    launch: &Launch,
+    parameters: &[u8],
+    options: &Options,
+) -> Result<Outcome, LaunchError> {
     let shared_bytes = check(kernel, launch, parameters)?;
     let [x, y, z] = launch.grid.map(u64::from);
     let blocks = x * y * z;
@@ -160,7 +176,7 @@ pub fn launch(
     }
     let env = Environment {
         kernel,
-        memory: memory.view(),
+        memory: memory.view(peers),
         parameters: parameters.to_vec(),
         grid: launch.grid,
         block: launch.block,
@@ -171,7 +187,7 @@ pub fn launch(
             || options.checks.coalescing
             || options.checks.bank_conflicts,
         record_sectors: options.counting.l2.is_some(),
-        epoch: memory.next_epoch(),
+        epoch: memory.next_epoch(peers),
         releases,
         perturb: options.perturb,
     };

@@ -246,6 +246,13 @@ impl Memory {
         Ok(())
     }
 
+    /// Whether all of the bytes were written since they were allocated; false outside of live
+    /// allocations.
+    pub fn is_written(&self, address: u64, bytes: u64) -> bool {
+        self.range(address, bytes)
+            .is_ok_and(|(allocation, offset)| allocation.shadow.is_initialized(offset, bytes))
+    }
+
     /// The beginning and size of the live allocation that `address` lies in.
     pub fn find(&self, address: u64) -> Option<(u64, u64)> {
         let allocation = self.live.range(..=address).next_back()?.1;
@@ -271,21 +278,30 @@ impl Memory {
             .is_some_and(|(base, bytes)| address < base + (*bytes).max(1))
     }
 
-    /// A number for a launch, by which shadows tell its accesses from those of others.
-    pub(crate) fn next_epoch(&self) -> u64 {
-        let count = self.launches.fetch_add(1, Relaxed);
-        let epoch = count % (EPOCHS - 1);
-        if epoch == 0 && count > 0 {
-            for allocation in self.live.values() {
-                allocation.shadow.forget_accesses();
+    /// A number for a launch, by which shadows tell its accesses from those of others; the launches
+    /// of peers that it shares memory with get other numbers.
+    pub(crate) fn next_epoch(&self, peers: &[&Self]) -> u64 {
+        let all = || std::iter::once(self).chain(peers.iter().copied());
+        let count = all().map(|memory| memory.launches.load(Relaxed)).max().unwrap_or(0);
+        for memory in all() {
+            let before = memory.launches.swap(count + 1, Relaxed);
+            // Numbers are used again after a while: until then records must be gone.
+            if before > 0 && (before - 1) / (EPOCHS - 1) != count / (EPOCHS - 1) {
+                for allocation in memory.live.values() {
+                    allocation.shadow.forget_accesses();
+                }
             }
         }
-        epoch + 1
+        count % (EPOCHS - 1) + 1
     }
 
     /// What a launch sees.
-    pub(crate) fn view(&self) -> View<'_> {
-        View { live: self.live.values().map(Arc::as_ref).collect(), memory: self }
+    pub(crate) fn view<'a>(&'a self, peers: &[&'a Self]) -> View<'a> {
+        let memories: Vec<&Self> = std::iter::once(self).chain(peers.iter().copied()).collect();
+        let mut live: Vec<&Allocation> =
+            memories.iter().flat_map(|memory| memory.live.values().map(Arc::as_ref)).collect();
+        live.sort_unstable_by_key(|allocation| allocation.base);
+        View { live, memories }
     }
 }
 
@@ -293,7 +309,7 @@ impl Memory {
 #[derive(Debug)]
 pub(crate) struct View<'a> {
     live: Vec<&'a Allocation>,
-    memory: &'a Memory,
+    memories: Vec<&'a Memory>,
 }
 
 /// What lies near an address that no allocation covers.
@@ -314,13 +330,16 @@ impl<'a> View<'a> {
     }
 
     pub(crate) fn near(&self, address: u64) -> Near {
-        if let Some((&base, &bytes)) = self.memory.freed.range(..=address).next_back()
-            && address < base + bytes.max(1)
-        {
-            return Near::Freed { base, bytes };
+        for memory in &self.memories {
+            if let Some((&base, &bytes)) = memory.freed.range(..=address).next_back()
+                && address < base + bytes.max(1)
+            {
+                return Near::Freed { base, bytes };
+            }
         }
-        match self.memory.live.range(..=address).next_back() {
-            Some((&base, allocation)) => Near::After { base, bytes: allocation.bytes },
+        let before = self.live.partition_point(|allocation| allocation.base <= address);
+        match before.checked_sub(1).and_then(|index| self.live.get(index)) {
+            Some(allocation) => Near::After { base: allocation.base, bytes: allocation.bytes },
             None => Near::Nothing,
         }
     }

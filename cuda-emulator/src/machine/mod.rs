@@ -10,7 +10,7 @@ mod compile;
 mod context;
 mod control;
 mod copies;
-mod float;
+pub(crate) mod float;
 mod form;
 mod kernel;
 mod launch;
@@ -19,13 +19,17 @@ mod names;
 mod ops;
 mod random;
 mod registers;
+mod tensor_map;
 mod warp;
 
 pub use arguments::Arguments;
 pub use kernel::{Kernel, LoadError, Parameter, Program};
-pub use launch::{Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch};
+pub use launch::{
+    Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch, launch_with_peers,
+};
 pub use memory::{Memory, MemoryError};
 pub use ops::{InstructionForms, instruction_forms};
+pub use tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType};
 
 /// Multiprocessors that `%nsmid` tells of.
 const MULTIPROCESSORS: u32 = 108;

@@ -129,9 +129,10 @@ impl EngineBuilder {
         self.end_tokens.dedup();
         self.tokenizer.get_or_insert(tokenizer);
         self.chat_template = self.chat_template.or(template);
-        self.context_length.get_or_insert(model.config.context_length);
+        let context = *self.context_length.get_or_insert(model.config.context_length);
+        let context = self.options.context_length.unwrap_or(context);
         self.recommended = recommended(&model.generation);
-        let (program, weights) = (model.program()?, model.weights.as_ref());
+        let (program, weights) = (model.program_for(context)?, model.weights.as_ref());
         self.start(program, weights, Some(model), backend, progress)
     }
 

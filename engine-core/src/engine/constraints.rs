@@ -152,15 +152,26 @@ impl Work {
             if used > 1 {
                 inner.rollback(used - 1);
             }
+            let allows_none = masks.first().is_none_or(|mask| mask.iter().all(|&word| word == 0));
+            allows_none.then(|| match inner.problem() {
+                Some(reason) => format!("allows no token: {reason}"),
+                None => "allows no token".to_owned(),
+            })
         });
         masks.truncate(used);
-        if let Err(reason) = outcome {
-            *problem = Some(format!("panicked: {reason}"));
-            *constraint = None;
-        } else if let Some(&unknown) = forced.iter().find(|&&token| token >= vocab_size) {
-            *problem = Some(format!("forces token {unknown}, which the model doesn't have"));
-        } else if masks.first().is_none_or(|mask| mask.iter().all(|&word| word == 0)) {
-            *problem = Some("allows no token".to_owned());
+        match outcome {
+            Err(reason) => {
+                *problem = Some(format!("panicked: {reason}"));
+                *constraint = None;
+            }
+            Ok(allows_none) => {
+                *problem = match forced.iter().find(|&&token| token >= vocab_size) {
+                    Some(unknown) => {
+                        Some(format!("forces token {unknown}, which the model doesn't have"))
+                    }
+                    None => allows_none,
+                }
+            }
         }
     }
 }

@@ -34,6 +34,12 @@ pub trait TokenConstraint: fmt::Debug + Send {
         let _ = tokens;
     }
 
+    /// Why nothing is allowed, for the error that ends the sample then. By default nothing more is
+    /// known.
+    fn problem(&self) -> Option<String> {
+        None
+    }
+
     /// A constraint in the same state, for another sample of the request.
     fn duplicate(&self) -> Box<dyn TokenConstraint>;
 }

@@ -12,68 +12,16 @@ mod huggingface;
 pub(crate) mod json;
 mod rope;
 
-use std::{fmt, path::Path};
+use std::{path::Path, sync::Arc};
 
 pub use error::ConfigError;
 pub use generation::GenerationDefaults;
-pub use rope::RopeScaling;
+pub(crate) use huggingface::read_windows;
+pub use rope::{Rope, RopeScaling};
 
-use super::Rotary;
+pub use super::arch::Architecture;
 use crate::weights::GgufFile;
-
-/// The families of models that this crate can build programs for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Architecture {
-    /// Llama 2 and 3, SmolLM, and whatever else is saved as `LlamaForCausalLM`.
-    Llama,
-    /// Qwen2 and Qwen2.5: biases on queries, keys and values.
-    Qwen2,
-    /// Qwen3: norms on queries and keys.
-    Qwen3,
-}
-
-impl Architecture {
-    /// Every supported family.
-    pub const ALL: [Architecture; 3] =
-        [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
-
-    /// The class name in `architectures` of a Hugging Face `config.json`.
-    pub const fn huggingface_name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "LlamaForCausalLM",
-            Architecture::Qwen2 => "Qwen2ForCausalLM",
-            Architecture::Qwen3 => "Qwen3ForCausalLM",
-        }
-    }
-
-    /// `model_type` in a `config.json`, and `general.architecture` in a GGUF file.
-    pub const fn short_name(self) -> &'static str {
-        match self {
-            Architecture::Llama => "llama",
-            Architecture::Qwen2 => "qwen2",
-            Architecture::Qwen3 => "qwen3",
-        }
-    }
-
-    /// The family that either of the names stands for.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::UnknownArchitecture`], which lists the supported ones.
-    pub fn from_name(name: &str) -> Result<Self, ConfigError> {
-        Self::ALL
-            .into_iter()
-            .find(|known| name == known.huggingface_name() || name == known.short_name())
-            .ok_or_else(|| ConfigError::UnknownArchitecture { found: name.to_owned() })
-    }
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.short_name())
-    }
-}
+use backend_api::program::Activation;
 
 /// The dimensions and constants of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,21 +35,22 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Inner width of the gated MLP.
     pub intermediate_size: usize,
-    /// Transformer blocks.
-    pub layers: usize,
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
     /// Width of a head; even. `heads * head_dim` need not be `hidden_size`.
     pub head_dim: usize,
+    /// The transformer blocks, from the embedding up.
+    pub layers: Vec<LayerConfig>,
+    /// Nonlinearity of the gated MLP.
+    pub activation: Activation,
     /// Added to the mean square under the root of every norm.
     pub rms_norm_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f32,
-    /// How the rotary frequencies were stretched for a longer context.
-    pub rope_scaling: Option<RopeScaling>,
-    /// Positions that the model was made for.
+    /// Added to the weight of every norm: 1 where the files hold the difference from one.
+    pub norm_weight_offset: f32,
+    /// Positions that the model is used for. Opening a model sets what the model was made for; a
+    /// program with LongRoPE rotates differently for a context within the original one.
     pub context_length: usize,
     /// Whether the output layer is the embedding. A checkpoint may say so and carry an output
     /// layer all the same, or the reverse: what the weights hold decides.
@@ -112,17 +61,36 @@ pub struct ModelConfig {
     pub attention_output_bias: bool,
     /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
-    /// Layers that see only the latest positions.
-    pub sliding_window: Option<SlidingWindow>,
+    /// Constants between the parts.
+    pub multipliers: Multipliers,
+    /// Bound of the attention scores, `cap * tanh(score / cap)`.
+    pub attention_soft_cap: Option<f32>,
+    /// Bound of the logits.
+    pub logits_soft_cap: Option<f32>,
 }
 
-/// Attention that is limited to a window, in some or all of the layers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlidingWindow {
-    /// Positions that a token sees, itself included.
-    pub size: usize,
-    /// For each layer, whether the window applies.
-    pub layers: Vec<bool>,
+/// Where the layers of one model differ.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LayerConfig {
+    /// How many positions a token sees, itself included; `None` is all.
+    pub window: Option<usize>,
+    /// Position embedding of queries and keys; `None` is a layer without (NoPE).
+    pub rope: Option<Arc<Rope>>,
+}
+
+/// Constants that a model multiplies with.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Multipliers {
+    /// Of the embedding.
+    pub embedding: f32,
+    /// Of the attention scores; `1 / sqrt(head_dim)` in most families.
+    pub attention: f32,
+    /// Of each branch before it joins the residual stream.
+    pub residual: f32,
+    /// Of the logits.
+    pub logits: f32,
 }
 
 impl ModelConfig {
@@ -133,7 +101,7 @@ impl ModelConfig {
     /// [`ConfigError`], naming the field that is missing, of a wrong type, out of range or
     /// not supported.
     pub fn from_huggingface(json: &str) -> Result<Self, ConfigError> {
-        huggingface::read(&json::Fields::parse(json)?)?.validated()
+        huggingface::read_file(&json::Fields::parse(json)?)?.validated()
     }
 
     /// Reads the metadata of a GGUF file. Whether projections have biases, and the frequency
@@ -146,16 +114,16 @@ impl ModelConfig {
         gguf::read(file)?.validated()
     }
 
-    /// The window of layer `layer`: how many positions a token sees, itself included.
-    pub fn window(&self, layer: usize) -> Option<usize> {
-        let window = self.sliding_window.as_ref()?;
-        window.layers.get(layer).copied().unwrap_or(false).then_some(window.size)
+    /// Gives each layer the window `size` for which `is_windowed` says so.
+    pub(crate) fn set_windows(&mut self, size: Option<usize>, is_windowed: impl Fn(usize) -> bool) {
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            layer.window = size.filter(|_| is_windowed(index));
+        }
     }
 
-    /// The rotary embedding of this model: theta and scaling put together. The pairs are
-    /// Hugging Face's, as the order of rows in [`Weights`](crate::weights::Weights) is.
-    pub fn rotary(&self) -> Rotary {
-        rope::rotary(self.head_dim, self.rope_theta, self.rope_scaling.as_ref())
+    /// The layers that have a window.
+    pub(crate) fn windowed_layers(&mut self) -> impl Iterator<Item = &mut LayerConfig> {
+        self.layers.iter_mut().filter(|layer| layer.window.is_some())
     }
 
     /// Checks what both readers must ensure.
@@ -164,7 +132,7 @@ impl ModelConfig {
             ("vocab_size", self.vocab_size, MAX_VOCABULARY),
             ("hidden_size", self.hidden_size, MAX_WIDTH),
             ("intermediate_size", self.intermediate_size, MAX_WIDTH),
-            ("layers", self.layers, MAX_LAYERS),
+            ("layers", self.layers.len(), MAX_LAYERS),
             ("heads", self.heads, MAX_HEADS),
             ("kv_heads", self.kv_heads, MAX_HEADS),
             ("head_dim", self.head_dim, MAX_HEAD_DIM),
@@ -183,27 +151,26 @@ impl ModelConfig {
                 return Err(ConfigError::NotDivisible { field, value, divisor_name, divisor });
             }
         }
-        // A base of 1 would turn all dimensions alike, and has no logarithm to divide by.
-        for (field, value, above) in
-            [("rms_norm_eps", self.rms_norm_eps, 0.0), ("rope_theta", self.rope_theta, 1.0)]
-        {
-            if !value.is_finite() || value <= above {
-                return Err(out_of_range(field, value, format!("finite and above {above}")));
+        let Multipliers { embedding, attention, residual, logits } = self.multipliers;
+        for (field, value) in [
+            ("rms_norm_eps", self.rms_norm_eps),
+            ("the multiplier of the embedding", embedding),
+            ("the multiplier of attention scores", attention),
+            ("the multiplier of residuals", residual),
+            ("the multiplier of logits", logits),
+            ("the bound of attention scores", self.attention_soft_cap.unwrap_or(1.0)),
+            ("the bound of logits", self.logits_soft_cap.unwrap_or(1.0)),
+        ] {
+            if !value.is_finite() || value <= 0.0 {
+                return Err(out_of_range(field, value, "finite and above 0".into()));
             }
         }
-        if let Some(scaling) = &self.rope_scaling {
-            scaling.validate(self.head_dim)?;
-        }
-        if let Some(window) = &self.sliding_window {
-            if window.size == 0 {
-                return Err(out_of_range("sliding_window", window.size, "at least 1".into()));
+        for layer in &self.layers {
+            if layer.window == Some(0) {
+                return Err(out_of_range("sliding_window", 0, "at least 1".into()));
             }
-            if window.layers.len() != self.layers {
-                return Err(ConfigError::WrongLength {
-                    field: "layer_types",
-                    expected: self.layers,
-                    actual: window.layers.len(),
-                });
+            if let Some(rope) = &layer.rope {
+                rope.validate(self.head_dim)?;
             }
         }
         Ok(self)

@@ -1,7 +1,7 @@
 //! Models: their configuration, the [`Program`] that a backend compiles, and the architectures
 //! that build one.
 
-mod arch;
+pub(crate) mod arch;
 pub mod config;
 mod open;
 
@@ -10,5 +10,8 @@ pub use backend_api::program::{
     Activation, Attention, AttentionOptions, Op, PageGroup, Program, ProgramBuilder, ProgramError,
     Residual, RopePairs, Rotary, RowsOf, Split, Value, ValueId, Weight, WeightId,
 };
-pub use config::{Architecture, ConfigError, GenerationDefaults, ModelConfig, RopeScaling};
+pub use config::{
+    Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers, Rope,
+    RopeScaling,
+};
 pub use open::{LoadedModel, ModelFiles, OpenError, open_model};

@@ -9,7 +9,9 @@ use std::{
 
 use super::arch::{OUTPUT_WEIGHT, build};
 use super::config::{ConfigError, GenerationDefaults, ModelConfig, read_text};
-use crate::weights::{GgufFile, GgufWeights, SafetensorsWeights, WeightFileError, Weights};
+use crate::weights::{
+    GgufFile, GgufWeights, HuggingFaceWeights, SafetensorsWeights, WeightFileError, Weights,
+};
 use backend_api::program::{Program, ProgramError};
 
 const CONFIG_FILE: &str = "config.json";
@@ -38,7 +40,18 @@ impl LoadedModel {
     ///
     /// A configuration whose numbers don't fit together.
     pub fn program(&self) -> Result<Program, ProgramError> {
-        build(&self.config, self.weights.contains(OUTPUT_WEIGHT))
+        self.program_for(self.config.context_length)
+    }
+
+    /// The program that computes the model for sequences of at most `context_length` tokens. It is
+    /// another one where LongRoPE has other frequencies for short contexts.
+    ///
+    /// # Errors
+    ///
+    /// As [`program`](Self::program).
+    pub fn program_for(&self, context_length: usize) -> Result<Program, ProgramError> {
+        let config = ModelConfig { context_length, ..self.config.clone() };
+        build(&config, self.weights.contains(OUTPUT_WEIGHT))
     }
 }
 
@@ -110,11 +123,14 @@ fn open_directory(directory: &Path) -> Result<LoadedModel, OpenError> {
         Err(ConfigError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed(GENERATION_FILE)(error)),
     };
+    let config = ModelConfig::from_huggingface(&config_text).map_err(failed(CONFIG_FILE))?;
+    let generation = GenerationDefaults::from_huggingface(&config_text, generation_text.as_deref())
+        .map_err(failed(GENERATION_FILE))?;
+    let stored = SafetensorsWeights::open(directory)?;
     Ok(LoadedModel {
-        config: ModelConfig::from_huggingface(&config_text).map_err(failed(CONFIG_FILE))?,
-        generation: GenerationDefaults::from_huggingface(&config_text, generation_text.as_deref())
-            .map_err(failed(GENERATION_FILE))?,
-        weights: Box::new(SafetensorsWeights::open(directory)?),
+        generation,
+        weights: Box::new(HuggingFaceWeights::new(stored, &config)),
+        config,
         files: ModelFiles::HuggingFace { directory: directory.to_owned() },
         path: directory.to_owned(),
     })
@@ -139,7 +155,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Architecture, RopeScaling},
+        model::RopeScaling,
         weights::{Format, GgufWriter, Shape, Tensor, Value},
     };
 
@@ -175,7 +191,7 @@ mod tests {
             ("model.safetensors", &safetensors_file()),
         ]);
         let model = open_model(directory.path()).expect("well-formed");
-        assert_eq!(model.config.architecture, Architecture::Llama);
+        assert_eq!(model.config.architecture.name(), "llama");
         assert_eq!(model.generation.eos_tokens, [2, 3]);
         assert_eq!(model.generation.temperature, Some(0.5));
         assert_eq!(model.weights.tensor("model.norm.weight").expect("present"), norm());
@@ -221,8 +237,9 @@ mod tests {
     fn a_file_opens_as_gguf() {
         let directory = directory(&[("model.gguf", &gguf_file())]);
         let model = open_model(&directory.path().join("model.gguf")).expect("well-formed");
-        assert_eq!(model.config.layers, 1);
-        assert_eq!(model.config.rope_scaling, Some(RopeScaling::Factors(vec![2.0])));
+        let [layer] = &model.config.layers[..] else { panic!("{:?}", model.config.layers) };
+        let rope = layer.rope.as_ref().expect("rotated");
+        assert_eq!(rope.scaling, Some(RopeScaling::Factors(vec![2.0])));
         assert_eq!(model.generation.eos_tokens, [2]);
         assert_eq!(model.weights.tensor("model.norm.weight").expect("present"), norm());
         let query = model.weights.tensor("model.layers.0.self_attn.q_proj.weight");
@@ -246,7 +263,7 @@ mod tests {
             // What opens may fail or succeed in each of these, in its own way.
             let _ = GenerationDefaults::from_gguf(&file);
             if let Ok(config) = ModelConfig::from_gguf(&file) {
-                config.rotary();
+                let _ = build(&config, false);
                 if let Ok(weights) = GgufWeights::new(Arc::new(file), &config) {
                     for name in weights.names() {
                         let _ = weights.tensor(name).map(|tensor| tensor.to_f32());
@@ -267,7 +284,7 @@ mod tests {
             let text: String = characters.into_iter().collect();
             let _ = GenerationDefaults::from_huggingface(&text, None);
             if let Ok(config) = ModelConfig::from_huggingface(&text) {
-                config.rotary();
+                let _ = build(&config, false);
             }
         }
     }

@@ -119,7 +119,7 @@ impl GgufVocabulary {
         self.check()?;
         match self.model.as_str() {
             "gpt2" => self.byte_level(),
-            "llama" => self.by_scores(),
+            "llama" => self.with_spaces_escaped()?.by_scores(),
             "gemma4" => self.by_merges_of_pieces(),
             _ => Err(TextError::UnsupportedTokenizerModel { model: self.model.clone() }),
         }
@@ -177,14 +177,20 @@ impl GgufVocabulary {
             merges.extend(ways.into_iter().map(|(_, _, left, right)| (whole, left, right)));
         }
         let length = |text: &str| text.chars().count();
+        // SentencePiece finds the tokens that its user defined before it merges any pair; the scores
+        // that files give these tokens mean nothing.
+        let score = |id: usize| match self.kind(id) {
+            USER_DEFINED => f32::INFINITY,
+            _ => self.scores[id],
+        };
         merges.sort_by(|(a, a_left, a_right), (b, b_left, b_right)| {
-            self.scores[*b]
-                .total_cmp(&self.scores[*a])
+            score(*b)
+                .total_cmp(&score(*a))
                 .then_with(|| length(b_left).cmp(&length(a_left)))
                 .then_with(|| length(b_right).cmp(&length(a_right)))
         });
-        let merges: Vec<String> =
-            merges.into_iter().map(|(_, left, right)| format!("{left} {right}")).collect();
+        let merges: Vec<Value> =
+            merges.into_iter().map(|(_, left, right)| json!([left, right])).collect();
         let has_prefix = self.add_space_prefix.unwrap_or(true);
         let escape = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
         let mut normalizers = vec![escape];
@@ -200,6 +206,15 @@ impl GgufVocabulary {
         ))
     }
 
+    /// Texts are escaped before tokens are looked for, so tokens must be as well: converters undo the
+    /// escape in tokens that the user defined, such as Gemma's runs of spaces.
+    fn with_spaces_escaped(&self) -> Result<Self, TextError> {
+        let tokens = self.tokens.iter().map(|token| token.replace(' ', "▁")).collect();
+        let escaped = Self { tokens, ..self.clone() };
+        escaped.check()?;
+        Ok(escaped)
+    }
+
     /// BPE over SentencePiece's tokens, where line breaks stand apart.
     fn by_merges_of_pieces(&self) -> Result<Value, TextError> {
         self.check_merges()?;
@@ -211,11 +226,11 @@ impl GgufVocabulary {
             }),
             pieces_decoder(false),
             true,
-            self.piece_model(self.merges.clone()),
+            self.piece_model(self.merges.iter().cloned().map(Value::from).collect()),
         ))
     }
 
-    fn piece_model(&self, merges: Vec<String>) -> Value {
+    fn piece_model(&self, merges: Vec<Value>) -> Value {
         let unknown = self.unknown.and_then(|id| self.tokens.get(id as usize)).cloned();
         let unknown = unknown.or_else(|| {
             let unknown = (0..self.tokens.len()).find(|id| self.kind(*id) == UNKNOWN);

@@ -9,7 +9,9 @@
 //!   allocated or read, and every fault is a typed error.
 
 mod error;
+mod fused;
 pub mod gguf;
+mod huggingface;
 mod map;
 mod safetensors;
 
@@ -19,3 +21,4 @@ pub use backend_api::weights::{
 };
 pub use error::WeightFileError;
 pub use gguf::{Array, GgufError, GgufFile, GgufWeights, GgufWriter, Metadata, Value};
+pub(crate) use huggingface::HuggingFaceWeights;

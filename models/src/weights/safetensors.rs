@@ -203,10 +203,8 @@ fn tensor<'a>(
             return Err(WeightsError::UnsupportedType { name: name(), kind: other.to_string() });
         }
     };
-    let shape = match *shape {
-        [len] => Shape::Vector(len),
-        [rows, cols] => Shape::matrix(rows, cols),
-        _ => return Err(WeightsError::UnsupportedRank { name: name(), shape: shape.to_vec() }),
+    let Some(shape) = Shape::from_dims(shape) else {
+        return Err(WeightsError::UnsupportedRank { name: name(), shape: shape.to_vec() });
     };
     Tensor::new(format, shape, bytes)
         .map_err(|source| WeightsError::Tensor { name: name(), source })
@@ -353,7 +351,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_named() {
         let header = r#"{"quantized":{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[0,4]},
-            "cube":{"dtype":"F32","shape":[1,1,1],"data_offsets":[4,8]}}"#;
+            "hypercube":{"dtype":"F32","shape":[1,1,1,1],"data_offsets":[4,8]}}"#;
         let weights =
             SafetensorsWeights::from_bytes(with_header(header, &[0; 8])).expect("well-formed");
         assert!(matches!(
@@ -361,9 +359,17 @@ mod tests {
             Err(WeightsError::UnsupportedType { name, kind }) if name == "quantized" && kind == "F8_E4M3"
         ));
         assert!(matches!(
-            weights.tensor("cube"),
-            Err(WeightsError::UnsupportedRank { name, shape }) if name == "cube" && shape == [1, 1, 1]
+            weights.tensor("hypercube"),
+            Err(WeightsError::UnsupportedRank { name, shape }) if name == "hypercube" && shape == [1, 1, 1, 1]
         ));
+    }
+
+    #[test]
+    fn three_dimensions_are_a_stack_of_matrices() {
+        let header = r#"{"cube":{"dtype":"F16","shape":[2,1,3],"data_offsets":[0,12]}}"#;
+        let weights =
+            SafetensorsWeights::from_bytes(with_header(header, &[0; 12])).expect("well-formed");
+        assert_eq!(weights.tensor("cube").expect("readable").shape(), Shape::stack(2, 1, 3));
     }
 
     fn one_tensor(name: &str, value: f32) -> Vec<u8> {

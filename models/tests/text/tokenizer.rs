@@ -407,6 +407,31 @@ fn pair_that_makes_the_likeliest_token_is_merged_first_and_of_equals_the_left_on
 }
 
 #[test]
+fn runs_of_spaces_that_the_user_defined_are_tokens_before_any_pair_is_merged() {
+    // As in Gemma's files, whose converter undoes the escape of such tokens and scores them last.
+    let mut vocabulary = by_scores(&["▁a", "▁", "a"]);
+    vocabulary.add_space_prefix = Some(false);
+    for run in ["  ", "   "] {
+        vocabulary.tokens.push(run.to_owned());
+        vocabulary.token_types.push(4);
+        vocabulary.scores.push(-1000.0);
+    }
+    let tokenizer = Tokenizer::from_gguf(&vocabulary).unwrap();
+    let split = |text: &str| {
+        let tokens = tokenizer.encode(text, false).unwrap();
+        assert_eq!(tokenizer.decode(&tokens, false), text);
+        let names = tokens.iter().map(|id| tokenizer.id_to_token(*id).unwrap().to_owned());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(split(" a  a"), "▁a ▁▁ a");
+    assert_eq!(split("    a"), "▁▁▁ ▁a");
+
+    vocabulary.tokens[260] = "▁▁".to_owned();
+    let error = Tokenizer::from_gguf(&vocabulary).unwrap_err().to_string();
+    assert!(error.contains("twice"), "{error}");
+}
+
+#[test]
 fn merges_over_escaped_text_keep_line_breaks_apart() {
     let mut vocabulary = by_scores(&["▁", "a", "\n", "\n\n", "a\n", "▁a"]);
     vocabulary.model = "gemma4".to_owned();

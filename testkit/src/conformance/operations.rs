@@ -12,15 +12,15 @@ use super::failure::Failure;
 use super::models::{Model, VOCAB_SIZE, prompt};
 use super::session::{RowPlan, Setup};
 
-/// Columns of the values. A whole number of quantized blocks, and no power of two.
+/// Columns of the values. A whole number of small quantized blocks, and no power of two.
 const WIDTH: usize = 96;
 
 /// Embedding rows come out in every format, scaled as Gemma does.
 pub fn embedding_looks_rows_up_and_scales_them(check: &Check<'_>) -> Result<(), Failure> {
-    in_every_format(check, "embedding_looks_rows_up_and_scales_them", || {
+    in_every_format(check, "embedding_looks_rows_up_and_scales_them", |width| {
         let mut b = ProgramBuilder::new("embedding", VOCAB_SIZE);
         b.page_group(1, 16, None);
-        let x = b.embed("embedding", WIDTH, 9.75);
+        let x = b.embed("embedding", width, 9.75);
         let x = b.rms_norm(x, "norm", 1e-6);
         let x = b.select_outputs(x);
         b.finish_with_logits(x, "output", None)
@@ -30,10 +30,10 @@ pub fn embedding_looks_rows_up_and_scales_them(check: &Check<'_>) -> Result<(), 
 /// Products with matrices in every format; few and many output features. The vocabulary is odd, so
 /// the output layer's are too.
 pub fn linear_reads_every_format(check: &Check<'_>) -> Result<(), Failure> {
-    in_every_format(check, "linear_reads_every_format", || {
-        program(|b, x| {
-            let h = b.linear(x, "wide", 288, Split::Columns);
-            let h = b.linear(h, "narrow", WIDTH, Split::Rows);
+    in_every_format(check, "linear_reads_every_format", |width| {
+        program_of_width(width, |b, x| {
+            let h = b.linear(x, "wide", 3 * width, Split::Columns);
+            let h = b.linear(h, "narrow", width, Split::Rows);
             b.add(x, h)
         })
     })
@@ -52,7 +52,7 @@ pub fn linear_adds_its_bias_once(check: &Check<'_>) -> Result<(), Failure> {
 
 /// The output layer in every format.
 pub fn logits_read_every_format(check: &Check<'_>) -> Result<(), Failure> {
-    in_every_format(check, "logits_read_every_format", || program(|_, x| x))
+    in_every_format(check, "logits_read_every_format", |width| program_of_width(width, |_, x| x))
 }
 
 /// A norm of each row.
@@ -241,10 +241,17 @@ pub fn page_groups_have_tables_of_their_own(check: &Check<'_>) -> Result<(), Fai
 fn program(
     body: impl FnOnce(&mut ProgramBuilder, ValueId) -> ValueId,
 ) -> Result<Program, ProgramError> {
+    program_of_width(WIDTH, body)
+}
+
+fn program_of_width(
+    width: usize,
+    body: impl FnOnce(&mut ProgramBuilder, ValueId) -> ValueId,
+) -> Result<Program, ProgramError> {
     let mut b = ProgramBuilder::new("one operation", VOCAB_SIZE);
     // A program has at least one page group, whether or not anything attends.
     b.page_group(1, 16, None);
-    let x = b.embed("embedding", WIDTH, 1.0);
+    let x = b.embed("embedding", width, 1.0);
     let x = body(&mut b, x);
     let x = b.select_outputs(x);
     b.finish_with_logits(x, "output", None)
@@ -278,14 +285,16 @@ fn rotary(pairs_of_head: usize, attention_factor: f32, pairs: RopePairs) -> Rota
     Rotary { inverse_frequencies, attention_factor, pairs }
 }
 
+/// `program` takes the columns of its values: [`WIDTH`], or more where a block is longer.
 fn in_every_format(
     check: &Check<'_>,
     case: &str,
-    program: impl Fn() -> Result<Program, ProgramError>,
+    program: impl Fn(usize) -> Result<Program, ProgramError>,
 ) -> Result<(), Failure> {
     for format in Format::ALL {
+        let width = WIDTH.next_multiple_of(format.block_elements());
         check.part(&format!("{case}/{format}"), || {
-            score_a_prompt(check, &Model::random(program()?, format, 2)?)
+            score_a_prompt(check, &Model::random(program(width)?, format, 2)?)
         })?;
     }
     Ok(())

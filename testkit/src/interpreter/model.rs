@@ -2,7 +2,7 @@
 
 use engine_core::backend::BackendError;
 use engine_core::model::{Attention, Op, Program, ValueId, Weight, WeightId};
-use engine_core::weights::{Shape, Weights};
+use engine_core::weights::Weights;
 use engine_core::{PageId, Token};
 
 use super::attention::attention;
@@ -144,10 +144,7 @@ fn check_supported(program: &Program, op: &Op) -> Result<(), BackendError> {
 
 fn load_weight(weight: &Weight, weights: &dyn Weights) -> Result<Matrix, BackendError> {
     let tensor = weights.tensor(&weight.name)?;
-    let found = match tensor.shape() {
-        Shape::Vector(len) => vec![len],
-        Shape::Matrix { rows, cols } => vec![rows, cols],
-    };
+    let found = tensor.shape().dims();
     if found != weight.shape {
         let (name, expected) = (weight.name.clone(), weight.shape.clone());
         return Err(BackendError::Shape { name, expected, found });

@@ -48,7 +48,7 @@ impl Block for Bf16Pairs {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, _: S) {}
+    fn scale<S: Isa>(&self, _: S, _: usize) {}
 
     #[inline(always)]
     fn pair<S: Isa>(&self, isa: S, (): (), pair: usize) -> [S::F32; 2] {

@@ -101,7 +101,7 @@ impl Block for Q4_1Quads {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, isa: S) -> [S::F32; 2] {
+    fn scale<S: Isa>(&self, isa: S, _: usize) -> [S::F32; 2] {
         [isa.load_f16(&self.scales), isa.load_f16(&self.minima)]
     }
 
@@ -166,7 +166,7 @@ impl Block for Q4_0Quads {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, isa: S) -> S::F32 {
+    fn scale<S: Isa>(&self, isa: S, _: usize) -> S::F32 {
         isa.load_f16(&self.scales)
     }
 
@@ -236,7 +236,7 @@ impl Block for Q8_0Quads {
     }
 
     #[inline(always)]
-    fn scale<S: Isa>(&self, isa: S) -> S::F32 {
+    fn scale<S: Isa>(&self, isa: S, _: usize) -> S::F32 {
         isa.load_f16(&self.scales)
     }
 

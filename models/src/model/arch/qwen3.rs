@@ -1,26 +1,35 @@
 //! Qwen3 (Yang et al., 2025): as Llama, with a norm on each query and key head.
 
-use super::decoder::Decoder;
-use crate::model::config::ModelConfig;
-use backend_api::program::{Program, ProgramError};
+use serde_json::json;
 
-pub(super) fn build(
-    config: &ModelConfig,
-    has_output_weight: bool,
-) -> Result<Program, ProgramError> {
-    let mut m = Decoder::new("qwen3", config);
-    let mut x = m.embed();
-    for layer in 0..config.layers {
-        let h = m.norm(x, layer, "input_layernorm");
-        let [q, k, v] = m.qkv(h, layer);
-        let q = m.head_norm(q, layer, "self_attn.q_norm");
-        let k = m.head_norm(k, layer, "self_attn.k_norm");
-        let h = m.attend([q, k, v], layer);
-        let h = m.attention_out(h, layer);
-        x = m.add(x, h);
-        let h = m.norm(x, layer, "post_attention_layernorm");
-        let h = m.swiglu(h, layer);
-        x = m.add(x, h);
-    }
-    m.finish(x, has_output_weight)
+use super::{Decoder, Family, qwen2};
+use crate::model::config::{ConfigError, ModelConfig, json::Fields};
+use backend_api::program::ValueId;
+
+pub(super) static FAMILY: Family = Family {
+    name: "qwen3",
+    classes: &["Qwen3ForCausalLM"],
+    model_types: &["qwen3"],
+    gguf_names: &["qwen3"],
+    defaults: || json!({"head_dim": 128}),
+    configure,
+    layer,
+    ..Family::PLAIN
+};
+
+fn configure(json: &Fields, config: &mut ModelConfig) -> Result<(), ConfigError> {
+    config.mlp_bias = false;
+    qwen2::windows(json, config)
+}
+
+fn layer(m: &mut Decoder<'_>, x: ValueId) -> ValueId {
+    let h = m.norm(x, "input_layernorm");
+    let [q, k, v] = m.qkv(h);
+    let q = m.head_norm(q, "self_attn.q_norm");
+    let k = m.head_norm(k, "self_attn.k_norm");
+    let h = m.attend([q, k, v]);
+    let x = m.add(x, h);
+    let h = m.norm(x, "post_attention_layernorm");
+    let h = m.mlp(h);
+    m.add(x, h)
 }

@@ -44,6 +44,14 @@ pub enum ConfigError {
         /// What the model says it is.
         found: String,
     },
+    /// A model family that needs a part which this crate does not compute.
+    #[error("architecture `{found}` needs {missing}, which is not supported (supported: {})", supported(), found = clip(found))]
+    MissingPart {
+        /// What the model says it is.
+        found: String,
+        /// What the family is made of.
+        missing: &'static str,
+    },
     /// A field that a model can't do without.
     #[error("`{field}` is missing")]
     MissingField {
@@ -105,5 +113,5 @@ pub enum ConfigError {
 }
 
 fn supported() -> String {
-    Architecture::ALL.map(Architecture::short_name).join(", ")
+    Architecture::all().map(Architecture::name).collect::<Vec<_>>().join(", ")
 }

@@ -1,28 +1,83 @@
-//! Reads the metadata of a GGUF file.
+//! Reads the metadata of a GGUF file, by spelling them as a `config.json`.
+//!
+//! Keys that all families share are translated here; a family's own keys are in its table. Absent
+//! keys mean what they mean to llama.cpp.
 
-use super::{Architecture, ConfigError, ModelConfig, RopeScaling, SlidingWindow};
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json};
+
+use super::{Architecture, ConfigError, ModelConfig, RopeScaling, huggingface, json::Fields, rope};
 use crate::weights::{
     GgufError, GgufFile,
-    gguf::{Metadata, Value},
+    gguf::{Array, Metadata, Value},
 };
 
 /// Per-frequency divisors of Llama 3.
 const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+/// Per-frequency divisors of LongRoPE, for contexts up to the original and beyond.
+const LONG_ROPE_FACTORS: [(&str, &str); 2] =
+    [("short_factor", "rope_factors_short.weight"), ("long_factor", "rope_factors_long.weight")];
 const DEFAULT_ROPE_THETA: f32 = 10_000.0;
 
-/// The configuration as the file has it, not validated. Absent keys mean what they mean to
-/// llama.cpp.
+/// The configuration as the file has it, not validated.
 pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
     let metadata = file.metadata();
     let name = metadata.required("general.architecture", Metadata::string)?;
-    let keys = Keys { metadata, architecture: Architecture::from_name(name)? };
+    let architecture = Architecture::from_gguf_name(name)?;
     if let Some(parts @ 2..) = metadata.unsigned("split.count")? {
         return Err(GgufError::Split { parts }.into());
     }
-    keys.only("expert_count", 0)?;
+    let keys = Keys { metadata, architecture: name };
+    let json = translate(&keys, file, architecture)?;
+    let window = json.usize("sliding_window")?;
+    let mut config = huggingface::read(json, architecture)?;
+    // A window in a family whose class knows none holds everywhere: Mistral as `llama`.
+    if config.windowed_layers().next().is_none() {
+        config.set_windows(window, |_| true);
+    }
+    // Converters add the offset to the weights.
+    config.norm_weight_offset = 0.0;
+    let has_bias =
+        |parts: &[&str]| parts.iter().any(|part| file.contains(&format!("blk.0.{part}.bias")));
+    config.qkv_bias = has_bias(&["attn_q", "attn_qkv"]);
+    config.attention_output_bias = has_bias(&["attn_output"]);
+    config.mlp_bias = has_bias(&["ffn_up"]);
+    if file.contains(FREQUENCY_FACTORS) {
+        let factors = file.tensor(FREQUENCY_FACTORS)?.to_f32();
+        set_factors(&mut config, factors);
+    }
+    Ok(config)
+}
 
-    let hidden_size = keys.required("embedding_length")?;
-    let layers = keys.required("block_count")?;
+/// Scales the frequencies of layers that share the model's main rotary embedding.
+fn set_factors(config: &mut ModelConfig, factors: Vec<f32>) {
+    let Some(rope) = config.layers.iter().find_map(|layer| layer.rope.clone()) else { return };
+    let mut scaled = (*rope).clone();
+    scaled.scaling = Some(RopeScaling::Factors(factors));
+    let scaled = Arc::new(scaled);
+    for layer in config.layers.iter_mut().filter(|layer| layer.window.is_none()) {
+        layer.rope = layer.rope.is_some().then(|| Arc::clone(&scaled));
+    }
+}
+
+/// The metadata as fields of a `config.json`.
+fn translate(
+    keys: &Keys<'_>,
+    file: &GgufFile,
+    architecture: Architecture,
+) -> Result<Fields, ConfigError> {
+    keys.only("expert_count", 0)?;
+    let mut json = Fields::default();
+    for (key, field) in [
+        ("embedding_length", "hidden_size"),
+        ("block_count", "num_hidden_layers"),
+        ("feed_forward_length", "intermediate_size"),
+        ("context_length", "max_position_embeddings"),
+    ] {
+        json.set(field, keys.required(key)?);
+    }
+    let (hidden_size, layers) = (keys.required("embedding_length")?, keys.required("block_count")?);
     // Layers left out would be a model that answers, and wrongly.
     if let Some(name) = file.tensor_names().find(|name| layer_of(name) >= Some(layers)) {
         let (name, key) = (name.to_owned(), keys.key("block_count"));
@@ -36,31 +91,34 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
         None => hidden_size.checked_div(heads).unwrap_or(0),
     };
     keys.only("attention.value_length", head_dim)?;
-    keys.only("rope.dimension_count", head_dim)?;
-    let has_bias = |layer: &str| file.contains(&format!("blk.0.{layer}.bias"));
-    let sliding_window = keys
-        .optional("attention.sliding_window")?
-        .filter(|&size| size > 0)
-        .map(|size| SlidingWindow { size, layers: vec![true; layers.min(super::MAX_LAYERS)] });
-    Ok(ModelConfig {
-        architecture: keys.architecture,
-        vocab_size: vocab_size(&keys)?,
-        hidden_size,
-        intermediate_size: keys.required("feed_forward_length")?,
-        layers,
-        heads,
-        kv_heads: keys.heads("attention.head_count_kv")?.unwrap_or(heads),
-        head_dim,
-        rms_norm_eps: keys.required_float("attention.layer_norm_rms_epsilon")?,
-        rope_theta: keys.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA),
-        rope_scaling: rope_scaling(&keys, file)?,
-        context_length: keys.required("context_length")?,
-        tie_word_embeddings: !file.contains("output.weight"),
-        qkv_bias: has_bias("attn_q"),
-        attention_output_bias: has_bias("attn_output"),
-        mlp_bias: has_bias("ffn_up"),
-        sliding_window,
-    })
+    match keys.optional("rope.dimension_count")? {
+        Some(rotated) if rotated != head_dim && !architecture.family().rotates_partially => {
+            keys.only("rope.dimension_count", head_dim)?;
+        }
+        Some(rotated) => json.set("partial_rotary_factor", rotated as f64 / head_dim.max(1) as f64),
+        None => json.set("partial_rotary_factor", 1.0),
+    }
+    json.set("num_attention_heads", heads);
+    json.set("num_key_value_heads", keys.heads("attention.head_count_kv")?.unwrap_or(heads));
+    json.set("head_dim", head_dim);
+    json.set("vocab_size", vocab_size(keys, file)?);
+    json.set("rms_norm_eps", number(keys.required_float("attention.layer_norm_rms_epsilon")?));
+    json.set("rope_theta", number(keys.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA)));
+    json.set("tie_word_embeddings", !file.contains("output.weight"));
+    json.set("rope_scaling", rope_scaling(keys, file, architecture)?);
+    window(keys, &mut json)?;
+    for (key, field) in architecture.family().gguf_keys {
+        if let Some(value) = keys.float(key)? {
+            json.set(field, number(value));
+        }
+    }
+    Ok(json)
+}
+
+/// JSON has no word for infinity and NaN; what is said of the field is then that it is text.
+fn number(value: f32) -> Json {
+    let number = serde_json::Number::from_f64(f64::from(value));
+    number.map_or_else(|| value.to_string().into(), Json::Number)
 }
 
 /// The layer that a tensor belongs to, by its name.
@@ -68,8 +126,12 @@ fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
-/// The key `vocab_size` is optional; the vocabulary itself is as long as the embedding.
-fn vocab_size(keys: &Keys<'_>) -> Result<usize, ConfigError> {
+/// What the embedding has rows for; the key, or the vocabulary, where the file has no embedding that
+/// this crate reads.
+fn vocab_size(keys: &Keys<'_>, file: &GgufFile) -> Result<usize, ConfigError> {
+    if let Ok(embedding) = file.tensor("token_embd.weight") {
+        return Ok(embedding.shape().rows());
+    }
     if let Some(size) = keys.optional("vocab_size")? {
         return Ok(size);
     }
@@ -77,56 +139,113 @@ fn vocab_size(keys: &Keys<'_>) -> Result<usize, ConfigError> {
     Ok(tokens.len())
 }
 
-fn rope_scaling(keys: &Keys<'_>, file: &GgufFile) -> Result<Option<RopeScaling>, ConfigError> {
-    if file.contains(FREQUENCY_FACTORS) {
-        return Ok(Some(RopeScaling::Factors(file.tensor(FREQUENCY_FACTORS)?.to_f32())));
+/// The size of the window and, where the file says so, which layers have one: a list, or a number
+/// `n` of which every `n`-th layer has none.
+fn window(keys: &Keys<'_>, json: &mut Fields) -> Result<(), ConfigError> {
+    if let Some(size) = keys.optional("attention.sliding_window")? {
+        json.set("sliding_window", Some(size).filter(|&size| size > 0));
+        json.set("use_sliding_window", size > 0);
     }
+    let pattern = keys.key("attention.sliding_window_pattern");
+    match keys.metadata.get(&pattern) {
+        Some(Value::Array(layers)) => {
+            let windowed: Vec<bool> = match layers {
+                Array::Bool(layers) => layers.clone(),
+                _ => keys
+                    .metadata
+                    .integers(&pattern)?
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|&it| it != 0)
+                    .collect(),
+            };
+            let name = |is| if is { "sliding_attention" } else { "full_attention" };
+            json.set("layer_types", windowed.into_iter().map(name).collect::<Json>());
+        }
+        _ => {
+            if let Some(every) = keys.optional("attention.sliding_window_pattern")? {
+                json.set("sliding_window_pattern", every);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rope_scaling(
+    keys: &Keys<'_>,
+    file: &GgufFile,
+    architecture: Architecture,
+) -> Result<Json, ConfigError> {
+    let mut scaling = Map::new();
+    let mut set = |field: &str, value: Option<f32>| {
+        if let Some(value) = value {
+            scaling.insert(field.to_owned(), number(value));
+        }
+    };
     // Without a type a factor means linear; a factor of 0 means none, as in old files.
     let factor = match keys.float("rope.scaling.factor")? {
         Some(factor) => Some(factor),
         None => keys.float("rope.scale_linear")?,
     };
     let factor = factor.filter(|&factor| factor != 0.0);
-    Ok(match keys.metadata.string(&keys.key("rope.scaling.type"))?.unwrap_or("linear") {
-        "none" => None,
-        "linear" => factor.map(|factor| RopeScaling::Linear { factor }),
-        "yarn" => Some(yarn(keys, factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?)?),
+    let attention_factor = keys.float("rope.scaling.attn_factor")?;
+    let kind = keys.metadata.string(&keys.key("rope.scaling.type"))?;
+    let kind = match kind.unwrap_or("linear") {
+        _ if file.contains(LONG_ROPE_FACTORS[0].1) => {
+            // Absent means 1, where a config.json would have it computed.
+            set("attention_factor", Some(attention_factor.unwrap_or(1.0)));
+            "longrope"
+        }
+        "none" => "default",
+        "linear" if factor.is_none() => "default",
+        "linear" => "linear",
+        "yarn" => {
+            let factor = factor.ok_or_else(|| keys.missing("rope.scaling.factor"))?;
+            // In a config.json the key replaces what YaRN recommends.
+            let recommended = match keys.float("rope.scaling.yarn_log_multiplier")? {
+                _ if architecture.family().gguf_attention_factor_is_whole => 1.0,
+                Some(scale) if scale != 0.0 => rope::yarn_attention(factor, 1.0, scale),
+                _ => rope::yarn_attention(factor, 1.0, 0.0),
+            };
+            match attention_factor {
+                None if architecture.family().gguf_attention_factor_is_whole => {}
+                given => set("attention_factor", Some(given.unwrap_or(1.0) * recommended)),
+            }
+            set("beta_fast", keys.float("rope.scaling.yarn_beta_fast")?);
+            set("beta_slow", keys.float("rope.scaling.yarn_beta_slow")?);
+            "yarn"
+        }
         other => {
             return Err(ConfigError::Unsupported {
                 field: keys.key("rope.scaling.type"),
                 value: other.to_owned(),
-                supported: "none, linear, yarn",
+                supported: "none, linear, yarn, longrope",
             });
         }
-    })
-}
-
-fn yarn(keys: &Keys<'_>, factor: f32) -> Result<RopeScaling, ConfigError> {
-    let or = |value: Option<f32>, default| value.unwrap_or(default);
-    Ok(RopeScaling::Yarn {
-        factor,
-        original_context: match keys.optional("rope.scaling.original_context_length")? {
-            Some(length) => length,
-            None => keys.required("context_length")?,
-        },
-        beta_fast: or(keys.float("rope.scaling.yarn_beta_fast")?, RopeScaling::YARN_BETA_FAST),
-        beta_slow: or(keys.float("rope.scaling.yarn_beta_slow")?, RopeScaling::YARN_BETA_SLOW),
-        // Here the key multiplies what YaRN recommends; in a config.json it replaces it.
-        attention_factor: keys
-            .float("rope.scaling.attn_factor")?
-            .map(|multiplier| multiplier * RopeScaling::yarn_attention_factor(factor)),
-    })
+    };
+    set("factor", factor);
+    scaling.insert("rope_type".into(), kind.into());
+    if let Some(length) = keys.optional("rope.scaling.original_context_length")? {
+        scaling.insert("original_max_position_embeddings".into(), length.into());
+    }
+    if kind == "longrope" {
+        for (field, tensor) in LONG_ROPE_FACTORS {
+            let factors = file.tensor(tensor)?.to_f32();
+            scaling.insert(field.into(), factors.into_iter().map(number).collect());
+        }
+    }
+    Ok(Json::Object(scaling))
 }
 
 /// The keys of one architecture: `llama.block_count` and so on.
 struct Keys<'a> {
     metadata: &'a Metadata,
-    architecture: Architecture,
+    architecture: &'a str,
 }
 
 impl Keys<'_> {
     fn key(&self, suffix: &str) -> String {
-        format!("{}.{suffix}", self.architecture.short_name())
+        format!("{}.{suffix}", self.architecture)
     }
 
     fn optional(&self, suffix: &str) -> Result<Option<usize>, ConfigError> {

@@ -40,58 +40,85 @@ fn quote_names_of_numbers(json: &str) -> Option<String> {
 }
 
 /// A JSON object. A field that is `null` counts as absent, as it does in Python's readers.
-#[derive(Debug)]
-pub(super) struct Fields {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fields {
     fields: Map<String, Value>,
 }
 
 impl Fields {
-    pub(super) fn parse(json: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(json: &str) -> Result<Self, ConfigError> {
         let fields = object(json).map_err(|source| ConfigError::Json { source })?;
         Ok(Self { fields })
     }
 
-    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+    /// A value of its own, for files that spell the fields otherwise.
+    pub(super) fn set(&mut self, field: &str, value: impl Into<Value>) {
+        self.fields.insert(field.to_owned(), value.into());
+    }
+
+    /// Gives fields that are absent the value in `defaults`. A field that is `null` stays so.
+    pub(super) fn set_defaults(&mut self, defaults: Value) {
+        let Value::Object(defaults) = defaults else { return };
+        for (field, value) in defaults {
+            self.fields.entry(field).or_insert(value);
+        }
+    }
+
+    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
         self.fields.get(field).filter(|value| !value.is_null())
     }
 
-    pub(super) fn usize(&self, field: &str) -> Result<Option<usize>, ConfigError> {
+    pub(crate) fn usize(&self, field: &str) -> Result<Option<usize>, ConfigError> {
         self.typed(field, "a non-negative integer", |value| {
             value.as_u64().and_then(|value| usize::try_from(value).ok())
         })
     }
 
-    pub(super) fn required_usize(&self, field: &str) -> Result<usize, ConfigError> {
+    pub(crate) fn required_usize(&self, field: &str) -> Result<usize, ConfigError> {
         self.usize(field)?.ok_or_else(|| missing(field))
     }
 
-    pub(super) fn f32(&self, field: &str) -> Result<Option<f32>, ConfigError> {
+    pub(crate) fn f32(&self, field: &str) -> Result<Option<f32>, ConfigError> {
         self.typed(field, "a number of 32 bits", |value| {
             value.as_f64().map(|value| value as f32).filter(|value| value.is_finite())
         })
     }
 
-    pub(super) fn required_f32(&self, field: &str) -> Result<f32, ConfigError> {
+    pub(crate) fn required_f32(&self, field: &str) -> Result<f32, ConfigError> {
         self.f32(field)?.ok_or_else(|| missing(field))
     }
 
-    pub(super) fn bool(&self, field: &str) -> Result<Option<bool>, ConfigError> {
+    pub(crate) fn bool(&self, field: &str) -> Result<Option<bool>, ConfigError> {
         self.typed(field, "a boolean", Value::as_bool)
     }
 
-    pub(super) fn string(&self, field: &str) -> Result<Option<&str>, ConfigError> {
+    pub(crate) fn string(&self, field: &str) -> Result<Option<&str>, ConfigError> {
         self.typed(field, "a string", Value::as_str)
     }
 
-    pub(super) fn strings(&self, field: &str) -> Result<Option<Vec<&str>>, ConfigError> {
+    pub(crate) fn strings(&self, field: &str) -> Result<Option<Vec<&str>>, ConfigError> {
         self.typed(field, "a list of strings", |value| {
             value.as_array()?.iter().map(Value::as_str).collect()
         })
     }
 
-    pub(super) fn object(&self, field: &str) -> Result<Option<Fields>, ConfigError> {
+    pub(crate) fn object(&self, field: &str) -> Result<Option<Fields>, ConfigError> {
         self.typed(field, "an object", |value| {
             value.as_object().map(|fields| Fields { fields: fields.clone() })
+        })
+    }
+
+    pub(crate) fn usizes(&self, field: &str) -> Result<Option<Vec<usize>>, ConfigError> {
+        self.typed(field, "a list of non-negative integers", |value| {
+            let integer = |value: &Value| usize::try_from(value.as_u64()?).ok();
+            value.as_array()?.iter().map(integer).collect()
+        })
+    }
+
+    pub(crate) fn f32s(&self, field: &str) -> Result<Option<Vec<f32>>, ConfigError> {
+        self.typed(field, "a list of numbers", |value| {
+            let number = |value: &Value| Some(value.as_f64()? as f32);
+            value.as_array()?.iter().map(number).collect()
         })
     }
 
@@ -117,7 +144,7 @@ impl Fields {
     }
 }
 
-pub(super) fn missing(field: &str) -> ConfigError {
+pub(crate) fn missing(field: &str) -> ConfigError {
     ConfigError::MissingField { field: field.to_owned() }
 }
 

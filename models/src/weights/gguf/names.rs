@@ -4,14 +4,18 @@
 //! projections, since ggml's rotary embedding for them turns neighbouring dimensions together
 //! and Hugging Face's turns dimension `i` with `i + head_dim / 2`. Within a head, row
 //! `half * head_dim / 2 + i` there is row `2 * i + half` here. Quantized blocks run along a row,
-//! so moving whole rows back is exact in any format. Other families are stored as they are.
+//! so moving whole rows back is exact in any format. Other families are stored as they are. Parts
+//! that a family names differently are in the family's table.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{GgufError, GgufFile};
 use crate::{
-    model::{Architecture, ModelConfig},
-    weights::{Shape, Tensor, WeightFileError, Weights, WeightsError},
+    model::ModelConfig,
+    weights::{
+        Shape, Tensor, WeightFileError, Weights, WeightsError,
+        fused::{self, Rows},
+    },
 };
 
 /// The weights of a GGUF file under the names of Hugging Face.
@@ -27,6 +31,7 @@ pub struct GgufWeights {
 #[derive(Debug)]
 struct Entry {
     stored_name: String,
+    rows: Rows,
     /// If its rows were reordered: the heads that they belong to.
     reordered_heads: Option<usize>,
 }
@@ -40,16 +45,19 @@ impl GgufWeights {
     pub fn new(file: Arc<GgufFile>, config: &ModelConfig) -> Result<Self, WeightFileError> {
         let mut entries = BTreeMap::new();
         for stored_name in file.tensor_names() {
-            let name = huggingface_name(stored_name).unwrap_or_else(|| stored_name.to_owned());
-            let entry = Entry {
-                stored_name: stored_name.to_owned(),
-                reordered_heads: reordered_heads(stored_name, config),
-            };
-            if entries.insert(name.clone(), entry).is_some() {
-                return Err(WeightFileError::Gguf {
-                    path: file.path().to_owned(),
-                    source: GgufError::DuplicateTensor { name },
-                });
+            let parts = config.architecture.family().gguf_parts;
+            let name =
+                huggingface_name(stored_name, parts).unwrap_or_else(|| stored_name.to_owned());
+            for (name, rows) in fused::parts(&name, config) {
+                let stored_name = stored_name.to_owned();
+                let reordered_heads = reordered_heads(&stored_name, config);
+                let entry = Entry { stored_name, rows, reordered_heads };
+                if entries.insert(name.clone(), entry).is_some() {
+                    return Err(WeightFileError::Gguf {
+                        path: file.path().to_owned(),
+                        source: GgufError::DuplicateTensor { name },
+                    });
+                }
             }
         }
         Ok(Self { file, entries })
@@ -61,7 +69,7 @@ impl Weights for GgufWeights {
         let Some(entry) = self.entries.get(name) else {
             return Err(WeightsError::MissingTensor { name: name.to_owned() });
         };
-        let tensor = self.file.tensor(&entry.stored_name)?;
+        let tensor = entry.rows.take(name, self.file.tensor(&entry.stored_name)?)?;
         match entry.reordered_heads {
             None => Ok(tensor),
             Some(heads) => {
@@ -82,8 +90,9 @@ impl Weights for GgufWeights {
     }
 }
 
-/// The name in a Hugging Face checkpoint, if the tensor has one.
-fn huggingface_name(stored: &str) -> Option<String> {
+/// The name in a Hugging Face checkpoint, if the tensor has one. What `parts` says of a part of a
+/// layer goes first.
+fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
     let (stem, suffix) = stored.rsplit_once('.')?;
     if !matches!(suffix, "weight" | "bias") {
         return None;
@@ -94,11 +103,14 @@ fn huggingface_name(stored: &str) -> Option<String> {
         "output" => "lm_head".to_owned(),
         _ => {
             let (layer, part) = layer_and_part(stem)?;
+            let own = parts.iter().find(|(theirs, _)| *theirs == part).map(|(_, own)| *own);
             let part = match part {
+                _ if own.is_some() => own?,
                 "attn_norm" => "input_layernorm",
                 "attn_q" => "self_attn.q_proj",
                 "attn_k" => "self_attn.k_proj",
                 "attn_v" => "self_attn.v_proj",
+                "attn_qkv" => "self_attn.qkv_proj",
                 "attn_output" => "self_attn.o_proj",
                 "attn_q_norm" => "self_attn.q_norm",
                 "attn_k_norm" => "self_attn.k_norm",
@@ -121,7 +133,7 @@ fn layer_and_part(stem: &str) -> Option<(usize, &str)> {
 }
 
 fn reordered_heads(stored: &str, config: &ModelConfig) -> Option<usize> {
-    if config.architecture != Architecture::Llama {
+    if !config.architecture.family().gguf_reorders_rows {
         return None;
     }
     let (stem, _) = stored.rsplit_once('.')?;
@@ -139,7 +151,7 @@ fn restore_row_order(
     heads: usize,
 ) -> Result<Tensor<'static>, GgufError> {
     let (rows, row_bytes) = match tensor.shape() {
-        Shape::Matrix { rows, .. } => (rows, tensor.row_bytes()),
+        Shape::Matrix { .. } | Shape::Stack { .. } => (tensor.shape().rows(), tensor.row_bytes()),
         // A bias has an element where a matrix has a row. Blocks can't be taken apart.
         Shape::Vector(_) if tensor.format().is_quantized() => (1, tensor.row_bytes()),
         Shape::Vector(len) => (len, tensor.format().block_bytes()),
@@ -187,12 +199,12 @@ mod tests {
             ("blk.123.ffn_down.weight", "model.layers.123.mlp.down_proj.weight"),
         ];
         for (stored, name) in expected {
-            assert_eq!(huggingface_name(stored).as_deref(), Some(name));
+            assert_eq!(huggingface_name(stored, &[]).as_deref(), Some(name));
         }
         for stranger in
-            ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.attn_qkv.weight", "", "."]
+            ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.attn_sinks.weight", "", "."]
         {
-            assert_eq!(huggingface_name(stranger), None, "{stranger}");
+            assert_eq!(huggingface_name(stranger, &[]), None, "{stranger}");
         }
     }
 
@@ -219,12 +231,13 @@ mod tests {
             format in prop::sample::select(Format::ALL.to_vec()),
         ) {
             let rows: Vec<usize> = (0..heads * half * 2).collect();
+            let cols = format.block_elements().max(32);
             let encode = |order: &[usize]| {
                 let values: Vec<f32> = order
                     .iter()
-                    .flat_map(|&row| (0..32).map(move |col| (row * 32 + col) as f32))
+                    .flat_map(|&row| (0..cols).map(move |col| (row * cols + col) as f32))
                     .collect();
-                Tensor::from_f32(format, Shape::matrix(order.len(), 32), &values)
+                Tensor::from_f32(format, Shape::matrix(order.len(), cols), &values)
             };
             let original = encode(&rows)?;
             let stored = encode(&converted(&rows, heads))?;

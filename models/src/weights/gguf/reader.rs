@@ -39,7 +39,7 @@ pub(super) enum Stored {
     Readable { format: Format, shape: Shape, bytes: Range<usize> },
     /// Of a type that this crate does not read.
     UnsupportedType { kind: u32 },
-    /// Neither a vector nor a matrix; dimensions slowest first.
+    /// Of no dimension, or of more than three; dimensions slowest first.
     UnsupportedRank { shape: Vec<usize> },
 }
 
@@ -153,10 +153,8 @@ impl TensorInfo {
             return Ok(Stored::UnsupportedType { kind: self.kind });
         };
         let shape = self.shape()?;
-        let shape = match *shape {
-            [len] => Shape::Vector(len),
-            [rows, cols] => Shape::matrix(rows, cols),
-            _ => return Ok(Stored::UnsupportedRank { shape }),
+        let Some(shape) = Shape::from_dims(&shape) else {
+            return Ok(Stored::UnsupportedRank { shape });
         };
         let size =
             shape.byte_len(format).map_err(|source| GgufError::Tensor { name: name(), source })?;
@@ -194,41 +192,44 @@ impl TensorInfo {
 
 /// The supported formats among ggml's types.
 fn format_of(kind: u32) -> Option<Format> {
-    Format::ALL.into_iter().find(|&format| kind_of(format) == kind)
+    Format::ALL.into_iter().find(|&format| kind_of(format) == Some(kind))
 }
 
-/// The number of a format among ggml's types.
-pub(super) fn kind_of(format: Format) -> u32 {
-    match format {
+/// The number of a format among ggml's types, where it has one.
+pub(super) fn kind_of(format: Format) -> Option<u32> {
+    Some(match format {
         Format::F32 => 0,
         Format::F16 => 1,
         Format::Q4_0 => 2,
         Format::Q4_1 => 3,
+        Format::Q5_0 => 6,
+        Format::Q5_1 => 7,
         Format::Q8_0 => 8,
+        Format::Q2_K => 10,
+        Format::Q3_K => 11,
+        Format::Q4_K => 12,
+        Format::Q5_K => 13,
+        Format::Q6_K => 14,
+        Format::IQ4_NL => 20,
+        Format::IQ4_XS => 23,
         Format::BF16 => 30,
-    }
+        Format::MXFP4 => 39,
+        // ggml's NVFP4, number 40, keeps the divisor in another tensor.
+        Format::F8_E4M3 | Format::U4 | Format::NF4 | Format::NVFP4 => return None,
+    })
 }
 
 /// The name of a ggml type, for messages.
 pub(super) fn kind_name(kind: u32) -> String {
     let name = match kind {
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         24 => "I8",
         25 => "I16",
         26 => "I32",
@@ -237,7 +238,9 @@ pub(super) fn kind_name(kind: u32) -> String {
         29 => "IQ1_M",
         34 => "TQ1_0",
         35 => "TQ2_0",
-        39 => "MXFP4",
+        40 => "NVFP4",
+        41 => "Q1_0",
+        42 => "Q2_0",
         _ => return format_of(kind).map_or_else(|| format!("type {kind}"), |f| f.to_string()),
     };
     name.to_owned()

@@ -1,7 +1,7 @@
 //! Writes small GGUF files, for tests and tools.
 
 use super::{Array, Value, reader::kind_of, value::kind};
-use crate::weights::{Shape, Tensor};
+use crate::weights::Tensor;
 
 const ALIGNMENT: usize = 32;
 
@@ -43,16 +43,12 @@ impl GgufWriter {
         self
     }
 
-    /// Appends a tensor.
+    /// Appends a tensor. A format that ggml has no type for gets a number that is no type.
     #[must_use]
     pub fn tensor(self, name: &str, tensor: &Tensor<'_>) -> Self {
-        let kind = kind_of(tensor.format());
-        match tensor.shape() {
-            Shape::Vector(len) => self.raw_tensor(name, &[len as u64], kind, tensor.data()),
-            Shape::Matrix { rows, cols } => {
-                self.raw_tensor(name, &[cols as u64, rows as u64], kind, tensor.data())
-            }
-        }
+        let kind = kind_of(tensor.format()).unwrap_or(u32::MAX);
+        let dimensions = tensor.shape().dims().into_iter().rev().map(|size| size as u64);
+        self.raw_tensor(name, &dimensions.collect::<Vec<_>>(), kind, tensor.data())
     }
 
     /// Appends a tensor of any ggml type; `dimensions` fastest first.

@@ -1,0 +1,22 @@
+// Rows of the embedding: out[t] = table[token[t]] * scale, in f32, the residual stream.
+//
+// Layout      table: [vocabulary][width]. A token is known, or negative: -1 - slot takes the slot's next token, which an
+//             earlier launch sampled.
+// Tile        a block for each token, eight elements a thread at a time.
+// Intensity   no arithmetic: bound by memory.
+#include "common.cuh"
+
+// width: a multiple of 8. grid: tokens.
+extern "C" __global__ void __launch_bounds__(256)
+embed(float* __restrict__ out, const u16* __restrict__ table, const int* __restrict__ tokens,
+      const int* __restrict__ next, const int width, const float scale) {
+    const int given = tokens[blockIdx.x];
+    const int token = given < 0 ? next[-1 - given] : given;
+    for (int column = threadIdx.x * 8; column < width; column += blockDim.x * 8) {
+        float x[8];
+        load8(x, table + size_t(token) * width + column);
+        float4* to = reinterpret_cast<float4*>(out + size_t(blockIdx.x) * width + column);
+        to[0] = make_float4(x[0] * scale, x[1] * scale, x[2] * scale, x[3] * scale);
+        to[1] = make_float4(x[4] * scale, x[5] * scale, x[6] * scale, x[7] * scale);
+    }
+}

@@ -1,0 +1,149 @@
+//! The sources of the kernels.
+
+/// A kernel: its function's name, and the file that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// One new token a row over paged KV.
+    AttentionDecode,
+    /// Adds up the parts of rows.
+    AttentionMerge,
+    /// Several new tokens a row over paged KV; shared prefixes.
+    AttentionAppend,
+    /// Adds a residual and normalizes.
+    RmsNorm,
+    /// Rotates queries and keys by their positions and writes K and V into pages.
+    RopeAndStore,
+    /// The gated activation of a feed-forward network.
+    GatedActivation,
+    /// Rows of the embedding.
+    Embed,
+    /// Samples a token from each row of logits.
+    Sample,
+}
+
+impl Kernel {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::AttentionDecode,
+        Self::AttentionMerge,
+        Self::AttentionAppend,
+        Self::RmsNorm,
+        Self::RopeAndStore,
+        Self::GatedActivation,
+        Self::Embed,
+        Self::Sample,
+    ];
+
+    /// The name of the function, and of its file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AttentionDecode => "attention_decode",
+            Self::AttentionMerge => "attention_merge",
+            Self::AttentionAppend => "attention_append",
+            Self::RmsNorm => "rms_norm",
+            Self::RopeAndStore => "rope_and_store",
+            Self::GatedActivation => "gated_activation",
+            Self::Embed => "embed",
+            Self::Sample => "sample",
+        }
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::AttentionDecode => include_str!("../kernels/attention_decode.cu"),
+            Self::AttentionMerge => include_str!("../kernels/attention_merge.cu"),
+            Self::AttentionAppend => include_str!("../kernels/attention_append.cu"),
+            Self::RmsNorm => include_str!("../kernels/rms_norm.cu"),
+            Self::RopeAndStore => include_str!("../kernels/rope_and_store.cu"),
+            Self::GatedActivation => include_str!("../kernels/gated_activation.cu"),
+            Self::Embed => include_str!("../kernels/embed.cu"),
+            Self::Sample => include_str!("../kernels/sample.cu"),
+        }
+    }
+}
+
+/// The constants that a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Width of a head.
+    pub head: u32,
+    /// Query heads that share a KV head.
+    pub group: u32,
+    /// Activations in IEEE f16; otherwise in bfloat16.
+    pub half: bool,
+    /// KV in e4m3 with a scale.
+    pub fp8: bool,
+}
+
+impl Variant {
+    /// bfloat16 throughout.
+    pub fn new(head: u32, group: u32) -> Self {
+        Self { head, group, half: false, fp8: false }
+    }
+
+    /// Options of the compiler.
+    pub fn options(&self) -> Vec<String> {
+        let mut options = vec![format!("-DHEAD={}", self.head), format!("-DGROUP={}", self.group)];
+        options.extend(self.half.then(|| "-DHALF".to_owned()));
+        options.extend(self.fp8.then(|| "-DFP8".to_owned()));
+        options
+    }
+}
+
+/// Dynamic shared memory of a block of `attention_append`, in bytes: 64 queries, and two buffers of 32 keys and values.
+pub fn append_shared_bytes(variant: &Variant) -> u32 {
+    let stride = variant.head.next_power_of_two().max(64);
+    (64 + 4 * 32) * stride * 2
+}
+
+/// The source of a kernel, with the files that it includes in place. Messages of the compiler name the file and line.
+pub fn source(kernel: Kernel) -> String {
+    let mut included = Vec::new();
+    let mut text = String::new();
+    inline(&format!("{}.cu", kernel.name()), kernel.text(), &mut included, &mut text);
+    text
+}
+
+fn inline(name: &str, source: &str, included: &mut Vec<&'static str>, text: &mut String) {
+    text.push_str(&format!("#line 1 \"{name}\"\n"));
+    for (line, number) in source.lines().zip(2..) {
+        let header = match line {
+            "#include \"common.cuh\"" => {
+                Some(("common.cuh", include_str!("../kernels/common.cuh")))
+            }
+            "#include \"attention.cuh\"" => {
+                Some(("attention.cuh", include_str!("../kernels/attention.cuh")))
+            }
+            _ => None,
+        };
+        match header {
+            Some((header, source)) => {
+                if !included.contains(&header) {
+                    included.push(header);
+                    inline(header, source, included, text);
+                }
+                text.push_str(&format!("#line {number} \"{name}\"\n"));
+            }
+            None if line == "#pragma once" => text.push('\n'),
+            None => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_source_holds_its_function_and_each_header_once() {
+        for kernel in Kernel::ALL {
+            let source = source(kernel);
+            assert!(!source.contains("#include"), "{}", kernel.name());
+            assert!(source.contains(&format!("\n{}(", kernel.name())), "{}", kernel.name());
+            assert_eq!(source.matches("float warp_max(").count(), 1, "{}", kernel.name());
+        }
+    }
+}

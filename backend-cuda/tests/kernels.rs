@@ -1,0 +1,373 @@
+//! Kernels beside attention, on the emulator, against plain references.
+
+mod support;
+
+use backend_api::sample::philox4x32;
+use backend_cuda::{Kernel, Variant};
+use bytemuck::{Pod, Zeroable};
+use cuda_emulator::Arguments;
+use support::{Device, Numbers, e4m3, number, relative_error, stored};
+
+fn bits_and_values(
+    variant: &Variant,
+    numbers: &mut Numbers,
+    count: usize,
+    spread: f32,
+) -> (Vec<u16>, Vec<f32>) {
+    (0..count).map(|_| stored(variant, numbers.real() * spread)).unzip()
+}
+
+#[test]
+fn rms_norm_adds_the_residual_and_normalizes_rows_and_heads() {
+    for variant in [Variant::new(64, 1), Variant { half: true, ..Variant::new(64, 1) }] {
+        for (rows, run, threads) in
+            [(1, 8, 32), (3, 576, 128), (2, 4096, 256), (5, 64, 64), (1, 5000, 96)]
+        {
+            for (with_residual, with_weight, offset) in
+                [(true, true, 0.0f32), (false, true, 1.0), (true, false, 0.0)]
+            {
+                let mut numbers = Numbers::new(run as u64);
+                let (input, x) = bits_and_values(&variant, &mut numbers, rows * run, 3.0);
+                let (weight, w) = bits_and_values(&variant, &mut numbers, run, 1.0);
+                let residual = numbers.reals(rows * run);
+                let mut device = Device::default();
+                let out = device.room::<u16>(rows * run);
+                let stream = device.upload(&residual);
+                let arguments = Arguments::new()
+                    .with(out)
+                    .with(if with_residual { stream } else { 0 })
+                    .with(device.upload(&input))
+                    .with(if with_weight { device.upload(&weight) } else { 0 })
+                    .with(run as i32)
+                    .with(1e-5f32)
+                    .with(offset);
+                device.run(Kernel::RmsNorm, &variant, [rows as u32, 1], threads, 0, &arguments);
+                let added = |i: usize| {
+                    f64::from(x[i]) + if with_residual { f64::from(residual[i]) } else { 0.0 }
+                };
+                let right: Vec<f64> = (0..rows * run)
+                    .map(|i| {
+                        let row = i / run * run..(i / run + 1) * run;
+                        let squares: f64 = row.map(|j| added(j) * added(j)).sum();
+                        let factor = if with_weight {
+                            f64::from(w[i % run]) + f64::from(offset)
+                        } else {
+                            1.0
+                        };
+                        added(i) / (squares / run as f64 + 1e-5).sqrt() * factor
+                    })
+                    .collect();
+                let got: Vec<f32> = device
+                    .download::<u16>(out, rows * run)
+                    .iter()
+                    .map(|&bits| number(&variant, bits))
+                    .collect();
+                let error = relative_error(&got, &right);
+                assert!(error < 0.003, "{error}: {variant:?} {rows} x {run}");
+                let sums: Vec<f64> = (0..rows * run).map(added).collect();
+                if with_residual {
+                    assert!(
+                        relative_error(&device.download::<f32>(stream, rows * run), &sums) < 1e-6
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// As the kernels have it.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Layer {
+    kv: u64,
+    tables: u64,
+    table_width: i32,
+    page_size: i32,
+    kv_heads: i32,
+    scale: f32,
+    soft_cap: f32,
+    key_scale: f32,
+    value_scale: f32,
+    padding: i32,
+}
+
+#[test]
+fn queries_and_keys_are_rotated_and_new_positions_lie_in_their_pages() {
+    for (adjacent, pairs) in [(false, 32), (true, 32), (false, 24), (true, 10), (false, 0)] {
+        for fp8 in [false, true] {
+            let variant = Variant { fp8, ..Variant::new(64, 2) };
+            let (head, group, kv_heads, page_size, tokens) = (64, 2, 3, 4, 5);
+            let heads = kv_heads * group;
+            let mut numbers = Numbers::new(pairs as u64 + 7);
+            let (queries, q) = bits_and_values(&variant, &mut numbers, tokens * heads * head, 1.0);
+            let (keys, k) = bits_and_values(&variant, &mut numbers, tokens * kv_heads * head, 1.0);
+            let (values, v) =
+                bits_and_values(&variant, &mut numbers, tokens * kv_heads * head, 1.0);
+            // Token 0 of slot 1, the others of slot 0; pages in no order.
+            let (slots, positions) = ([1, 0, 0, 0, 0], [9, 2, 3, 4, 5]);
+            let tables = [[4, 1, 0], [2, 5, 3]];
+            let frequencies: Vec<f32> = (0..pairs).map(|i| 0.9f32.powi(i as i32)).collect();
+            let (key_scale, value_scale) = if fp8 { (0.01, 0.02) } else { (1.0, 1.0) };
+            let mut device = Device::default();
+            let element = if fp8 { 1 } else { 2 };
+            let kv_elements = 6 * 2 * page_size * kv_heads * head;
+            let kv = device.room::<u8>(kv_elements * element);
+            let layer = Layer {
+                kv,
+                tables: device.upload(tables.as_flattened()),
+                table_width: 3,
+                page_size: page_size as i32,
+                kv_heads: kv_heads as i32,
+                scale: 1.0,
+                soft_cap: 0.0,
+                key_scale,
+                value_scale,
+                padding: 0,
+            };
+            let query_bits = device.upload(&queries);
+            let arguments = Arguments::new()
+                .with(query_bits)
+                .with(device.upload(&keys))
+                .with(device.upload(&values))
+                .with(layer)
+                .with(kv)
+                .with(device.upload(&slots))
+                .with(device.upload(&positions))
+                .with(device.upload(&frequencies))
+                .with(pairs as i32)
+                .with(1.25f32)
+                .with(i32::from(adjacent));
+            device.run(Kernel::RopeAndStore, &variant, [tokens as u32, 1], 128, 0, &arguments);
+
+            let rotated = |x: &[f32], position: i32| -> Vec<f64> {
+                let mut out: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+                for (pair, &frequency) in frequencies.iter().enumerate() {
+                    let (a, b) =
+                        if adjacent { (2 * pair, 2 * pair + 1) } else { (pair, pair + pairs) };
+                    let (sine, cosine) = (f64::from(position) * f64::from(frequency)).sin_cos();
+                    out[a] = 1.25 * (f64::from(x[a]) * cosine - f64::from(x[b]) * sine);
+                    out[b] = 1.25 * (f64::from(x[b]) * cosine + f64::from(x[a]) * sine);
+                }
+                out
+            };
+            let got: Vec<f32> = device
+                .download::<u16>(query_bits, q.len())
+                .iter()
+                .map(|&bits| number(&variant, bits))
+                .collect();
+            let right: Vec<f64> = q
+                .chunks(head)
+                .enumerate()
+                .flat_map(|(i, x)| rotated(x, positions[i / heads]))
+                .collect();
+            assert!(relative_error(&got, &right) < 0.003);
+
+            for token in 0..tokens {
+                let position = positions[token] as usize;
+                let page = tables[slots[token] as usize][position / page_size] as usize;
+                for kv_head in 0..kv_heads {
+                    for (which, scale) in [key_scale, value_scale].into_iter().enumerate() {
+                        let at = (((page * 2 + which) * page_size + position % page_size)
+                            * kv_heads
+                            + kv_head)
+                            * head;
+                        let source = (token * kv_heads + kv_head) * head;
+                        let right = match which {
+                            0 => rotated(&k[source..source + head], positions[token]),
+                            _ => v[source..source + head].iter().map(|&x| f64::from(x)).collect(),
+                        };
+                        let bytes =
+                            device.download::<u8>(kv + (at * element) as u64, head * element);
+                        let got: Vec<f32> = if fp8 {
+                            bytes.iter().map(|&byte| e4m3(byte) * scale).collect()
+                        } else {
+                            let words =
+                                bytes.chunks(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
+                            words.map(|bits| number(&variant, bits)).collect()
+                        };
+                        let allowed = if fp8 { 0.04 } else { 0.003 };
+                        let error = relative_error(&got, &right);
+                        assert!(
+                            error < allowed,
+                            "{error}: token {token}, {which} of head {kv_head}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gated_activations_agree() {
+    for (kind, rows, width) in [(0, 1, 8), (0, 3, 1536), (1, 2, 72), (1, 5, 640)] {
+        let variant = Variant::new(64, 1);
+        let (both, x) = bits_and_values(&variant, &mut Numbers::new(3), rows * 2 * width, 4.0);
+        let mut device = Device::default();
+        let out = device.room::<u16>(rows * width);
+        let arguments = Arguments::new()
+            .with(out)
+            .with(device.upload(&both))
+            .with(rows as i32)
+            .with(width as i32)
+            .with(kind);
+        let blocks = (rows * width / 8).div_ceil(256) as u32;
+        device.run(Kernel::GatedActivation, &variant, [blocks, 1], 256, 0, &arguments);
+        let right: Vec<f64> = (0..rows * width)
+            .map(|i| {
+                let (row, column) = (i / width, i % width);
+                let gate = f64::from(x[row * 2 * width + column]);
+                let up = f64::from(x[(row * 2 + 1) * width + column]);
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                let activated = if kind == 0 {
+                    gate / (1.0 + (-gate).exp())
+                } else {
+                    0.5 * gate * (1.0 + inner.tanh())
+                };
+                activated * up
+            })
+            .collect();
+        let got: Vec<f32> = device
+            .download::<u16>(out, rows * width)
+            .iter()
+            .map(|&bits| number(&variant, bits))
+            .collect();
+        assert!(relative_error(&got, &right) < 0.003);
+    }
+}
+
+#[test]
+fn embeddings_are_of_known_tokens_and_of_those_that_slots_produced() {
+    let variant = Variant::new(64, 1);
+    let (vocabulary, width) = (11, 72);
+    let (table, x) = bits_and_values(&variant, &mut Numbers::new(5), vocabulary * width, 1.0);
+    let mut device = Device::default();
+    let (tokens, next) = ([3, -1 - 2, 10, -1], [7, 1, 4]);
+    let out = device.room::<f32>(tokens.len() * width);
+    let arguments = Arguments::new()
+        .with(out)
+        .with(device.upload(&table))
+        .with(device.upload(&tokens))
+        .with(device.upload(&next))
+        .with(width as i32)
+        .with(2.5f32);
+    device.run(Kernel::Embed, &variant, [tokens.len() as u32, 1], 32, 0, &arguments);
+    let right: Vec<f32> = [3, 4, 10, 7]
+        .iter()
+        .flat_map(|&token| &x[token * width..][..width])
+        .map(|x| x * 2.5)
+        .collect();
+    assert_eq!(device.download::<f32>(out, right.len()), right);
+}
+
+/// As the kernel has it.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct Sampling {
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    seed: [u32; 2],
+    sample_index: u32,
+    position: u32,
+    slot: i32,
+    mask: i32,
+}
+
+/// The definition of backend_api::sample, in f64 and by sorting. Gives the token, and the distance of the two best.
+fn sampled(logits: &[f32], s: &Sampling, mask: Option<&[u32]>) -> (i32, f64) {
+    let allowed = |token: usize| mask.is_none_or(|mask| mask[token / 32] >> (token % 32) & 1 == 1);
+    let mut kept: Vec<usize> = (0..logits.len()).filter(|&token| allowed(token)).collect();
+    kept.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    if s.temperature <= 0.0 {
+        return (kept[0] as i32, f64::INFINITY);
+    }
+    let largest = f64::from(logits[kept[0]]);
+    let weight =
+        |token: usize| ((f64::from(logits[token]) - largest) / f64::from(s.temperature)).exp();
+    if s.top_k > 0 {
+        kept.truncate(s.top_k as usize);
+    }
+    if s.top_p < 1.0 {
+        let total: f64 = kept.iter().map(|&token| weight(token)).sum();
+        let mut before = 0.0;
+        let needed = kept.iter().position(|&token| {
+            before += weight(token);
+            before >= total * f64::from(s.top_p)
+        });
+        kept.truncate(needed.map_or(kept.len(), |last| last + 1));
+    }
+    kept.retain(|&token| weight(token) >= f64::from(s.min_p));
+    let noisy = |token: usize| {
+        let counter = [token as u32 / 4, s.position, s.sample_index, 0];
+        let word = philox4x32(counter, s.seed)[token % 4];
+        let uniform = (f64::from(word) + 0.5) / (1u64 << 32) as f64;
+        f64::from(logits[token]) / f64::from(s.temperature) - (-uniform.ln()).ln()
+    };
+    let mut noisy: Vec<(f64, usize)> = kept.iter().map(|&token| (noisy(token), token)).collect();
+    noisy.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let margin = noisy.get(1).map_or(f64::INFINITY, |second| noisy[0].0 - second.0);
+    (noisy[0].1 as i32, margin)
+}
+
+#[test]
+fn tokens_are_those_of_the_definition() {
+    let vocabulary = 1999;
+    let mut numbers = Numbers::new(17);
+    let mut samplings = Vec::new();
+    for temperature in [0.0, 0.7, 1.5] {
+        for (top_k, top_p, min_p) in [
+            (0, 1.0, 0.0),
+            (1, 1.0, 0.0),
+            (40, 1.0, 0.0),
+            (0, 0.9, 0.0),
+            (50, 0.5, 0.0),
+            (0, 1.0, 0.1),
+            (100, 0.95, 0.05),
+        ] {
+            for mask in [-1, 0] {
+                samplings.push(Sampling {
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    seed: [numbers.next() as u32, numbers.next() as u32],
+                    sample_index: numbers.below(3),
+                    position: numbers.below(100_000),
+                    slot: samplings.len() as i32,
+                    mask,
+                });
+            }
+        }
+    }
+    // A few values often, so that equal logits meet every cut.
+    let logits: Vec<f32> = (0..samplings.len() * vocabulary)
+        .map(|i| if i % 3 == 0 { numbers.below(12) as f32 / 2.0 } else { numbers.real() * 6.0 })
+        .collect();
+    let mask: Vec<u32> = (0..vocabulary.div_ceil(32)).map(|_| numbers.next() as u32).collect();
+    let mut device = Device::default();
+    let (tokens, next) = (device.room::<i32>(samplings.len()), device.room::<i32>(samplings.len()));
+    let arguments = Arguments::new()
+        .with(tokens)
+        .with(next)
+        .with(device.upload(&logits))
+        .with(device.upload(&samplings))
+        .with(device.upload(&mask))
+        .with(vocabulary as i32);
+    device.run(
+        Kernel::Sample,
+        &Variant::new(64, 1),
+        [samplings.len() as u32, 1],
+        512,
+        0,
+        &arguments,
+    );
+    let got = device.download::<i32>(tokens, samplings.len());
+    assert_eq!(device.download::<i32>(next, samplings.len()), got);
+    for ((row, s), got) in samplings.iter().enumerate().zip(got) {
+        let logits = &logits[row * vocabulary..][..vocabulary];
+        let (right, margin) = sampled(logits, s, (s.mask >= 0).then_some(&mask[..]));
+        assert!(got == right || margin < 1e-4, "{got}, not {right} by {margin}: {s:?}");
+    }
+}

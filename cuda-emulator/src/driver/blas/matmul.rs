@@ -1,0 +1,541 @@
+//! A matrix product: `D = epilogue(alpha * A * B + beta * C)`.
+
+use super::element::Element;
+use crate::check::Problem;
+use crate::driver::library::{Fault, Operand};
+use crate::driver::{Answer, Driver};
+use crate::machine::float::{Bf16, F16, Half};
+
+/// Partial sums of a dot product.
+const SUMS: usize = 16;
+/// Multiplications from which on a product is spread over threads.
+const LARGE: u64 = 1 << 20;
+
+const NAME: &str = "cublasLtMatmul";
+
+/// In what sums are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sums {
+    F16,
+    F32,
+    F64,
+    I32,
+}
+
+/// What operands of f32 are rounded to before they are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rounding {
+    None,
+    F16,
+    Bf16,
+    Tf32,
+}
+
+/// A matrix, or several of the same shape `stride` elements apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Matrix {
+    pub(crate) element: Element,
+    pub(crate) rows: u64,
+    pub(crate) columns: u64,
+    /// Elements from one column to the next, or from one row to the next.
+    pub(crate) leading: u64,
+    pub(crate) row_major: bool,
+    pub(crate) batches: u64,
+    pub(crate) stride: i64,
+}
+
+impl Matrix {
+    /// Number of lines (columns, or rows of a row-major matrix) and elements of each.
+    fn lines(&self) -> (u64, u64) {
+        if self.row_major { (self.rows, self.columns) } else { (self.columns, self.rows) }
+    }
+
+    /// Whether it has elements, lines don't overlap, and its size can be counted.
+    pub(crate) fn is_sound(&self) -> bool {
+        let (lines, length) = self.lines();
+        let span = (lines.max(1) - 1)
+            .checked_mul(self.leading)
+            .and_then(|start| start.checked_add(length))
+            .and_then(|span| span.checked_mul(self.element.bytes()));
+        lines > 0
+            && length > 0
+            && self.leading >= length
+            && self.leading <= i64::MAX as u64
+            && span.is_some_and(|span| span < 1 << 44)
+            && self.stride >= 0
+            && self.stride.unsigned_abs() < 1 << 40
+            && self.batches < 1 << 20
+    }
+
+    /// Bytes from the first element of a batch to the end of its last.
+    fn span(&self) -> u64 {
+        let (lines, length) = self.lines();
+        ((lines - 1) * self.leading + length) * self.element.bytes()
+    }
+
+    fn batch_offset(&self, batch: u64) -> u64 {
+        batch * self.stride.unsigned_abs() * self.element.bytes()
+    }
+
+    /// The bytes that elements take, as ranges in order of their lines.
+    fn ranges(&self, base: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let (lines, length) = self.lines();
+        let bytes = self.element.bytes();
+        let batches = if self.stride == 0 { 1 } else { self.batches };
+        (0..batches).flat_map(move |batch| {
+            let first = base + self.batch_offset(batch);
+            (0..lines).map(move |line| (first + line * self.leading * bytes, length * bytes))
+        })
+    }
+
+    /// The place of an element in the bytes of a batch.
+    fn place(&self, row: u64, column: u64) -> usize {
+        let (line, at) = if self.row_major { (row, column) } else { (column, row) };
+        ((line * self.leading + at) * self.element.bytes()) as usize
+    }
+}
+
+/// Where alpha and beta come from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Scalars {
+    Host {
+        alpha: f64,
+        beta: f64,
+    },
+    Device {
+        alpha: u64,
+        beta: u64,
+    },
+    /// A value for each row of D.
+    Vectors {
+        alpha: u64,
+        beta: Option<u64>,
+        stride: i64,
+        host_beta: f64,
+    },
+}
+
+/// What is done to a sum before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Epilogue {
+    pub(crate) relu: bool,
+    pub(crate) gelu: bool,
+    /// Address, type and batch stride of a value for each row.
+    pub(crate) bias: Option<(u64, Element, i64)>,
+}
+
+/// A product with everything that it needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Matmul {
+    pub(crate) sums: Sums,
+    pub(crate) rounding: Rounding,
+    pub(crate) scalars: Scalars,
+    /// The type of scalars.
+    pub(crate) scalar: Element,
+    pub(crate) transposed: [bool; 2],
+    /// Rows of D, columns of D, length of the sums.
+    pub(crate) sizes: [u64; 3],
+    /// A, B, C and D.
+    pub(crate) matrices: [Matrix; 4],
+    pub(crate) operands: [u64; 4],
+    pub(crate) epilogue: Epilogue,
+    /// Addresses of the scales of A, B, C and D; 0 for none.
+    pub(crate) scales: [u64; 4],
+    /// Where the largest magnitude of D goes; 0 for nowhere.
+    pub(crate) largest: u64,
+    pub(crate) workspace: (u64, u64),
+}
+
+impl Driver {
+    /// Makes a product on a device.
+    pub(crate) fn run_matmul(&mut self, device: usize, matmul: &Matmul) -> Answer<()> {
+        let result = matmul.run(self, device);
+        self.conclude(NAME, result)
+    }
+}
+
+impl Matmul {
+    fn run(&self, driver: &mut Driver, device: usize) -> Result<(), Fault> {
+        let (workspace, bytes) = self.workspace;
+        if bytes > 0 {
+            driver.reach(
+                device,
+                &Operand { name: "workspace", access: "store" },
+                workspace,
+                bytes,
+            )?;
+        }
+        self.check_overlaps(driver);
+        let [a, b, c, d] = &self.matrices;
+        let scale = |driver: &mut Driver, index: usize| -> Result<f64, Fault> {
+            match self.scales.get(index).copied().unwrap_or(0) {
+                0 => Ok(1.0),
+                address => self.scalar_at(driver, device, "scale", address, Element::F32),
+            }
+        };
+        let factor = scale(driver, 0)? * scale(driver, 1)?;
+        let c_scale = scale(driver, 2)?;
+        let d_scale = if d.element.is_eight() { scale(driver, 3)? } else { 1.0 };
+        let mut largest = 0f64;
+        for batch in 0..d.batches {
+            let (alphas, betas) = self.scalars(driver, device, batch)?;
+            let bias = self.bias(driver, device, batch)?;
+            let reads_c = betas.iter().any(|beta| *beta != 0.0);
+            let left = self.load(driver, device, 0, "A", batch)?;
+            let right = self.load(driver, device, 1, "B", batch)?;
+            let added =
+                if reads_c { self.load(driver, device, 2, "C", batch)? } else { Vec::new() };
+            let operand = Operand { name: "D", access: "store" };
+            let first = self.operands[3] + d.batch_offset(batch);
+            // Gaps between lines keep what they hold.
+            let mut bytes = driver.contents(device, &operand, first, d.span())?;
+            let [m, n, k] = self.sizes;
+            let rows = gather(a, &left, [m, k], !self.transposed[0]);
+            let columns = gather(b, &right, [n, k], self.transposed[1]);
+            let sums = self.products(&rows, &columns);
+            for column in 0..n {
+                for row in 0..m {
+                    let at = (column * m + row) as usize;
+                    let pick = |values: &[f64]| match values {
+                        [one] => *one,
+                        many => many.get(row as usize).copied().unwrap_or(0.0),
+                    };
+                    let mut value =
+                        self.round(sums.get(at).copied().unwrap_or(0.0) * pick(&alphas) * factor);
+                    let beta = pick(&betas);
+                    if beta != 0.0 {
+                        let place = c.place(row, column);
+                        let old = added.get(place..).map_or(0.0, |bytes| read(c.element, bytes));
+                        value = self.round(value + beta * c_scale * old);
+                    }
+                    if let Some(bias) = &bias {
+                        value = self.round(value + bias.get(row as usize).copied().unwrap_or(0.0));
+                    }
+                    if self.epilogue.relu {
+                        // NaN stays NaN.
+                        value = if value < 0.0 { 0.0 } else { value };
+                    } else if self.epilogue.gelu {
+                        value = self.round(gelu(value));
+                    }
+                    largest = largest.max(value.abs());
+                    let place = d.place(row, column);
+                    let size = d.element.bytes() as usize;
+                    if let Some(bytes) = bytes.get_mut(place..place + size) {
+                        d.element.write(value * d_scale, bytes);
+                    }
+                }
+            }
+            for (at, length) in d.ranges(first).take(d.lines().0 as usize) {
+                let from = (at - first) as usize;
+                let line = bytes.get(from..from + length as usize).unwrap_or_default();
+                driver.store(device, &operand, at, line)?;
+            }
+        }
+        if self.largest != 0 {
+            let operand = Operand { name: "amax of D", access: "store" };
+            driver.store(device, &operand, self.largest, &(largest as f32).to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Rounds to what sums are made in.
+    fn round(&self, value: f64) -> f64 {
+        match self.sums {
+            Sums::F64 => value,
+            Sums::F16 => f64::from(F16::widen(F16::narrow_double(value))),
+            Sums::F32 => f64::from(value as f32),
+            // Scaled in f32 when D is int8.
+            Sums::I32 if self.scalar == Element::F32 => f64::from(value as f32),
+            Sums::I32 => f64::from(value as i64 as i32),
+        }
+    }
+
+    fn scalar_at(
+        &self,
+        driver: &mut Driver,
+        device: usize,
+        name: &'static str,
+        address: u64,
+        element: Element,
+    ) -> Result<f64, Fault> {
+        let operand = Operand { name, access: "load" };
+        let bytes = driver.load(device, &operand, address, element.bytes())?;
+        Ok(element.read(&bytes))
+    }
+
+    /// Alpha and beta of a batch: one value, or one for each row.
+    fn scalars(
+        &self,
+        driver: &mut Driver,
+        device: usize,
+        batch: u64,
+    ) -> Result<(Vec<f64>, Vec<f64>), Fault> {
+        match self.scalars {
+            Scalars::Host { alpha, beta } => Ok((vec![alpha], vec![beta])),
+            Scalars::Device { alpha, beta } => Ok((
+                vec![self.scalar_at(driver, device, "alpha", alpha, self.scalar)?],
+                vec![self.scalar_at(driver, device, "beta", beta, self.scalar)?],
+            )),
+            Scalars::Vectors { alpha, beta, stride, host_beta } => {
+                let offset = batch * stride.unsigned_abs() * self.scalar.bytes();
+                let alphas = self.vector(driver, device, "alpha", alpha + offset, self.scalar)?;
+                let betas = match beta {
+                    Some(beta) => {
+                        self.vector(driver, device, "beta", beta + offset, self.scalar)?
+                    }
+                    None => vec![host_beta],
+                };
+                Ok((alphas, betas))
+            }
+        }
+    }
+
+    fn bias(
+        &self,
+        driver: &mut Driver,
+        device: usize,
+        batch: u64,
+    ) -> Result<Option<Vec<f64>>, Fault> {
+        let Some((address, element, stride)) = self.epilogue.bias else { return Ok(None) };
+        let at = address + batch * stride.unsigned_abs() * element.bytes();
+        self.vector(driver, device, "bias", at, element).map(Some)
+    }
+
+    /// A value for each row of D.
+    fn vector(
+        &self,
+        driver: &mut Driver,
+        device: usize,
+        name: &'static str,
+        address: u64,
+        element: Element,
+    ) -> Result<Vec<f64>, Fault> {
+        let size = element.bytes();
+        let operand = Operand { name, access: "load" };
+        let bytes = driver.load(device, &operand, address, self.sizes[0] * size)?;
+        Ok(bytes.chunks(size as usize).map(|bytes| element.read(bytes)).collect())
+    }
+
+    /// The bytes of a batch of an operand, gaps between lines included; all elements must have been
+    /// written.
+    fn load(
+        &self,
+        driver: &mut Driver,
+        device: usize,
+        index: usize,
+        name: &'static str,
+        batch: u64,
+    ) -> Result<Vec<u8>, Fault> {
+        let operand = Operand { name, access: "load" };
+        let matrix = &self.matrices[index];
+        let first = self.operands[index] + matrix.batch_offset(batch);
+        let bytes = driver.contents(device, &operand, first, matrix.span())?;
+        for (at, length) in matrix.ranges(first).take(matrix.lines().0 as usize) {
+            driver.expect_written(&operand, at, length);
+        }
+        Ok(bytes)
+    }
+
+    /// The dot products of rows and columns, column by column.
+    fn products(&self, rows: &[f64], columns: &[f64]) -> Vec<f64> {
+        let [m, n, k] = self.sizes.map(|size| size as usize);
+        let mut out = vec![0.0; m * n];
+        let rows = Vectors::new(self.sums, self.rounding, rows);
+        let columns = Vectors::new(self.sums, self.rounding, columns);
+        let fill = |first: usize, part: &mut [f64]| {
+            for (index, value) in part.iter_mut().enumerate() {
+                let at = first + index;
+                *value = rows.dot(at % m, &columns, at / m, k);
+            }
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.sizes.iter().product::<u64>() < LARGE || cores == 1 {
+            fill(0, &mut out);
+            return out;
+        }
+        let share = (m * n).div_ceil(cores);
+        std::thread::scope(|scope| {
+            for (index, part) in out.chunks_mut(share).enumerate() {
+                let fill = &fill;
+                scope.spawn(move || fill(index * share, part));
+            }
+        });
+        out
+    }
+
+    /// D may be C, whole; it may share no byte with A or B.
+    fn check_overlaps(&self, driver: &mut Driver) {
+        let [_, _, c, d] = &self.matrices;
+        let in_place = self.operands[2] == self.operands[3] && c == d;
+        for (index, name) in ["A", "B", "C"].iter().enumerate() {
+            let reads =
+                index != 2 || !in_place && !matches!(self.scalars, Scalars::Host { beta: 0.0, .. });
+            if reads && self.overlaps(index) {
+                driver.complain(Problem::Overlap { what: format!("D and {name}") }, "D");
+            }
+        }
+        if d.batches > 1 && d.stride.unsigned_abs() * d.element.bytes() < d.span() {
+            let mut ranges: Vec<_> = d.ranges(self.operands[3]).collect();
+            ranges.sort_unstable();
+            let meets = |pair: &[(u64, u64)]| match pair {
+                [one, next] => one.0 + one.1 > next.0,
+                _ => false,
+            };
+            if d.stride == 0 || ranges.windows(2).any(meets) {
+                driver.complain(Problem::Overlap { what: "batches of D".to_owned() }, "D");
+            }
+        }
+    }
+
+    fn overlaps(&self, index: usize) -> bool {
+        let other = &self.matrices[index];
+        let d = &self.matrices[3];
+        let end = |matrix: &Matrix, base: u64| {
+            base + matrix.batch_offset(matrix.batches - 1) + matrix.span()
+        };
+        let (from, to) = (self.operands[3], self.operands[index]);
+        if from >= end(other, to) || to >= end(d, from) {
+            return false;
+        }
+        let mut ranges: Vec<(u64, u64, bool)> =
+            d.ranges(from).map(|(at, length)| (at, length, true)).collect();
+        ranges.extend(other.ranges(to).map(|(at, length)| (at, length, false)));
+        ranges.sort_unstable();
+        // How far each of the two reaches so far.
+        let mut reach = [0, 0];
+        for (at, length, written) in ranges {
+            if at < reach[usize::from(!written)] {
+                return true;
+            }
+            let own = &mut reach[usize::from(written)];
+            *own = (*own).max(at + length);
+        }
+        false
+    }
+}
+
+fn read(element: Element, bytes: &[u8]) -> f64 {
+    element.read(bytes.get(..element.bytes() as usize).unwrap_or_default())
+}
+
+/// The vectors of a matrix one after the other: its rows, or its columns.
+fn gather(matrix: &Matrix, bytes: &[u8], [count, length]: [u64; 2], by_rows: bool) -> Vec<f64> {
+    let mut values = Vec::with_capacity((count * length) as usize);
+    for vector in 0..count {
+        for at in 0..length {
+            let (row, column) = if by_rows { (vector, at) } else { (at, vector) };
+            let place = matrix.place(row, column);
+            values.push(bytes.get(place..).map_or(0.0, |bytes| read(matrix.element, bytes)));
+        }
+    }
+    values
+}
+
+/// Vectors in the type that they are multiplied in.
+enum Vectors {
+    Single(Vec<f32>),
+    Double(Vec<f64>),
+    Whole(Vec<i32>),
+}
+
+impl Vectors {
+    fn new(sums: Sums, rounding: Rounding, values: &[f64]) -> Self {
+        match sums {
+            Sums::F64 => Self::Double(values.to_vec()),
+            Sums::I32 => Self::Whole(values.iter().map(|value| *value as i32).collect()),
+            Sums::F16 | Sums::F32 => {
+                let round = |value: &f64| {
+                    let value = *value as f32;
+                    match rounding {
+                        Rounding::None => value,
+                        Rounding::F16 => F16::widen(F16::narrow(value)),
+                        Rounding::Bf16 => Bf16::widen(Bf16::narrow(value)),
+                        Rounding::Tf32 => tf32(value),
+                    }
+                };
+                Self::Single(values.iter().map(round).collect())
+            }
+        }
+    }
+
+    fn dot(&self, own: usize, other: &Self, index: usize, length: usize) -> f64 {
+        fn part<T>(values: &[T], index: usize, length: usize) -> &[T] {
+            values.get(index * length..(index + 1) * length).unwrap_or_default()
+        }
+        match (self, other) {
+            (Self::Single(a), Self::Single(b)) => {
+                f64::from(dot(part(a, own, length), part(b, index, length)))
+            }
+            (Self::Double(a), Self::Double(b)) => {
+                part(a, own, length).iter().zip(part(b, index, length)).map(|(a, b)| a * b).sum()
+            }
+            (Self::Whole(a), Self::Whole(b)) => f64::from(
+                part(a, own, length)
+                    .iter()
+                    .zip(part(b, index, length))
+                    .fold(0i32, |sum, (a, b)| sum.wrapping_add(a.wrapping_mul(*b))),
+            ),
+            // Both are made for the same product.
+            _ => 0.0,
+        }
+    }
+}
+
+/// A dot product in interleaved partial sums.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; SUMS];
+    let (a_chunks, b_chunks) = (a.chunks_exact(SUMS), b.chunks_exact(SUMS));
+    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
+/// The nearest number with 10 bits of fraction, ties away from zero.
+fn tf32(value: f32) -> f32 {
+    if value.is_finite() {
+        f32::from_bits(value.to_bits().wrapping_add(1 << 12) & !0x1fff)
+    } else {
+        value
+    }
+}
+
+/// The approximation by tanh, which cuBLASLt uses.
+fn gelu(x: f64) -> f64 {
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+    0.5 * x * (1.0 + inner.tanh())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tf32_keeps_ten_bits_of_fraction() {
+        assert_eq!(tf32(1.0 + 2f32.powi(-10)), 1.0 + 2f32.powi(-10));
+        assert_eq!(tf32(1.0 + 2f32.powi(-11)), 1.0 + 2f32.powi(-10));
+        assert_eq!(tf32(1.0 + 2f32.powi(-12)), 1.0);
+        assert!(tf32(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn a_matrix_whose_lines_overlap_is_not_sound() {
+        let good = Matrix {
+            element: Element::F32,
+            rows: 4,
+            columns: 3,
+            leading: 4,
+            row_major: false,
+            batches: 1,
+            stride: 0,
+        };
+        assert!(good.is_sound());
+        assert!(!Matrix { leading: 3, ..good.clone() }.is_sound());
+        assert!(Matrix { leading: 3, row_major: true, ..good.clone() }.is_sound());
+        assert!(!Matrix { rows: 0, ..good.clone() }.is_sound());
+        assert!(!Matrix { leading: u64::MAX, ..good }.is_sound());
+    }
+}

@@ -1,0 +1,202 @@
+//! A JSON schema as far as a grammar can enforce it.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
+use crate::error::GrammarError;
+
+/// Keywords whose value is a schema.
+const ONE: [&str; 3] = ["additionalProperties", "additionalItems", "items"];
+/// Keywords whose value is a list of schemas.
+const LIST: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
+/// Keywords whose value names schemas.
+const NAMED: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+/// Keywords that a grammar can't enforce, where they restrict anything.
+const UNSUPPORTED: [&str; 16] = [
+    "not",
+    "if",
+    "then",
+    "else",
+    "contains",
+    "minContains",
+    "maxContains",
+    "uniqueItems",
+    "propertyNames",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "$dynamicRef",
+    "$recursiveRef",
+];
+/// Formats that are enforced. Others are annotations, as the standard has it.
+const FORMATS: [&str; 10] =
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
+
+/// The schema in a form that the compiler enforces exactly, or what stands in the way.
+pub(crate) fn enforceable(schema: &Value) -> Result<Value, GrammarError> {
+    let mut pointer = String::from("#");
+    Walk { root: schema }.schema(schema, &mut pointer)
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+}
+
+impl Walk<'_> {
+    fn schema(&self, schema: &Value, pointer: &mut String) -> Result<Value, GrammarError> {
+        let Value::Object(fields) = schema else {
+            return match schema {
+                Value::Bool(_) => Ok(schema.clone()),
+                _ => Err(GrammarError::invalid(format!(
+                    "at {pointer}: a schema is an object or a boolean"
+                ))),
+            };
+        };
+        // A name that comes twice counts once, and a grammar doesn't see that it came before.
+        let least = fields.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
+        let required = fields.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+        if least > required.max(1) as u64 {
+            return Err(within(pointer, "minProperties", |pointer| {
+                let detail = " beyond 1 and the number of required properties";
+                unsupported(pointer, "minProperties", detail)
+            }));
+        }
+        let mut result = Map::new();
+        for (keyword, value) in fields {
+            let at = pointer.len();
+            push(pointer, keyword);
+            if let Some(value) = self.keyword(keyword, value, pointer)? {
+                result.insert(keyword.clone(), value);
+            }
+            pointer.truncate(at);
+        }
+        Ok(Value::Object(result))
+    }
+
+    /// What a keyword of a schema becomes; nothing, if it restricts nothing.
+    fn keyword(
+        &self,
+        keyword: &str,
+        value: &Value,
+        pointer: &mut String,
+    ) -> Result<Option<Value>, GrammarError> {
+        let value = match (keyword, value) {
+            (_, Value::Array(schemas)) if LIST.contains(&keyword) || keyword == "items" => {
+                let schemas = schemas.iter().enumerate().map(|(index, schema)| {
+                    // Whether two alternatives exclude each other is seen on them, not on
+                    // references to them.
+                    let schema = match keyword {
+                        "oneOf" => self.resolved(schema),
+                        _ => schema,
+                    };
+                    within(pointer, &index.to_string(), |pointer| self.schema(schema, pointer))
+                });
+                Value::Array(schemas.collect::<Result<_, _>>()?)
+            }
+            (_, Value::Object(named)) if NAMED.contains(&keyword) => {
+                let named = named.iter().map(|(name, schema)| {
+                    let schema = within(pointer, name, |pointer| self.schema(schema, pointer))?;
+                    Ok((name.clone(), schema))
+                });
+                Value::Object(named.collect::<Result<_, GrammarError>>()?)
+            }
+            (_, schema) if ONE.contains(&keyword) => self.schema(schema, pointer)?,
+            ("format", Value::String(format)) if !FORMATS.contains(&&**format) => return Ok(None),
+            ("$ref", Value::String(target)) if !target.starts_with('#') => {
+                return Err(unsupported(pointer, "a $ref to another document", ": only # is"));
+            }
+            ("$ref", Value::String(target)) if target.len() > 1 && !target.starts_with("#/") => {
+                return Err(unsupported(pointer, "a $ref to an anchor", ": only #/ is"));
+            }
+            ("uniqueItems", Value::Bool(false)) => return Ok(None),
+            _ if UNSUPPORTED.contains(&keyword) => return Err(unsupported(pointer, keyword, "")),
+            _ => value.clone(),
+        };
+        Ok(Some(value))
+    }
+
+    /// The schema that a bare reference leads to, or the schema itself.
+    fn resolved<'a>(&'a self, schema: &'a Value) -> &'a Value {
+        let mut seen = HashSet::new();
+        let mut schema = schema;
+        while let Some(reference) = bare_reference(schema)
+            && seen.insert(reference)
+            && let Some(target) = reference.strip_prefix('#')
+            && let Some(next) = self.root.pointer(target)
+        {
+            schema = next;
+        }
+        schema
+    }
+}
+
+/// The target of a schema that is a reference and nothing else that restricts.
+fn bare_reference(schema: &Value) -> Option<&str> {
+    let fields = schema.as_object()?;
+    let is_note = |key: &String| ["$ref", "title", "description", "default"].contains(&&**key);
+    fields.keys().all(is_note).then(|| fields.get("$ref")?.as_str()).flatten()
+}
+
+fn unsupported(pointer: &str, keyword: &str, detail: &str) -> GrammarError {
+    GrammarError::Unsupported {
+        pointer: pointer.to_owned(),
+        keyword: keyword.to_owned(),
+        detail: detail.to_owned(),
+    }
+}
+
+/// Goes on below a part of the pointer.
+fn within<T>(pointer: &mut String, part: &str, below: impl FnOnce(&mut String) -> T) -> T {
+    let at = pointer.len();
+    push(pointer, part);
+    let result = below(pointer);
+    pointer.truncate(at);
+    result
+}
+
+fn push(pointer: &mut String, part: &str) {
+    pointer.push('/');
+    pointer.push_str(&part.replace('~', "~0").replace('/', "~1"));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_keyword_and_where_it_stands() {
+        let schema = json!({"properties": {"a/b": {"items": {"not": {}}}}});
+        let error = enforceable(&schema).unwrap_err();
+        assert_eq!(error.to_string(), "at #/properties/a~1b/items/not: not is not supported");
+    }
+
+    #[test]
+    fn a_property_may_be_named_like_an_unsupported_keyword() {
+        let schema = json!({"properties": {"not": {"type": "string"}}, "required": ["not"]});
+        assert_eq!(enforceable(&schema), Ok(schema));
+    }
+
+    #[test]
+    fn what_restricts_nothing_is_left_out() {
+        let schema = json!({"uniqueItems": false, "format": "password"});
+        assert_eq!(enforceable(&schema), Ok(json!({})));
+    }
+
+    #[test]
+    fn alternatives_behind_references_are_put_in_their_place() {
+        let (cat, dog) = (json!({"const": "cat"}), json!({"const": "dog"}));
+        let schema = json!({
+            "$defs": {"Cat": cat, "Dog": {"$ref": "#/$defs/Hound"}, "Hound": dog},
+            "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+        });
+        assert_eq!(enforceable(&schema).unwrap()["oneOf"], json!([cat, dog]));
+        let circle =
+            json!({"$defs": {"a": {"$ref": "#/$defs/a"}}, "oneOf": [{"$ref": "#/$defs/a"}]});
+        assert_eq!(enforceable(&circle).unwrap()["oneOf"], json!([{"$ref": "#/$defs/a"}]));
+    }
+}

@@ -1,0 +1,341 @@
+//! The command line of `understory serve`, with SGLang's names.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use understory::prelude::*;
+use understory::schedule::{QueuePolicy, Speculation};
+use understory::source::PluginSource;
+use understory::{Policy, WritePolicy};
+
+use super::{Keys, KeysError, Limits, Origins, ServerOptions, Tls, TlsError};
+
+/// What is served, and how.
+#[derive(Debug, Args)]
+#[non_exhaustive]
+#[command(args_override_self = true)]
+pub struct ServeArguments {
+    /// The model, and the engine that runs it.
+    #[command(flatten)]
+    pub engine: EngineArguments,
+
+    /// Where to listen.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: String,
+
+    /// The port to listen on; 0 for any.
+    #[arg(long, default_value_t = 30000)]
+    pub port: u16,
+
+    /// The name that clients ask for; repeat it for several. Default: as the model was named.
+    #[arg(long, value_name = "NAME", action = clap::ArgAction::Append)]
+    served_model_name: Vec<String>,
+
+    /// A key that clients must send; repeat it for several.
+    #[arg(long, value_name = "KEY", action = clap::ArgAction::Append, env = "UNDERSTORY_API_KEY", hide_env_values = true)]
+    api_key: Vec<String>,
+
+    /// A file of keys, `KEY` or `KEY TENANT` a line, that is read again at SIGHUP.
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+
+    /// A PEM file of certificates: serve HTTPS.
+    #[arg(long, value_name = "FILE", requires = "ssl_keyfile")]
+    ssl_certfile: Option<PathBuf>,
+
+    /// The PEM file of the certificate's key.
+    #[arg(long, value_name = "FILE", requires = "ssl_certfile")]
+    ssl_keyfile: Option<PathBuf>,
+
+    /// An origin whose pages may ask, or `*`; repeat it for several. Default none.
+    #[arg(long, value_name = "ORIGIN", action = clap::ArgAction::Append)]
+    cors_allow_origin: Vec<String>,
+
+    /// Connections at once.
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().connections)]
+    max_connections: usize,
+
+    /// Longest body of a request in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().body_bytes)]
+    max_body_bytes: usize,
+
+    /// Seconds for the head of a request, and before an idle connection is closed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout_keep_alive: u64,
+
+    /// Seconds for the body of a request.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout_body: u64,
+
+    /// Seconds after which a client that reads nothing is given up.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout_write: u64,
+
+    /// Seconds that requests may go on after SIGTERM. Default: until they end.
+    #[arg(long, value_name = "SECONDS")]
+    timeout_drain: Option<u64>,
+
+    /// Send a comment when a stream has been silent for so many seconds. Default never: some clients fail on comments.
+    #[arg(long, value_name = "SECONDS")]
+    sse_keep_alive: Option<u64>,
+
+    /// Events of `/generate` have what is new, rather than all.
+    #[arg(long)]
+    incremental_streaming_output: bool,
+
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`.
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log_level: tracing_subscriber::filter::LevelFilter,
+}
+
+/// Which model runs, on what, and within which limits.
+#[derive(Debug, Args)]
+#[non_exhaustive]
+pub struct EngineArguments {
+    /// The model: a path to a Hugging Face directory or a GGUF file, `hf:owner/name`, or `default`, which is
+    /// SmolLM2-135M-Instruct (98 MB).
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+
+    /// The same, as SGLang names it.
+    #[arg(long, value_name = "MODEL", visible_alias = "model", conflicts_with = "model")]
+    model_path: Option<String>,
+
+    /// Fetch nothing: take only what is on this machine.
+    #[arg(long)]
+    offline: bool,
+
+    /// What computes: `cpu`, `cpu:THREADS`, or, where the feature `xla` is built in, `xla`.
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    device: String,
+
+    /// The PJRT plugin of the xla device.
+    #[arg(long, value_name = "SOURCE")]
+    plugin: Option<PluginSource>,
+
+    /// Devices that share the model (xla only).
+    #[arg(
+        long,
+        visible_alias = "tensor-parallel-size",
+        value_name = "DEVICES",
+        default_value_t = 1
+    )]
+    tp_size: usize,
+
+    /// Share of the memory that weights leave, for KV: above 0, at most 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, conflicts_with = "max_total_tokens")]
+    mem_fraction_static: f64,
+
+    /// Memory for KV, in tokens.
+    #[arg(long, value_name = "TOKENS")]
+    max_total_tokens: Option<usize>,
+
+    /// Most prompt tokens computed in a step.
+    #[arg(long, value_name = "TOKENS")]
+    chunked_prefill_size: Option<usize>,
+
+    /// Most answers that are generated at once. Default: what the KV memory holds, at most 256.
+    #[arg(long, value_name = "COUNT")]
+    max_running_requests: Option<u32>,
+
+    /// Most answers that wait; then clients get 429.
+    #[arg(long, value_name = "COUNT", default_value_t = 4096)]
+    max_queued_requests: usize,
+
+    /// Tokens in a page of KV, a power of two. Default 16.
+    #[arg(long, value_name = "TOKENS")]
+    page_size: Option<usize>,
+
+    /// Longest conversation in tokens, prompt and answer together. Default: what the model was made for.
+    #[arg(long, value_name = "TOKENS")]
+    context_length: Option<usize>,
+
+    /// Keep no computed prefixes for later requests.
+    #[arg(long)]
+    disable_radix_cache: bool,
+
+    /// Wait for each step before planning the next one.
+    #[arg(long)]
+    disable_overlap_schedule: bool,
+
+    /// Who goes first: `fcfs`, or `lpm`, the longest cached prefix.
+    #[arg(long, value_name = "POLICY", default_value = "fcfs")]
+    schedule_policy: SchedulePolicy,
+
+    /// What leaves the cache first.
+    #[arg(long, value_name = "POLICY", default_value = "lru")]
+    radix_eviction_policy: EvictionPolicy,
+
+    /// Gigabytes of host memory for KV that has to leave the device. Default none.
+    #[arg(long, value_name = "GB")]
+    hicache_size: Option<f64>,
+
+    /// When KV is copied there.
+    #[arg(long, value_name = "POLICY", default_value = "write_through", requires = "hicache_size")]
+    hicache_write_policy: HostWritePolicy,
+
+    /// Propose tokens where a text repeats itself and verify several in a step. Changes no token.
+    #[arg(long, value_name = "HOW")]
+    speculative_algorithm: Option<Proposals>,
+
+    /// Ask for results that don't depend on the batch.
+    #[arg(long)]
+    enable_deterministic_inference: bool,
+
+    /// Prepare for `/v1/embeddings`, on devices where that takes longer.
+    #[arg(long)]
+    enable_embeddings: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SchedulePolicy {
+    Fcfs,
+    Lpm,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum EvictionPolicy {
+    Lru,
+    Lfu,
+    Fifo,
+    Mru,
+    Priority,
+    Slru,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum HostWritePolicy {
+    WriteThrough,
+    WriteThroughSelective,
+    WriteBack,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "verbatim")]
+enum Proposals {
+    #[value(name = "NGRAM", alias = "ngram")]
+    Ngram,
+}
+
+impl ServeArguments {
+    /// How the server answers.
+    ///
+    /// # Errors
+    ///
+    /// [`KeysError`].
+    pub fn options(&self) -> Result<ServerOptions, KeysError> {
+        let origins = &self.cors_allow_origin;
+        let cors = if origins.iter().any(|origin| origin == "*") {
+            Some(Origins::Any)
+        } else {
+            (!origins.is_empty()).then(|| Origins::Listed(origins.clone()))
+        };
+        let seconds = Duration::from_secs;
+        let served_model_name = match &self.served_model_name[..] {
+            [] => vec![self.engine.source().to_owned()],
+            names => names.to_vec(),
+        };
+        Ok(ServerOptions {
+            served_model_name,
+            keys: Keys::new(&self.api_key, self.api_key_file.clone())?,
+            limits: Limits {
+                body_bytes: self.max_body_bytes,
+                connections: self.max_connections.max(1),
+                prompts: self.engine.max_queued_requests,
+                head_patience: seconds(self.timeout_keep_alive),
+                body_patience: seconds(self.timeout_body),
+                write_patience: seconds(self.timeout_write),
+                drain: self.timeout_drain.map(seconds),
+                ..Limits::default()
+            },
+            cors,
+            sse_keep_alive: self.sse_keep_alive.map(seconds),
+            incremental_streaming_output: self.incremental_streaming_output,
+            tp_size: self.engine.tp_size,
+        })
+    }
+
+    /// The certificate, if HTTPS is to be served.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`].
+    pub fn tls(&self) -> Result<Option<Tls>, TlsError> {
+        match (&self.ssl_certfile, &self.ssl_keyfile) {
+            (Some(certificates), Some(key)) => Tls::from_files(certificates, key).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl EngineArguments {
+    /// The model as it was named.
+    pub fn source(&self) -> &str {
+        self.model.as_deref().or(self.model_path.as_deref()).unwrap_or("default")
+    }
+
+    /// Where the model is fetched.
+    pub fn fetch(&self) -> FetchOptions {
+        FetchOptions::default().offline(self.offline)
+    }
+
+    /// Which device runs the model.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the flags.
+    pub fn backend(&self) -> Result<BackendChoice, understory::BackendChoiceError> {
+        match (&*self.device, self.plugin.clone()) {
+            ("xla", plugin) => Ok(match plugin {
+                Some(plugin) => BackendChoice::Xla { plugin, devices: self.tp_size },
+                None => {
+                    BackendChoice::Xla { plugin: PluginSource::default(), devices: self.tp_size }
+                }
+            }),
+            (device, _) => device.parse(),
+        }
+    }
+
+    /// How the engine is set up.
+    pub fn options(&self) -> EngineOptions {
+        let memory = match self.max_total_tokens {
+            Some(tokens) => KvMemory::Tokens(tokens),
+            None => KvMemory::Fraction(self.mem_fraction_static),
+        };
+        // What is no size of memory at all is the engine's to refuse: as much as there can be.
+        let bytes = |gigabytes: f64| KvMemory::Bytes((gigabytes * 1e9) as u64);
+        let mut options = EngineOptions::default()
+            .page_size(self.page_size)
+            .max_running_requests(self.max_running_requests)
+            .kv_memory(memory)
+            .context_length(self.context_length)
+            .cache(!self.disable_radix_cache)
+            .overlap(!self.disable_overlap_schedule)
+            .queue_policy(match self.schedule_policy {
+                SchedulePolicy::Fcfs => QueuePolicy::FirstCome,
+                SchedulePolicy::Lpm => QueuePolicy::LongestPrefix,
+            })
+            .eviction_policy(match self.radix_eviction_policy {
+                EvictionPolicy::Lru => Policy::Lru,
+                EvictionPolicy::Lfu => Policy::Lfu,
+                EvictionPolicy::Fifo => Policy::Fifo,
+                EvictionPolicy::Mru => Policy::Mru,
+                EvictionPolicy::Priority => Policy::Priority,
+                EvictionPolicy::Slru => Policy::SegmentedLru,
+            })
+            .host_kv_memory(self.hicache_size.map_or(KvMemory::NONE, bytes))
+            .host_write_policy(match self.hicache_write_policy {
+                HostWritePolicy::WriteThrough => WritePolicy::Through,
+                HostWritePolicy::WriteThroughSelective => WritePolicy::ThroughAfterHits(1),
+                HostWritePolicy::WriteBack => WritePolicy::Back,
+            })
+            .max_queued_requests(self.max_queued_requests)
+            .deterministic(self.enable_deterministic_inference)
+            .embeddings(self.enable_embeddings)
+            .speculation(self.speculative_algorithm.map(|Proposals::Ngram| Speculation::default()));
+        options.chunked_prefill_size = self.chunked_prefill_size;
+        options
+    }
+}

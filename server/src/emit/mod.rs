@@ -1,0 +1,50 @@
+//! From the engine's events to what clients get: state machines without engine, clock or HTTP.
+//!
+//! Streams are server-sent events, written by hand: a chunk for each piece of text, which is a token's; no comments,
+//! `event:` or `id:` lines where clients read lines of `data:` alone.
+
+mod chat;
+mod completions;
+mod frames;
+mod generate;
+mod sample;
+mod scores;
+mod speech;
+
+use understory::request::GenerationEvent;
+
+pub(crate) use chat::{ChatEmit, ChatShape};
+pub(crate) use completions::{CompletionEmit, CompletionShape, EchoedPrompt};
+pub(crate) use frames::Frames;
+pub(crate) use generate::{GenerateEmit, GenerateShape, NativePrompt};
+pub(crate) use speech::{Said, Speech};
+
+use crate::protocol::Refused;
+
+/// Turns the events of one HTTP request, which may have several prompts, into an answer.
+pub(crate) trait Emit: Send {
+    /// Something happened to a sample of prompt number `prompt`. Chunks go to `frames` if the answer is streamed.
+    fn event(&mut self, prompt: usize, event: GenerationEvent, frames: &mut Frames);
+
+    /// A prompt's stream ended with an error, and so does the answer.
+    fn error(&mut self, refused: &Refused, frames: &mut Frames) {
+        frames.data(&refused.event());
+        frames.done();
+    }
+
+    /// All samples have ended: what closes a stream.
+    fn end(&mut self, frames: &mut Frames);
+
+    /// The whole answer, if it is not streamed, after all samples have ended.
+    fn whole(&mut self) -> String;
+}
+
+/// What all chunks of an answer begin with.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    pub(crate) id: String,
+    /// In seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) fingerprint: String,
+}

@@ -1,0 +1,121 @@
+//! What happens to every request before its route: an id, a key, a count.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, State};
+use axum::http::header::{AUTHORIZATION, HeaderMap};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::state::Server;
+use crate::config::Origins;
+use crate::protocol::Refused;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Who asks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Identity {
+    /// The request's id, sent or made.
+    pub(crate) rid: String,
+    /// Whom the key belongs to.
+    pub(crate) tenant: Option<String>,
+}
+
+/// Routes that are open without a key: probes and scrapers have none, and the page asks its user for one.
+const OPEN: [&str; 6] = ["/", "/health", "/ready", "/ping", "/metrics", "/health_generate"];
+
+pub(crate) async fn guard(
+    State(server): State<Server>,
+    mut request: Request<Body>,
+    next: Next,
+) -> Response {
+    let rid = request_id(request.headers());
+    let origin = request.headers().get("origin").cloned();
+    let method = request.method().clone();
+    let path = request.extensions().get::<MatchedPath>();
+    let handler = path.map_or("other", |path| path.as_str()).to_owned();
+    let cors = server.options().cors.as_ref();
+
+    let mut response = if method == Method::OPTIONS && cors.is_some() {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        match admit(&server, request.headers(), request.uri().path()) {
+            Ok(tenant) => {
+                request.extensions_mut().insert(Identity { rid: rid.clone(), tenant });
+                next.run(request).await
+            }
+            Err(refused) => refused.into_response(),
+        }
+    };
+    server.metrics().count_http(&method, &handler, response.status().as_u16());
+    tracing::debug!(%method, handler, rid, status = response.status().as_u16(), "answered");
+    let headers = response.headers_mut();
+    if let Ok(rid) = HeaderValue::from_str(&rid) {
+        headers.insert(REQUEST_ID, rid);
+    }
+    if let (Some(cors), Some(origin)) = (cors, origin) {
+        allow(cors, origin, headers);
+    }
+    response
+}
+
+fn admit(server: &Server, headers: &HeaderMap, path: &str) -> Result<Option<String>, Refused> {
+    if OPEN.contains(&path) {
+        return Ok(None);
+    }
+    server.keys().admit(presented(headers)).ok_or_else(|| Refused {
+        status: 401,
+        kind: "invalid_request_error",
+        message: "the API key is missing or wrong".to_owned(),
+        param: None,
+        code: Some("invalid_api_key"),
+    })
+}
+
+/// The key that a client sent: as a bearer, by itself, or as Anthropic's clients do.
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+    let authorization = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let bare = authorization.map(|value| match value.split_at_checked(7) {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"bearer ") => key,
+        _ => value,
+    });
+    bare.map(<[u8]>::trim_ascii).or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes))
+}
+
+/// The id that the client sent, if it is one that logs and headers can show, or a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    const LONGEST: usize = 128;
+    let sent = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let is_good = |id: &&str| {
+        (1..=LONGEST).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    sent.filter(is_good).map_or_else(random_id, str::to_owned)
+}
+
+/// 32 hexadecimal digits. The standard library seeds its hash maps from the system's randomness.
+pub(crate) fn random_id() -> String {
+    let number = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", number(), number())
+}
+
+fn allow(origins: &Origins, origin: HeaderValue, headers: &mut HeaderMap) {
+    let allowed = match origins {
+        Origins::Any => HeaderValue::from_static("*"),
+        Origins::Listed(listed) if listed.iter().any(|own| own.as_bytes() == origin.as_bytes()) => {
+            headers.append("vary", HeaderValue::from_static("origin"));
+            origin
+        }
+        Origins::Listed(_) => return,
+    };
+    headers.insert("access-control-allow-origin", allowed);
+    headers.insert("access-control-allow-methods", HeaderValue::from_static("GET, POST, PUT"));
+    headers.insert(
+        "access-control-allow-headers",
+        HeaderValue::from_static("authorization, content-type, x-api-key, x-request-id"),
+    );
+    headers.insert("access-control-expose-headers", HeaderValue::from_static("x-request-id"));
+    headers.insert("access-control-max-age", HeaderValue::from_static("600"));
+}

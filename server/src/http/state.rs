@@ -1,0 +1,177 @@
+//! What all requests share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+use understory::engine::Engine;
+
+use super::running::Running;
+use crate::config::{Keys, Limits, ServerOptions};
+use crate::intake::Context;
+use crate::metrics::Metrics;
+use crate::protocol::Refused;
+
+/// A server of one engine. Clones are handles of the same server.
+#[derive(Clone, Debug)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+/// Why an engine can't be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Clients send and get text.
+    #[error("the engine has no tokenizer, which serving needs")]
+    NoTokenizer,
+}
+
+#[derive(Debug)]
+struct Inner {
+    context: Context,
+    options: ServerOptions,
+    keys: Keys,
+    metrics: Metrics,
+    running: Running,
+    /// Who tokenizes at once: longer prompts must not take all threads from shorter ones.
+    intake: Semaphore,
+    created: u64,
+    is_draining: AtomicBool,
+}
+
+impl Server {
+    /// A server of an engine. The engine's own metrics appear among the server's if the engine was built under the
+    /// recorder of `metrics`.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::NoTokenizer`].
+    pub fn new(
+        engine: Engine,
+        mut options: ServerOptions,
+        metrics: Metrics,
+    ) -> Result<Self, ServerError> {
+        /// Tokenizing is work for one core; more of it at once slows the engine's own.
+        const TOKENIZING: usize = 2;
+        let tokenizer = engine.tokenizer().ok_or(ServerError::NoTokenizer)?.clone();
+        let bytes = |token: usize| tokenizer.token_bytes(u32::try_from(token).ok()?);
+        let longest = (0..tokenizer.vocab_size()).filter_map(bytes).map(|bytes| bytes.len()).max();
+        let facts = engine.model();
+        if options.served_model_name.is_empty() {
+            options.served_model_name.push(own_name(&engine));
+        }
+        let identity = format!(
+            "{} {:?} {:?} {} {}",
+            env!("CARGO_PKG_VERSION"),
+            facts.architecture,
+            facts.format,
+            facts.weight_bytes,
+            options.served_model_name.join(","),
+        );
+        let fingerprint = Sha256::digest(identity.as_bytes());
+        let fingerprint: String =
+            fingerprint.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+        metrics.describe(&engine, &options.served_model_name);
+        let context = Context {
+            tokenizer,
+            names: options.served_model_name.clone(),
+            fingerprint: format!("fp_{fingerprint}"),
+            longest_token: longest.unwrap_or(1),
+            most_prompts: options.limits.prompts,
+            incremental: options.incremental_streaming_output,
+            engine,
+        };
+        let keys = options.keys.clone();
+        let inner = Inner {
+            context,
+            options,
+            keys,
+            metrics,
+            running: Running::default(),
+            intake: Semaphore::new(TOKENIZING),
+            created: now(),
+            is_draining: AtomicBool::new(false),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.inner.context
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.inner.context.engine
+    }
+
+    pub(crate) fn options(&self) -> &ServerOptions {
+        &self.inner.options
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.inner.options.limits
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.inner.keys
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        &self.inner.running
+    }
+
+    /// When the server was started, in seconds since 1970.
+    pub(crate) fn created(&self) -> u64 {
+        self.inner.created
+    }
+
+    pub(crate) fn sse_keep_alive(&self) -> Option<Duration> {
+        self.inner.options.sse_keep_alive
+    }
+
+    /// Health is no longer good: routers send their requests elsewhere.
+    pub(crate) fn start_draining(&self) {
+        self.inner.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Why requests are not answered, if they are not.
+    pub(crate) fn trouble(&self) -> Option<Refused> {
+        if let Some(dead) = self.engine().dead() {
+            return Some(Refused::server(503, dead.to_string()));
+        }
+        let is_draining = self.inner.is_draining.load(Ordering::Relaxed);
+        is_draining.then(|| Refused::server(503, "the server is shutting down"))
+    }
+
+    /// Runs something that takes a while on a thread for that.
+    pub(crate) async fn off_runtime<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+    ) -> Result<Result<T, Refused>, Refused> {
+        // Never closed.
+        let _permit = self.inner.intake.acquire().await.ok();
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|error| Refused::server(500, format!("the request was not read: {error}")))
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The name that a model is served under where none is given: as it was named, or the last part of its path.
+fn own_name(engine: &Engine) -> String {
+    let facts = engine.model();
+    let path = facts.path.as_ref().and_then(|path| path.file_name());
+    let source = facts.source.clone();
+    source
+        .or_else(|| path.map(|name| name.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| "default".into())
+}

@@ -1,0 +1,163 @@
+//! From what clients send to what the engine takes. Nothing here waits or changes anything.
+
+mod chat;
+mod completions;
+mod generate;
+mod messages;
+mod refusals;
+mod sampling;
+mod structure;
+mod tokenize;
+
+use sha2::{Digest, Sha256};
+use understory::engine::Engine;
+use understory::request::{Request, SamplingParams};
+use understory::text::{ChatMessage, ChatOptions, Tokenizer};
+use understory::{Namespace, Token, one_line};
+
+pub(crate) use chat::chat;
+pub(crate) use completions::completion;
+pub(crate) use generate::generate;
+pub(crate) use refusals::{ended, refused};
+pub(crate) use tokenize::tokenize;
+
+use crate::emit::{Emit, Head};
+use crate::protocol::{PromptInput, Refused};
+
+/// What requests are read against.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) engine: Engine,
+    pub(crate) tokenizer: Tokenizer,
+    /// The names that the model is served under; the first is its own.
+    pub(crate) names: Vec<String>,
+    pub(crate) fingerprint: String,
+    /// Bytes of the longest token: no prompt of the context's tokens is longer.
+    pub(crate) longest_token: usize,
+    /// Most prompts of a request: so many as may wait.
+    pub(crate) most_prompts: usize,
+    /// Events of `/generate` have what is new, rather than all.
+    pub(crate) incremental: bool,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// The request's id.
+    pub(crate) rid: String,
+    /// In seconds since 1970.
+    pub(crate) created: u64,
+    /// Whose prefixes are shared.
+    pub(crate) tenant: Option<String>,
+}
+
+/// What is to be done about a request.
+pub(crate) struct Plan {
+    pub(crate) requests: Vec<Request>,
+    /// Under which the requests can be aborted.
+    pub(crate) rids: Vec<String>,
+    pub(crate) emit: Box<dyn Emit>,
+    pub(crate) stream: bool,
+}
+
+impl Context {
+    /// Finds a model that is not served here.
+    pub(crate) fn check_model(&self, model: Option<&str>) -> Result<(), Refused> {
+        match model {
+            None | Some("" | "default") => Ok(()),
+            Some(name) if self.names.iter().any(|own| own == name) => Ok(()),
+            Some(name) => {
+                let message = format!("the model {name:?} does not exist");
+                Err(Refused::invalid(Some("model"), message).code("model_not_found").status(404))
+            }
+        }
+    }
+
+    /// Finds parameters that make no sense, before anything is sized by them.
+    fn check_params(&self, params: &SamplingParams) -> Result<(), Refused> {
+        let checked = params.validate(self.engine.model().vocab_size);
+        checked.map_err(|error| refused(&error.into(), "prompt"))
+    }
+
+    fn check_prompts(&self, param: &str, prompts: usize) -> Result<(), Refused> {
+        match prompts {
+            0 => Err(Refused::invalid(Some(param), format!("{param} has no entries"))),
+            _ if prompts > self.most_prompts => {
+                let most = self.most_prompts;
+                let message = format!("{param} has {prompts} entries, but at most {most} may wait");
+                Err(Refused::invalid(Some(param), message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn head(&self, kind: &str, caller: &Caller, model: Option<&str>) -> Head {
+        let own = self.names.first().map_or("", String::as_str);
+        Head {
+            id: format!("{kind}-{}", caller.rid),
+            created: caller.created,
+            model: model.filter(|name| !name.is_empty()).unwrap_or(own).to_owned(),
+            fingerprint: self.fingerprint.clone(),
+        }
+    }
+
+    /// The tokens of a prompt.
+    pub(crate) fn tokens(
+        &self,
+        param: &str,
+        prompt: &PromptInput,
+        add_special_tokens: bool,
+    ) -> Result<Vec<Token>, Refused> {
+        match prompt {
+            PromptInput::Tokens(tokens) => Ok(tokens.clone()),
+            PromptInput::Text(text) => {
+                self.check_length(param, text.len())?;
+                let tokens = self.tokenizer.encode(text, add_special_tokens);
+                tokens.map_err(|error| Refused::invalid(Some(param), one_line(&error)))
+            }
+        }
+    }
+
+    /// The tokens of a conversation.
+    pub(crate) fn render(
+        &self,
+        messages: &[ChatMessage],
+        options: &ChatOptions,
+    ) -> Result<Vec<Token>, Refused> {
+        let wrong = |message: String| Refused::invalid(Some("messages"), message);
+        let template = self.engine.chat_template();
+        let template =
+            template.ok_or_else(|| wrong("the model has no chat template".to_owned()))?;
+        let parts = template.render_parts(messages, options, &self.tokenizer);
+        let tokens = parts.and_then(|parts| self.tokenizer.encode_parts(&parts));
+        tokens.map_err(|error| wrong(one_line(&error)))
+    }
+
+    /// Refuses a text that is too long whatever its tokens are, before it is tokenized.
+    pub(crate) fn check_length(&self, param: &str, bytes: usize) -> Result<(), Refused> {
+        let context = self.engine.limits().context_length;
+        if bytes <= context.saturating_mul(self.longest_token) {
+            return Ok(());
+        }
+        let message = format!(
+            "{bytes} bytes of text have more tokens than the context, which holds {context}"
+        );
+        Err(Refused::invalid(Some(param), message).code("context_length_exceeded"))
+    }
+}
+
+impl Caller {
+    /// The namespace of the caller's tenant and of the request's salt.
+    fn namespace(&self, salt: Option<&str>) -> Namespace {
+        let tenant = self.tenant.as_deref().map_or(0, number);
+        Namespace::tenant(tenant).salted(salt.map_or(0, number))
+    }
+}
+
+/// A number for a name: so much of a cryptographic hash that names don't meet by chance, nor cheaply on purpose.
+pub(crate) fn number(name: &str) -> u64 {
+    let digest = Sha256::digest(name.as_bytes());
+    let bytes: [u8; 8] =
+        std::array::from_fn(|index| digest.get(index).copied().unwrap_or_default());
+    u64::from_le_bytes(bytes)
+}

@@ -1,0 +1,96 @@
+//! Completions: `POST /v1/completions`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Matched, Usage};
+
+/// The fields that only a completion has; the others are [`SamplingFields`](super::SamplingFields).
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct CompletionRequest {
+    pub(crate) prompt: Prompts,
+    #[serde(default)]
+    pub(crate) echo: Option<bool>,
+    #[serde(default)]
+    pub(crate) logprobs: Option<u8>,
+    #[serde(default)]
+    pub(crate) suffix: Option<String>,
+    #[serde(default)]
+    pub(crate) best_of: Option<u32>,
+    #[serde(default)]
+    pub(crate) add_special_tokens: Option<bool>,
+}
+
+/// What is to be continued: texts or tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "must be a text, a list of texts, a list of token ids or a list of such lists"
+)]
+pub(crate) enum Prompts {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// One text or list of tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PromptInput {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Prompts {
+    pub(crate) fn into_list(self) -> Vec<PromptInput> {
+        match self {
+            Self::Text(text) => vec![PromptInput::Text(text)],
+            Self::Texts(texts) => texts.into_iter().map(PromptInput::Text).collect(),
+            Self::Tokens(tokens) => vec![PromptInput::Tokens(tokens)],
+            Self::TokenLists(lists) => lists.into_iter().map(PromptInput::Tokens).collect(),
+        }
+    }
+
+    /// It is a list of prompts, rather than one.
+    pub(crate) fn is_batch(&self) -> bool {
+        matches!(self, Self::Texts(_) | Self::TokenLists(_))
+    }
+}
+
+/// An answer, or a part of one that is streamed.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Completion<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) object: &'static str,
+    pub(crate) created: u64,
+    pub(crate) model: &'a str,
+    pub(crate) system_fingerprint: &'a str,
+    pub(crate) choices: Vec<CompletionChoice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) usage: Option<Option<Usage>>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct CompletionChoice {
+    pub(crate) index: u32,
+    pub(crate) text: String,
+    pub(crate) logprobs: Option<CompletionLogprobs>,
+    pub(crate) finish_reason: Option<&'static str>,
+    #[serde(flatten)]
+    pub(crate) matched: Option<Matched>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_token_ids: Option<Vec<u32>>,
+}
+
+/// Four lists of equal length.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct CompletionLogprobs {
+    pub(crate) tokens: Vec<String>,
+    pub(crate) token_logprobs: Vec<Option<f32>>,
+    /// Token texts to log probabilities.
+    pub(crate) top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// In characters from the prompt's start.
+    pub(crate) text_offset: Vec<usize>,
+}
