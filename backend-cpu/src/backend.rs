@@ -119,6 +119,8 @@ impl Backend for CpuBackend {
         // One memory serves both tiers; what the device tier leaves, the host tier may have.
         capabilities.host_memory_bytes = memory;
         capabilities.batch_invariant = true;
+        capabilities.kv_formats =
+            vec![KvFormat::F32, KvFormat::Bf16, KvFormat::F16, KvFormat::Int8];
         capabilities.computes = vec![Compute::Bf16, Compute::Int8];
         capabilities.fast_computes = self.fast_computes();
         capabilities
@@ -129,11 +131,11 @@ impl Backend for CpuBackend {
         program: &Program,
         group: GroupId,
         page_size: u32,
-        _format: KvFormat,
+        format: KvFormat,
     ) -> u64 {
-        // Values are padded, so a page may cost more than its elements.
+        // Values are padded and bytes have scales, so a page may cost more than its elements.
         let group = &program.groups()[group.index()];
-        page_shape(group, page_size).page_bytes().saturating_mul(group.layers.into())
+        page_shape(group, page_size).page_bytes(format).saturating_mul(group.layers.into())
     }
 
     fn compile(
@@ -163,10 +165,10 @@ impl Backend for CpuBackend {
         let machines = programs.iter().zip(compiled).map(|(program, compiled)| {
             let groups = first_group..first_group + program.groups().len();
             first_group = groups.end;
-            Machine::new(compiled, groups, limits)
+            Machine::new(compiled, groups, options)
         });
         let machines = machines.collect();
-        let tiers = pages.map(|pages| kv_memory(programs, pages, options.page_size));
+        let tiers = pages.map(|pages| kv_memory(programs, pages, options));
         let workers = Workers::new(self.pool()?, self.simd);
         let driver = Driver::new(workers, loaded, machines, tiers, limits.slots as usize);
         let bounds = BatchBounds::new(programs, options);
@@ -189,12 +191,13 @@ fn page_shape(group: &PageGroup, page_size: u32) -> PageShape {
 }
 
 /// Memory by page group of all programs and by layer; none for groups that `pages` lacks.
-fn kv_memory(programs: &[Program], pages: &[u32], page_size: u32) -> KvMemory {
+fn kv_memory(programs: &[Program], pages: &[u32], options: &CompileOptions) -> KvMemory {
     let groups = programs.iter().flat_map(Program::groups).zip(pages);
     groups
         .map(|(group, pages)| {
-            let shape = page_shape(group, page_size);
-            (0..group.layers).map(|_| KvLayer::new(shape, *pages as usize)).collect()
+            let shape = page_shape(group, options.page_size);
+            let layer = |_| KvLayer::new(shape, *pages as usize, options.kv_format);
+            (0..group.layers).map(layer).collect()
         })
         .collect()
 }

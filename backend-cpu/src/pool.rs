@@ -78,6 +78,15 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Calls `work(task)` once for each task below `tasks`, on the caller's thread alone.
+    ///
+    /// # Errors
+    /// If a call panicked: then the tasks after it were left out.
+    pub(crate) fn run_here(tasks: usize, work: &dyn Fn(usize)) -> Result<(), TaskPanicked> {
+        catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(work)))
+            .map_err(|panic| TaskPanicked { message: message_of(&*panic) })
+    }
+
     /// Calls `work(thread, task)` once for each task below `tasks`, and returns when all are
     /// done. `thread` is below [`threads`](Self::threads), and no two calls that run at the same
     /// time are given the same one.
@@ -90,8 +99,7 @@ impl Pool {
         work: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), TaskPanicked> {
         if tasks <= 1 || self.workers.is_empty() {
-            return catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(|task| work(0, task))))
-                .map_err(|panic| TaskPanicked { message: message_of(&*panic) });
+            return Self::run_here(tasks, &|task| work(0, task));
         }
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. No worker keeps the reference after this call: it

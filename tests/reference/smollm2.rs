@@ -2,6 +2,7 @@
 
 use backend_cpu::CpuBackend;
 use engine_core::Token;
+use engine_core::backend::Compute;
 use engine_core::engine::{Engine, EngineOptions, KvMemory};
 use engine_core::request::{Output, Prompt, Request, SamplingParams};
 use serde::Deserialize;
@@ -34,6 +35,8 @@ struct Top {
 }
 
 fn engine(options: EngineOptions) -> Engine {
+    // The reference computes in f32.
+    let options = options.compute(Compute::Exact);
     let path = ModelSource::Default.resolve(&FetchOptions::default(), &mut ()).unwrap();
     Engine::builder().options(options).load(path, &CpuBackend::new(), &mut ()).unwrap()
 }

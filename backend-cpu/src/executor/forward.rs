@@ -1,14 +1,15 @@
 //! The forward pass: instructions over the rows of a batch.
 
 use super::{
-    compile::{AttentionInstruction, Buffer, Compiled, Instruction, LinearPart},
+    attention::AttentionStates,
+    compile::{Buffer, Compiled, Instruction, LinearPart},
     machine::StepShape,
     owned_batch::OwnedBatch,
     weights::{LoadedWeights, MatrixId, VectorId},
 };
 use crate::{
     kernels::{
-        attention::{AttentionLayer, AttentionScratch, AttentionTask},
+        attention::AttentionScratch,
         kv::KvLayer,
         linear::{LinearRows, Product, multiply},
         matrix::LinearScratch,
@@ -23,10 +24,11 @@ use crate::{
 /// Threads, and the memory that they need while they compute: the same for all programs.
 pub(crate) struct Workers {
     pub(crate) pool: Pool,
-    simd: Simd,
+    pub(super) simd: Simd,
     linear: LinearScratch,
     /// By thread.
-    attention: Vec<AttentionScratch>,
+    pub(super) attention: Vec<AttentionScratch>,
+    pub(super) states: AttentionStates,
 }
 
 impl Workers {
@@ -37,6 +39,7 @@ impl Workers {
             simd,
             linear: LinearScratch::new(threads),
             attention: (0..threads).map(|_| AttentionScratch::default()).collect(),
+            states: AttentionStates::default(),
         }
     }
 }
@@ -60,7 +63,7 @@ pub(super) struct Forward<'a> {
     /// By rotary.
     pub(super) angles: &'a [RopeAngles],
     /// By page group of the program, and layer.
-    pub(super) kv: &'a mut [Vec<KvLayer>],
+    pub(super) kv: &'a [Vec<KvLayer>],
     pub(super) shape: &'a StepShape,
     pub(super) batch: &'a OwnedBatch,
 }
@@ -193,44 +196,6 @@ impl Forward<'_> {
         result
     }
 
-    fn attention(&mut self, attention: &AttentionInstruction) -> Result<(), TaskPanicked> {
-        let AttentionInstruction { query, key, value, out, group, layer, heads, .. } = *attention;
-        let mut memory = self.take(out);
-        let kv = &mut self.kv[group.index()][layer];
-        let shape = kv.shape();
-        let batch = self.batch;
-        for (row_index, row) in batch.rows.iter().enumerate() {
-            let table = batch.table(row_index, group);
-            for (token, position) in row.tokens.range().zip(row.position as usize..) {
-                let keys = &self.buffers[key.index][token * key.width..][..key.width];
-                let values = &self.buffers[value.index][token * value.width..][..value.width];
-                let page = table[position / shape.page_size];
-                kv.write(page, position % shape.page_size, keys, values);
-            }
-        }
-        let layer = AttentionLayer {
-            kv,
-            queries: &self.buffers[query.index],
-            output: SharedMut::new(&mut memory),
-            heads,
-            scale: attention.scale,
-            window: attention.window,
-            soft_cap: attention.soft_cap,
-            sinks: attention.sinks.map(|sinks| self.weights.vector(sinks)),
-        };
-        let scratch = SharedMut::new(&mut self.workers.attention);
-        let (simd, queries) = (self.workers.simd, &self.shape.queries);
-        let result = self.workers.pool.run(queries.len() * shape.kv_heads, &|thread, task| {
-            let (row, tokens) = queries[task / shape.kv_heads];
-            let (pages, kv_head) = (batch.table(row, group), task % shape.kv_heads);
-            // SAFETY: no two tasks that run at the same time have the same thread number.
-            let scratch = unsafe { &mut scratch.part(thread..thread + 1)[0] };
-            simd.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
-        });
-        self.put_back(out, memory);
-        result
-    }
-
     fn pairwise(
         &mut self,
         function: Pairwise,
@@ -286,11 +251,11 @@ impl Forward<'_> {
     }
 
     /// Takes a buffer out, so that it can be written while others are read.
-    fn take(&mut self, buffer: Buffer) -> Vec<f32> {
+    pub(super) fn take(&mut self, buffer: Buffer) -> Vec<f32> {
         std::mem::take(&mut self.buffers[buffer.index])
     }
 
-    fn put_back(&mut self, buffer: Buffer, memory: Vec<f32>) {
+    pub(super) fn put_back(&mut self, buffer: Buffer, memory: Vec<f32>) {
         self.buffers[buffer.index] = memory;
     }
 }

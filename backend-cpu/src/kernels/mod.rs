@@ -1,8 +1,6 @@
 //! The kernels, each written once against [`Isa`](crate::isa::Isa).
 
 pub(crate) mod attention;
-#[cfg(test)]
-mod attention_tests;
 pub(crate) mod bf16;
 pub(crate) mod blocks;
 pub(crate) mod composed;
