@@ -20,6 +20,7 @@ PARTS = {
     "chat": "reference.chat_templates",
     "sampling": "reference.sampling",
     "smollm2": "reference.smollm2",
+    "gemma3": "reference.gemma3",
 }
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"])
     parser.add_argument("--smollm2", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--gemma3", type=Path, help="gemma-3-270m-q4_k_m.gguf")
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads for torch: sums are ordered by them"
     )

@@ -16,7 +16,7 @@ use crate::{
         placement::{PlacedWeight, Source},
     },
     pjrt::{Buffer, Client, ElementType},
-    stablehlo::Element,
+    stablehlo::{Element, Sharding, Type},
 };
 
 /// An array on all devices: for each its shard, or a copy.
@@ -92,6 +92,26 @@ fn shard<'a>(
     devices: usize,
     index: usize,
 ) -> (Vec<i64>, Cow<'a, [u8]>) {
+    if let [stack, rows, columns] = placed.sources.as_slice() {
+        // Of each matrix its part, one behind the other.
+        let matrix = PlacedWeight {
+            kind: Type::new(placed.kind.element, &placed.kind.dims[1..]),
+            sharding: placed.sharding.dim().map_or(placed.sharding, |dim| Sharding::along(dim - 1)),
+            sources: vec![rows.clone(), columns.clone()],
+            transposed: false,
+        };
+        let count = file_len(stack);
+        let each = bytes.len() / count.max(1);
+        let parts = bytes.chunks_exact(each.max(1));
+        let parts = parts.map(|bytes| shard(bytes, &matrix, size, devices, index));
+        let (mut dims, mut all) = (Vec::new(), Vec::new());
+        for (matrix_dims, part) in parts {
+            dims = matrix_dims;
+            all.extend_from_slice(&part);
+        }
+        dims.insert(0, count as i64);
+        return (dims, Cow::Owned(all));
+    }
     let mut ranges: Vec<std::ops::Range<usize>> =
         placed.kind.dims.iter().map(|&len| 0..len).collect();
     if let Some(dim) = placed.sharding.dim() {
@@ -158,7 +178,6 @@ fn file_index(source: &Source, index: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stablehlo::{Sharding, Type};
 
     fn placed(dims: &[usize], sharding: Sharding, sources: Vec<Source>) -> PlacedWeight {
         let kind = Type::new(Element::F32, dims);
@@ -190,6 +209,21 @@ mod tests {
         assert_eq!(*shard(&bytes, &rows, 1, 2, 1).1, [5, 6, 0, 0]);
         let columns = placed(&[1, 8], Sharding::along(1), vec![identity(1), heads]);
         assert_eq!(*shard(&bytes, &columns, 1, 2, 1).1, [5, 6, 0, 0]);
+    }
+
+    #[test]
+    fn each_matrix_of_a_stack_is_divided_alike() {
+        // Two matrices of [2, 4].
+        let bytes: Vec<u8> = (0..16).collect();
+        let sources = || vec![identity(2), identity(2), identity(4)];
+        let rows = placed(&[2, 2, 4], Sharding::along(1), sources());
+        assert_eq!(shard(&bytes, &rows, 1, 2, 1).0, [2, 1, 4]);
+        assert_eq!(*shard(&bytes, &rows, 1, 2, 1).1, [4, 5, 6, 7, 12, 13, 14, 15]);
+        let columns = placed(&[2, 2, 4], Sharding::along(2), sources());
+        assert_eq!(shard(&bytes, &columns, 1, 2, 0).0, [2, 2, 2]);
+        assert_eq!(*shard(&bytes, &columns, 1, 2, 0).1, [0, 1, 4, 5, 8, 9, 12, 13]);
+        let whole = placed(&[2, 2, 4], Sharding::REPLICATED, sources());
+        assert_eq!(*shard(&bytes, &whole, 1, 2, 1).1, bytes);
     }
 
     #[test]

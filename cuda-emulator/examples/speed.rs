@@ -102,8 +102,12 @@ fn decode() -> Result<Case, Box<dyn std::error::Error>> {
         .with(0.088f32)
         .with(0.0f32)
         .with(0i32);
-    let shape =
-        Launch { grid: [kv_heads as u32, batch as u32, 1], block: [128, 1, 1], dynamic_shared: 0 };
+    let shape = Launch {
+        grid: [kv_heads as u32, batch as u32, 1],
+        block: [128, 1, 1],
+        dynamic_shared: 0,
+        cluster: None,
+    };
     Ok(Case { kernel: program.kernel("decode")?, memory, shape, arguments })
 }
 
@@ -132,6 +136,7 @@ fn prefill() -> Result<Case, Box<dyn std::error::Error>> {
         grid: [(tokens / 64) as u32, heads as u32, 1],
         block: [128, 1, 1],
         dynamic_shared: 0,
+        cluster: None,
     };
     Ok(Case { kernel: program.kernel("prefill")?, memory, shape, arguments })
 }
@@ -147,6 +152,7 @@ fn norm() -> Result<Case, Box<dyn std::error::Error>> {
         .with(memory.upload(&numbers(width))?)
         .with(width as i32)
         .with(1e-5f32);
-    let shape = Launch { grid: [rows as u32, 1, 1], block: [256, 1, 1], dynamic_shared: 0 };
+    let shape =
+        Launch { grid: [rows as u32, 1, 1], block: [256, 1, 1], dynamic_shared: 0, cluster: None };
     Ok(Case { kernel: program.kernel("rms_norm")?, memory, shape, arguments })
 }

@@ -29,7 +29,7 @@
 //! let kernel = program.kernel("double")?;
 //! let data = memory.allocate(16)?;
 //! memory.write(data, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0])?;
-//! let shape = Launch { grid: [1, 1, 1], block: [4, 1, 1], dynamic_shared: 0 };
+//! let shape = Launch { grid: [1, 1, 1], block: [4, 1, 1], dynamic_shared: 0, cluster: None };
 //! let outcome = launch(&kernel, &memory, &shape, &data.to_le_bytes(), &Options::default())?;
 //! assert!(outcome.reports.is_empty());
 //! let mut result = [0; 16];
@@ -59,12 +59,15 @@
 pub mod check;
 pub mod count;
 pub mod driver;
+pub mod hardware;
 mod machine;
 pub mod nvrtc;
+mod packages;
 pub mod ptx;
+pub mod ptxas;
 
 pub use machine::{
     Arguments, InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError,
-    Options, Outcome, Parameter, Program, SHARED_LIMIT, Schedule, Swizzle, TensorMap,
+    Options, Outcome, Parameter, Peers, Program, SHARED_LIMIT, Schedule, Swizzle, TensorMap,
     TensorMapError, TensorType, instruction_forms, launch, launch_with_peers,
 };

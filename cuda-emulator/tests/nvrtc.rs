@@ -4,7 +4,16 @@ use std::path::Path;
 
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc, NvrtcError};
 
-const KERNELS: [&str; 7] = ["bugs", "decode", "language", "matvec", "norm", "prefill", "sample"];
+const KERNELS: [(&str, &str); 8] = [
+    ("bugs", "compute_80"),
+    ("decode", "compute_80"),
+    ("hopper", "compute_90a"),
+    ("language", "compute_80"),
+    ("matvec", "compute_80"),
+    ("norm", "compute_80"),
+    ("prefill", "compute_80"),
+    ("sample", "compute_80"),
+];
 
 /// NVRTC writes whole paths of source files; the fixtures hold their names.
 fn without_directories(ptx: &str) -> String {
@@ -29,9 +38,12 @@ fn fixtures_are_what_nvrtc_makes_of_the_kernels() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let nvrtc = Nvrtc::find().expect("NVRTC");
     assert_eq!(nvrtc.version().expect("a version"), (12, 9));
-    let options =
-        CompileOptions { include: vec![root.join("kernels")], ..CompileOptions::default() };
-    for kernel in KERNELS {
+    for (kernel, architecture) in KERNELS {
+        let options = CompileOptions {
+            architecture: architecture.to_owned(),
+            include: vec![root.join("kernels")],
+            ..CompileOptions::default()
+        };
         let source =
             std::fs::read_to_string(root.join(format!("kernels/{kernel}.cu"))).expect("a source");
         let compiled =

@@ -163,7 +163,8 @@ fn exercise(text: &str, bytes: &[u8], threads: u32) {
                 *to = *from;
             }
         }
-        let shape = Launch { grid: [2, 1, 1], block: [threads, 1, 1], dynamic_shared: 512 };
+        let shape =
+            Launch { grid: [2, 1, 1], block: [threads, 1, 1], dynamic_shared: 512, cluster: None };
         let options = Options { threads: Some(1), instruction_limit: 20_000, ..Options::default() };
         // A launch may be refused; whatever the kernel does ends up in reports.
         _ = launch(&kernel, &memory, &shape, &block, &options);
@@ -204,7 +205,7 @@ proptest! {
         let mut memory = Memory::default();
         let program = Program::load(TEXTS[0], &mut memory).expect("the PTX is good");
         let kernel = program.kernel("touch").expect("the kernel is there");
-        let shape = Launch { grid, block, dynamic_shared };
+        let shape = Launch { grid, block, dynamic_shared, cluster: None };
         let options = Options { threads: Some(1), instruction_limit: 100_000, ..Options::default() };
         _ = launch(&kernel, &memory, &shape, &parameters, &options);
     }

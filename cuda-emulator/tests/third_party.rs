@@ -207,6 +207,7 @@ fn reduction_kernels() {
         grid: [ROWS as u32, 1, 1],
         block: [1, threads, 1],
         dynamic_shared: 0,
+        cluster: None,
     };
     let arguments = Arguments::new().with(input).with(out).with(COLUMNS as i32);
     run(&device, "softmax_f32", down(32), &arguments);
@@ -276,7 +277,12 @@ fn a_bitonic_sort() {
     let out = device.room::<u32>(COUNT);
     let arguments =
         Arguments::new().with(device.upload(&x)).with(out).with(COLUMNS as i32).with(64i32);
-    let grid = Launch { grid: [ROWS as u32, 1, 1], block: [64, 1, 1], dynamic_shared: 64 * 4 };
+    let grid = Launch {
+        grid: [ROWS as u32, 1, 1],
+        block: [64, 1, 1],
+        dynamic_shared: 64 * 4,
+        cluster: None,
+    };
     run(&device, "asort_asc_f32", grid, &arguments);
     for (row, order) in x.chunks(COLUMNS).zip(device.download::<u32>(out, COUNT).chunks(COLUMNS)) {
         let sorted: Vec<f32> = order.iter().map(|place| row[*place as usize]).collect();
@@ -354,7 +360,8 @@ fn quantized_kernels() {
     };
     let arguments =
         Arguments::new().with(q4).with(x_at).with(out).with(columns as i32).with(rows as i32);
-    let grid = Launch { grid: [rows as u32, 1, 1], block: [32, 1, 1], dynamic_shared: 0 };
+    let grid =
+        Launch { grid: [rows as u32, 1, 1], block: [32, 1, 1], dynamic_shared: 0, cluster: None };
     run(&device, "dequantize_mul_mat_vec_q4_0_cuda", grid, &arguments);
     close(&device, out, &product(&q4_values), 1e-5, "dequantize_mul_mat_vec_q4_0_cuda");
 
@@ -388,7 +395,12 @@ fn quantized_kernels() {
             .with(rows as i32)
             .with(columns as i32)
             .with(rows as i32);
-        let grid = Launch { grid: [rows as u32, 1, 1], block: [32, 4, 1], dynamic_shared: 0 };
+        let grid = Launch {
+            grid: [rows as u32, 1, 1],
+            block: [32, 4, 1],
+            dynamic_shared: 0,
+            cluster: None,
+        };
         run(&device, kernel, grid, &arguments);
         let expected: Vec<f64> = (0..rows)
             .map(|row| {

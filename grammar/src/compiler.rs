@@ -1,15 +1,16 @@
 //! From a stated grammar to constraints.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Instant;
 
 use engine_core::Token;
 use engine_core::text::Tokenizer;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::constraint::GrammarConstraint;
 use crate::error::GrammarError;
@@ -19,6 +20,9 @@ use crate::vocabulary::token_environment;
 
 /// Grammars nest, and the compiler recurses. Memory is taken only as far as it is used.
 const STACK: usize = 256 << 20;
+
+/// Grammars that are compiled at once.
+const AT_ONCE: usize = 2;
 
 /// Compiles grammars for one vocabulary. Cheap to clone; clones share the trie of the vocabulary
 /// and the grammars that were compiled before.
@@ -33,6 +37,9 @@ struct Shared {
     options: GrammarOptions,
     /// The last used is the last.
     cached: Mutex<Vec<(String, Grammar)>>,
+    /// Grammars that are being compiled.
+    compiling: Mutex<usize>,
+    compiled: Condvar,
 }
 
 /// A compiled grammar: as many constraints as there are samples.
@@ -44,6 +51,8 @@ pub struct Grammar {
 struct Compiled {
     /// At the beginning, with its first mask computed.
     matcher: Mutex<Matcher>,
+    /// The tokens that every answer begins with.
+    forced: Vec<Token>,
     eos: Vec<Token>,
 }
 
@@ -63,7 +72,14 @@ impl GrammarCompiler {
             .map_err(|error| unusable(error.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = options.parser_limits();
-        let shared = Shared { factory, eos, options, cached: Mutex::default() };
+        let shared = Shared {
+            factory,
+            eos,
+            options,
+            cached: Mutex::default(),
+            compiling: Mutex::default(),
+            compiled: Condvar::new(),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -81,17 +97,7 @@ impl GrammarCompiler {
         if let Some(grammar) = self.cached(&key) {
             return Ok(grammar);
         }
-        let build = || self.build(spec.lower(options)?);
-        let grammar = thread::scope(|scope| {
-            let name = "understory-grammar".to_owned();
-            let thread = thread::Builder::new().name(name).stack_size(STACK);
-            let failed = |reason: &str| GrammarError::TooComplex { reason: reason.to_owned() };
-            let built = thread.spawn_scoped(scope, build);
-            built
-                .map_err(|_| failed("no thread to compile it"))?
-                .join()
-                .unwrap_or_else(|_| Err(failed("its compiler gave up")))
-        })?;
+        let grammar = Shared::build_in_time(&self.shared, spec.lower(options)?)?;
         let mut cached = self.shared.cached.lock();
         if options.cached_grammars > 0 {
             if cached.len() >= options.cached_grammars {
@@ -110,20 +116,67 @@ impl GrammarCompiler {
         cached.push(found);
         Some(grammar)
     }
+}
+
+impl Shared {
+    /// Compiles on a thread of its own. A thread that doesn't end in time is left behind: it ends
+    /// by the other limits, and until then counts among those that compile.
+    fn build_in_time(
+        shared: &Arc<Self>,
+        grammar: TopLevelGrammar,
+    ) -> Result<Grammar, GrammarError> {
+        let limit = shared.options.compile_time;
+        let deadline = Instant::now() + limit;
+        let late = || GrammarError::TooComplex { reason: format!("not compiled within {limit:?}") };
+        let mut compiling = shared.compiling.lock();
+        while *compiling >= AT_ONCE {
+            if shared.compiled.wait_until(&mut compiling, deadline).timed_out() {
+                return Err(late());
+            }
+        }
+        *compiling += 1;
+        drop(compiling);
+        let place = Place(Arc::clone(shared));
+        let (answer, question) = mpsc::channel();
+        let thread = thread::Builder::new().name("understory-grammar".to_owned()).stack_size(STACK);
+        let spawned = thread.spawn(move || {
+            // Nobody listens any more, if it took too long.
+            let _ = answer.send(place.0.build(grammar));
+        });
+        let no_thread = |_| GrammarError::TooComplex { reason: "no thread is free".to_owned() };
+        spawned.map_err(no_thread)?;
+        match question.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(built) => built,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(late()),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                Err(GrammarError::TooComplex { reason: "its compiler gave up".to_owned() })
+            }
+        }
+    }
 
     fn build(&self, grammar: TopLevelGrammar) -> Result<Grammar, GrammarError> {
         let of_compiler = |error: String| GrammarError::of_compiler(&error);
-        let parser = self.shared.factory.create_parser(grammar);
+        let parser = self.factory.create_parser(grammar);
         let mut matcher = Matcher::new(parser);
         if let Some(error) = matcher.get_error() {
             return Err(of_compiler(error));
         }
         // A grammar without a first token is refused here, not in the middle of an answer; and
         // every sample's lexer starts with what this has found out.
-        matcher.compute_ff_tokens();
+        let forced = matcher.compute_ff_tokens();
         matcher.compute_mask_or_eos().map_err(|error| of_compiler(error.to_string()))?;
-        let eos = self.shared.eos.clone();
-        Ok(Grammar { inner: Arc::new(Compiled { matcher: Mutex::new(matcher), eos }) })
+        let eos = self.eos.clone();
+        Ok(Grammar { inner: Arc::new(Compiled { matcher: Mutex::new(matcher), forced, eos }) })
+    }
+}
+
+/// Counts among the grammars that are being compiled, until it is dropped.
+struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.compiling.lock() -= 1;
+        self.0.compiled.notify_one();
     }
 }
 
@@ -132,7 +185,7 @@ impl Grammar {
     #[must_use]
     pub fn constraint(&self) -> GrammarConstraint {
         let matcher = self.inner.matcher.lock().deep_clone();
-        GrammarConstraint::new(matcher, self.inner.eos.clone())
+        GrammarConstraint::new(matcher, self.inner.forced.clone(), self.inner.eos.clone())
     }
 }
 

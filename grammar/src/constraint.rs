@@ -24,12 +24,13 @@ pub struct GrammarConstraint {
 }
 
 impl GrammarConstraint {
-    pub(crate) fn new(matcher: Matcher, eos: Vec<Token>) -> Self {
+    /// At the beginning, where `forced` are the tokens without a choice.
+    pub(crate) fn new(matcher: Matcher, forced: Vec<Token>, eos: Vec<Token>) -> Self {
         Self {
             matcher,
             position: 0,
             ended: 0,
-            forced: Vec::new(),
+            forced: Vec::from_iter((!forced.is_empty()).then_some((0, forced))),
             eos,
             forces: true,
             problem: None,

@@ -62,6 +62,9 @@ impl GrammarError {
         let ends = ["\n<non-verbose/>", "\n<state>", "\n<backtrace>"];
         let end = ends.iter().filter_map(|end| message.find(end)).min().unwrap_or(message.len());
         let reason = message[..end].trim().to_owned();
+        if reason.starts_with("NoExtension") {
+            return Self::invalid("the grammar allows no text");
+        }
         let lower = reason.to_lowercase();
         let is_limit = ["fuel", "too complex", "too large", "too many", "limit", "exceeded"];
         match is_limit.iter().any(|word| lower.contains(word)) {

@@ -1,12 +1,14 @@
 //! Limits on what grammars may cost, and how JSON is written.
 
+use std::time::Duration;
+
 use llguidance::api::ParserLimits;
 
 /// What grammars may cost, and how JSON is written.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GrammarOptions {
-    /// Most bytes of a grammar's text. Default 128 KiB.
+    /// Most bytes of a grammar's text. Default 64 KiB.
     pub max_size: usize,
     /// How deep brackets, rules and schemas may nest. Default 64.
     pub max_depth: usize,
@@ -17,10 +19,12 @@ pub struct GrammarOptions {
     /// Most work of compiling a grammar, in thousands of the compiler's units: about 20 µs each on
     /// a core of a server. Default 1000.
     pub compile_work: u64,
-    /// Most work of one mask, in thousands of units: about 70 µs each. Default 200. A grammar that
+    /// Longest time of compiling a grammar. Default 10 seconds.
+    pub compile_time: Duration,
+    /// Most work of one mask, in thousands of units: about 70 µs each. Default 100. A grammar that
     /// passes this ends its own sample.
     pub mask_work: u64,
-    /// Most states of the lexer of one sample: about 2 KiB each. Default 25,000.
+    /// Most states of the lexer of one sample: about 2 KiB each. Default 12,500.
     pub max_states: usize,
     /// Compiled grammars that are kept for requests that state the same grammar again. Default 32.
     pub cached_grammars: usize,
@@ -29,12 +33,13 @@ pub struct GrammarOptions {
 impl Default for GrammarOptions {
     fn default() -> Self {
         Self {
-            max_size: 128 << 10,
+            max_size: 64 << 10,
             max_depth: 64,
             json_white_space: 24,
             compile_work: 1000,
-            mask_work: 200,
-            max_states: 25_000,
+            compile_time: Duration::from_secs(10),
+            mask_work: 100,
+            max_states: 12_500,
             cached_grammars: 32,
         }
     }

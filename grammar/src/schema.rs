@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::GrammarError;
 
@@ -11,7 +11,7 @@ const ONE: [&str; 3] = ["additionalProperties", "additionalItems", "items"];
 /// Keywords whose value is a list of schemas.
 const LIST: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
 /// Keywords whose value names schemas.
-const NAMED: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+const NAMED: [&str; 2] = ["properties", "patternProperties"];
 /// Keywords that a grammar can't enforce, where they restrict anything.
 const UNSUPPORTED: [&str; 16] = [
     "not",
@@ -37,16 +37,32 @@ const FORMATS: [&str; 10] =
 
 /// The schema in a form that the compiler enforces exactly, or what stands in the way.
 pub(crate) fn enforceable(schema: &Value) -> Result<Value, GrammarError> {
-    let mut pointer = String::from("#");
-    Walk { root: schema }.schema(schema, &mut pointer)
+    let mut walk = Walk { root: schema, targets: Vec::new() };
+    let mut result = walk.schema(schema, &mut String::from("#"))?;
+    let mut definitions = Map::new();
+    // What references lead to leads to more.
+    while let Some(target) = walk.targets.get(definitions.len()).cloned() {
+        let schema = schema.pointer(&target).ok_or_else(|| {
+            GrammarError::invalid(format!("nothing is at #{target}, where a $ref leads"))
+        })?;
+        let definition = walk.schema(schema, &mut format!("#{target}"))?;
+        definitions.insert(definitions.len().to_string(), definition);
+    }
+    if let (Value::Object(fields), false) = (&mut result, definitions.is_empty()) {
+        fields.insert("$defs".to_owned(), Value::Object(definitions));
+    }
+    Ok(result)
 }
 
 struct Walk<'a> {
     root: &'a Value,
+    /// Where references lead, as JSON pointers. The schema that is at the first becomes the
+    /// definition 0.
+    targets: Vec<String>,
 }
 
-impl Walk<'_> {
-    fn schema(&self, schema: &Value, pointer: &mut String) -> Result<Value, GrammarError> {
+impl<'a> Walk<'a> {
+    fn schema(&mut self, schema: &Value, pointer: &mut String) -> Result<Value, GrammarError> {
         let Value::Object(fields) = schema else {
             return match schema {
                 Value::Bool(_) => Ok(schema.clone()),
@@ -78,7 +94,7 @@ impl Walk<'_> {
 
     /// What a keyword of a schema becomes; nothing, if it restricts nothing.
     fn keyword(
-        &self,
+        &mut self,
         keyword: &str,
         value: &Value,
         pointer: &mut String,
@@ -105,12 +121,26 @@ impl Walk<'_> {
             }
             (_, schema) if ONE.contains(&keyword) => self.schema(schema, pointer)?,
             ("format", Value::String(format)) if !FORMATS.contains(&&**format) => return Ok(None),
-            ("$ref", Value::String(target)) if !target.starts_with('#') => {
-                return Err(unsupported(pointer, "a $ref to another document", ": only # is"));
-            }
-            ("$ref", Value::String(target)) if target.len() > 1 && !target.starts_with("#/") => {
-                return Err(unsupported(pointer, "a $ref to an anchor", ": only #/ is"));
-            }
+            ("$ref", Value::String(reference)) => match reference.strip_prefix('#') {
+                None => {
+                    return Err(unsupported(pointer, "a $ref to another document", ": only # is"));
+                }
+                Some(target) if !target.is_empty() && !target.starts_with('/') => {
+                    return Err(unsupported(pointer, "a $ref to an anchor", ": only #/ is"));
+                }
+                // The whole schema.
+                Some("") => value.clone(),
+                Some(target) => {
+                    let target = without_percents(target);
+                    let known = self.targets.iter().position(|known| *known == target);
+                    let number = known.unwrap_or_else(|| {
+                        self.targets.push(target);
+                        self.targets.len() - 1
+                    });
+                    json!(format!("#/$defs/{number}"))
+                }
+            },
+            ("$defs" | "definitions", _) => return Ok(None),
             ("uniqueItems", Value::Bool(false)) => return Ok(None),
             _ if UNSUPPORTED.contains(&keyword) => return Err(unsupported(pointer, keyword, "")),
             _ => value.clone(),
@@ -119,13 +149,16 @@ impl Walk<'_> {
     }
 
     /// The schema that a bare reference leads to, or the schema itself.
-    fn resolved<'a>(&'a self, schema: &'a Value) -> &'a Value {
+    fn resolved<'b>(&self, schema: &'b Value) -> &'b Value
+    where
+        'a: 'b,
+    {
         let mut seen = HashSet::new();
         let mut schema = schema;
         while let Some(reference) = bare_reference(schema)
             && seen.insert(reference)
             && let Some(target) = reference.strip_prefix('#')
-            && let Some(next) = self.root.pointer(target)
+            && let Some(next) = self.root.pointer(&without_percents(target))
         {
             schema = next;
         }
@@ -138,6 +171,19 @@ fn bare_reference(schema: &Value) -> Option<&str> {
     let fields = schema.as_object()?;
     let is_note = |key: &String| ["$ref", "title", "description", "default"].contains(&&**key);
     fields.keys().all(is_note).then(|| fields.get("$ref")?.as_str()).flatten()
+}
+
+/// A fragment of a reference is written as in addresses.
+fn without_percents(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let digits = behind.get(..2).filter(|_| first == b'%').map(str::from_utf8);
+        let byte = digits.and_then(Result::ok).and_then(|d| u8::from_str_radix(d, 16).ok());
+        bytes.push(byte.unwrap_or(first));
+        rest = behind.get(if byte.is_some() { 2.. } else { 0.. }).unwrap_or_default();
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn unsupported(pointer: &str, keyword: &str, detail: &str) -> GrammarError {
@@ -197,6 +243,8 @@ mod tests {
         assert_eq!(enforceable(&schema).unwrap()["oneOf"], json!([cat, dog]));
         let circle =
             json!({"$defs": {"a": {"$ref": "#/$defs/a"}}, "oneOf": [{"$ref": "#/$defs/a"}]});
-        assert_eq!(enforceable(&circle).unwrap()["oneOf"], json!([{"$ref": "#/$defs/a"}]));
+        assert_eq!(enforceable(&circle).unwrap()["oneOf"], json!([{"$ref": "#/$defs/0"}]));
+        let nowhere = enforceable(&json!({"$ref": "#/$defs/c"})).unwrap_err();
+        assert_eq!(nowhere.to_string(), "nothing is at #/$defs/c, where a $ref leads");
     }
 }

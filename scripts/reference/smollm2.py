@@ -23,14 +23,14 @@ def make(arguments) -> None:
     by_length = sorted(prompts, key=lambda name: len(prompts[name][1]))
     for start in range(0, len(by_length), BATCH):
         batch = {name: prompts[name] for name in by_length[start : start + BATCH]}
-        entries.update(_greedy(model, batch))
+        entries.update(greedy(model, batch))
         print(f"{len(entries)} of {len(prompts)} prompts", flush=True)
 
     double = model.to(torch.float64)
     noise = 0.0
     for entry in entries.values():
-        difference = _difference_to_float64(double, entry)
-        entry["max_abs_difference_to_float64_products"] = float(f"{difference:.2e}")
+        difference = difference_to_float64(double, entry)
+        entry["max_absdifference_to_float64_products"] = float(f"{difference:.2e}")
         noise = max(noise, difference)
     write_json(
         FIXTURES / "smollm2" / "greedy.json",
@@ -38,13 +38,13 @@ def make(arguments) -> None:
             "made_with": versions("gguf", "tokenizers", "torch", "transformers"),
             "model": arguments.smollm2.name,
             "computed_in": "float32, eager attention, dequantized weights, key-value cache",
-            "max_abs_difference_to_float64_products": float(f"{noise:.2e}"),
+            "max_absdifference_to_float64_products": float(f"{noise:.2e}"),
             "prompts": list(entries.values()),
         },
     )
 
 
-def _greedy(model, prompts: dict[str, tuple[str, list[int]]]) -> dict[str, dict]:
+def greedy(model, prompts: dict[str, tuple[str, list[int]]]) -> dict[str, dict]:
     """64 greedy tokens a prompt, whatever they are, with the two best logits of every step.
 
     The prompts run as one batch, padded on the left.
@@ -84,7 +84,7 @@ def _summary(logits: torch.Tensor) -> dict:
     }
 
 
-def _difference_to_float64(model, entry: dict) -> float:
+def difference_to_float64(model, entry: dict) -> float:
     """Largest difference of the recorded logits to one pass over prompt and answer.
 
     That pass has another order of sums as well, having no cache. Norms, rotary angles and softmax

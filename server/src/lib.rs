@@ -35,6 +35,8 @@ mod http;
 mod intake;
 mod metrics;
 mod protocol;
+pub mod reasoning;
+pub mod tools;
 
 pub use config::{Limits, Origins, ServerOptions};
 pub use http::{Server, ServerError, refuse_until};

@@ -117,6 +117,17 @@ impl Incoming {
             .map_err(|error| failed(&self.part, error))
     }
 
+    /// Appends all that `reader` gives.
+    pub(crate) fn append_all(&self, reader: &mut impl Read) -> Result<(), SourceError> {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.part)
+            .and_then(|mut part| io::copy(reader, &mut part))
+            .map(drop)
+            .map_err(|error| failed(&self.part, error))
+    }
+
     /// Replaces what is there by all that `reader` gives, and tells how far it has come.
     pub(crate) fn fill(
         &self,

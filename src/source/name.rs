@@ -6,11 +6,15 @@ use std::str::FromStr;
 
 use super::SourceError;
 
+/// How Gemma 3 270M is written.
+const GEMMA3_NAME: &str = "gemma3-270m";
+
 /// Where a model is.
 ///
 /// | written | means |
 /// | --- | --- |
 /// | `default` | the default model, SmolLM2-135M-Instruct |
+/// | `gemma3-270m` | Gemma 3 270M, the base model, in Q4_K_M |
 /// | `hf:owner/name` | a repository of the Hugging Face hub |
 /// | `hf:owner/name@revision` | the same at a branch, a tag or a commit |
 /// | `hf:owner/name@revision/file` | one file of it (with or without a revision) |
@@ -22,6 +26,8 @@ pub enum ModelSource {
     /// The default model.
     #[default]
     Default,
+    /// Gemma 3 270M in Q4_K_M.
+    Gemma3,
     /// A file or directory on this machine.
     Path(PathBuf),
     /// A repository of the hub, or one file of it.
@@ -53,6 +59,7 @@ impl FromStr for ModelSource {
             Some(("pypi", rest)) => parse_pypi(rest),
             _ if text.is_empty() => Err("it is empty"),
             _ if text == "default" => Ok(Self::Default),
+            _ if text == GEMMA3_NAME => Ok(Self::Gemma3),
             _ => Ok(Self::Path(PathBuf::from(text))),
         };
         parsed.map_err(|reason| SourceError::Malformed { text: text.to_owned(), reason })
@@ -91,6 +98,7 @@ impl fmt::Display for ModelSource {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => formatter.write_str("default"),
+            Self::Gemma3 => formatter.write_str(GEMMA3_NAME),
             Self::Path(path) => write!(formatter, "{}", path.display()),
             Self::Hub { repository, revision, file } => {
                 write!(formatter, "hf:{repository}")?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backend_cpu::{CpuBackend, CpuOptions, InstructionSet};
 use engine_core::backend::{
     Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits, OutputRequest,
     Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult, Want,
@@ -11,24 +10,10 @@ use engine_core::backend::{
 use engine_core::model::Program;
 use engine_core::weights::Weights;
 use engine_core::{PageId, Token};
-use testkit::interpreter::Interpreter;
 
 const SLOT: SlotId = SlotId(0);
 const PAGE_SIZE: u32 = 16;
 const PAGES: u32 = 8;
-
-/// The interpreter, and each instruction set that this processor has.
-pub(crate) fn backends() -> Vec<Box<dyn Backend>> {
-    let sets = [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512];
-    let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(Interpreter)];
-    for set in sets {
-        match CpuBackend::with_options(&CpuOptions::new().threads(2).instruction_set(set)) {
-            Ok(backend) => backends.push(Box::new(backend)),
-            Err(error) => eprintln!("not run: {error}"),
-        }
-    }
-    backends
-}
 
 /// A sequence of at most 128 tokens.
 pub(crate) struct Sequence {

@@ -1,6 +1,6 @@
 //! Tiny models of the families beyond Llama and Qwen. Windows are shorter than the longest prompt.
 
-use crate::tiny::{check_directory, check_gguf};
+use crate::backends::{check_directory, check_gguf};
 
 #[test]
 fn gemma_2_bounds_scores_and_logits_as_transformers_does() {

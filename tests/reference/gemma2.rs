@@ -7,7 +7,7 @@ use engine_core::model::{
 };
 use engine_core::weights::SafetensorsWeights;
 
-use crate::{fixtures, tiny};
+use crate::{backends::backends, comparison, fixtures};
 
 /// `config.json` of the fixture.
 const VOCAB_SIZE: u32 = 160;
@@ -29,7 +29,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 fn gemma_2_through_the_public_builder_equals_transformers() {
     let weights = SafetensorsWeights::open(&fixtures::path("tiny/gemma2")).unwrap();
     let expected = fixtures::read("tiny/gemma2/expected.json");
-    tiny::check("gemma2", |_| gemma2().unwrap(), &weights, &expected);
+    comparison::check(&backends(), "gemma2", |_| gemma2().unwrap(), &weights, &expected);
 }
 
 /// Gemma 2 (Gemma Team, 2024): norms before and after each block, bounded scores and logits,

@@ -3,9 +3,13 @@
 //! What transformers computes is recorded in `tests/fixtures`. Each test prints how far from it
 //! we are (`--nocapture` shows it).
 
+mod backends;
+mod comparison;
 mod driver;
 mod families;
 mod fixtures;
 mod gemma2;
+mod gemma3;
+mod recorded;
 mod smollm2;
 mod tiny;

@@ -1,59 +1,23 @@
 //! SmolLM2-135M-Instruct in Q4_1, through the engine.
 
 use backend_cpu::CpuBackend;
-use engine_core::Token;
 use engine_core::backend::Compute;
 use engine_core::engine::{Engine, EngineOptions, KvMemory};
-use engine_core::request::{Output, Prompt, Request, SamplingParams};
-use serde::Deserialize;
 use understory::source::{FetchOptions, ModelSource};
 
 use crate::fixtures::read;
+use crate::recorded::{Greedy, generate, logits_error};
 
 /// How far a logit may be from transformers' once the best one is subtracted from both. Float32 is
 /// within 4.6e-5 of float64 on these prompts, and the closest decision is won by 5.3e-3. We are
 /// within 6.5e-5.
 const TOLERANCE: f32 = 3e-4;
 
-#[derive(Debug, Deserialize)]
-struct Greedy {
-    prompts: Vec<GreedyPrompt>,
-}
-
-#[derive(Debug, Deserialize)]
-struct GreedyPrompt {
-    name: String,
-    token_ids: Vec<Token>,
-    output_ids: Vec<Token>,
-    prompt_top: Top,
-}
-
-#[derive(Debug, Deserialize)]
-struct Top {
-    ids: Vec<Token>,
-    logits: Vec<f32>,
-}
-
 fn engine(options: EngineOptions) -> Engine {
     // The reference computes in f32.
     let options = options.compute(Compute::Exact);
     let path = ModelSource::Default.resolve(&FetchOptions::default(), &mut ()).unwrap();
     Engine::builder().options(options).load(path, &CpuBackend::new(), &mut ()).unwrap()
-}
-
-/// Submits all prompts at once and waits for all answers.
-fn generate(engine: &Engine, prompts: &[GreedyPrompt], tokens: u32) -> Vec<Output> {
-    let running: Vec<_> = prompts
-        .iter()
-        .map(|prompt| {
-            let mut sampling = SamplingParams::greedy(tokens);
-            sampling.ignore_eos = true;
-            sampling.logprobs = Some(SamplingParams::MAX_LOGPROBS);
-            let prompt = Prompt::Tokens(prompt.token_ids.clone());
-            engine.submit(Request::new(prompt).sampling(sampling)).unwrap()
-        })
-        .collect();
-    running.into_iter().map(|generation| generation.wait().unwrap().remove(0)).collect()
 }
 
 #[test]
@@ -93,24 +57,4 @@ fn smollm2_tokens_do_not_depend_on_how_the_engine_is_set_up() {
             assert_eq!(output.tokens, prompt.output_ids[..12], "{} {options:?}", prompt.name);
         }
     }
-}
-
-/// Largest difference, among the likeliest tokens after the prompt, of a token's distance to the
-/// likeliest one.
-fn logits_error(prompt: &GreedyPrompt, output: &Output) -> f32 {
-    let top = &output.logprobs[0].top;
-    assert_eq!(top.len(), usize::from(SamplingParams::MAX_LOGPROBS));
-    let expected = prompt.prompt_top.ids.iter().zip(&prompt.prompt_top.logits);
-    let mut worst = 0f32;
-    let mut compared = 0;
-    for (token, logit) in expected {
-        if let Some((_, logprob)) = top.iter().find(|(found, _)| found == token) {
-            let (expected, found) = (logit - prompt.prompt_top.logits[0], logprob - top[0].1);
-            worst = worst.max((expected - found).abs());
-            compared += 1;
-        }
-    }
-    // Near-ties at the end of the list may put another token there.
-    assert!(compared >= top.len() - 1, "{}: only {compared} in common", prompt.name);
-    worst
 }

@@ -6,7 +6,14 @@ mod agreement;
 #[path = "../../examples/offline_batch/batch/mod.rs"]
 mod batch;
 mod bundled;
+#[path = "../reference/comparison.rs"]
+mod comparison;
+#[path = "../reference/driver.rs"]
+mod driver;
 mod embeddings;
+mod families;
+#[path = "../reference/fixtures.rs"]
+mod fixtures;
 #[path = "../../examples/support/json_request.rs"]
 mod json_request;
 mod qwen3;

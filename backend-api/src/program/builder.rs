@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    Activation, Attention, Op, PageGroup, Program, ProgramError, Residual, RopePairs, RowsOf,
-    Split, Value, ValueId, Weight, WeightId,
+    Activation, Attention, KeyValue, Op, PageGroup, Program, ProgramError, Residual, RopePairs,
+    RowsOf, Split, Value, ValueId, Weight, WeightId,
 };
 use crate::GroupId;
 
@@ -116,7 +116,7 @@ impl ProgramBuilder {
     /// operation.
     pub fn rms_norm(&mut self, input: ValueId, weight: &str, epsilon: f32) -> ValueId {
         let width = self.program.values[input.index()].width as usize;
-        self.rms_norm_with(input, weight, width, epsilon, 0.0)
+        self.norm(input, Some(weight), width, epsilon, 0.0)
     }
 
     /// Root-mean-square norm of each head by itself (Qwen3's query and key norm).
@@ -127,7 +127,7 @@ impl ProgramBuilder {
         head_dim: u32,
         epsilon: f32,
     ) -> ValueId {
-        self.rms_norm_with(input, weight, head_dim as usize, epsilon, 0.0)
+        self.norm(input, Some(weight), head_dim as usize, epsilon, 0.0)
     }
 
     /// Root-mean-square norm over runs of `run` columns, with an offset on the weight (Gemma
@@ -136,6 +136,22 @@ impl ProgramBuilder {
         &mut self,
         input: ValueId,
         weight: &str,
+        run: usize,
+        epsilon: f32,
+        weight_offset: f32,
+    ) -> ValueId {
+        self.norm(input, Some(weight), run, epsilon, weight_offset)
+    }
+
+    /// Root-mean-square norm over runs of `run` columns, without a weight.
+    pub fn unit_norm(&mut self, input: ValueId, run: usize, epsilon: f32) -> ValueId {
+        self.norm(input, None, run, epsilon, 0.0)
+    }
+
+    fn norm(
+        &mut self,
+        input: ValueId,
+        weight: Option<&str>,
         run: usize,
         epsilon: f32,
         weight_offset: f32,
@@ -149,7 +165,7 @@ impl ProgramBuilder {
                 found: run,
             });
         }
-        let weight = self.weight(weight, vec![run], Split::None);
+        let weight = weight.map(|weight| self.weight(weight, vec![run], Split::None));
         let out = self.value(width, rows, sharded);
         let (input, residual) = match self.program.ops.last() {
             Some(&Op::Add { left, right, out: sum }) if sum == input => {
@@ -158,7 +174,16 @@ impl ProgramBuilder {
             }
             _ => (input, None),
         };
-        self.program.ops.push(Op::RmsNorm { input, residual, weight, weight_offset, epsilon, out });
+        let run = run as u32;
+        self.program.ops.push(Op::RmsNorm {
+            input,
+            residual,
+            weight,
+            run,
+            weight_offset,
+            epsilon,
+            out,
+        });
         out
     }
 
@@ -216,6 +241,24 @@ impl ProgramBuilder {
         out
     }
 
+    /// Multiplies by `1 + beta * ln(1 + floor(position / original_context))`.
+    pub fn scale_by_position(
+        &mut self,
+        input: ValueId,
+        beta: f32,
+        original_context: u32,
+    ) -> ValueId {
+        self.expect_rows("scale_by_position", "the input", input, RowsOf::Tokens);
+        if original_context == 0 || !beta.is_finite() {
+            let value = format!("{beta} and {original_context}");
+            let what = "beta and the original context";
+            self.fail(ProgramError::Number { op: "scale_by_position", what, value });
+        }
+        let out = self.same_shape("scale_by_position", input, input);
+        self.program.ops.push(Op::ScaleByPosition { input, beta, original_context, out });
+        out
+    }
+
     /// Writes K and V to their pages and attends. Heads are counted from the inputs' widths and
     /// the page group.
     pub fn attention(
@@ -225,26 +268,64 @@ impl ProgramBuilder {
         value: ValueId,
         options: &AttentionOptions,
     ) -> ValueId {
+        let layer = match self.program.groups.get_mut(usize::from(options.group.0)) {
+            Some(group) => {
+                group.layers += 1;
+                group.layers - 1
+            }
+            None => 0,
+        };
+        self.attend(query, Some(KeyValue { key, value }), options, layer)
+    }
+
+    /// Attends to the K and V that an earlier attention wrote, whose result was `earlier`. The
+    /// page group is that of the earlier one; `options.group` does not matter.
+    pub fn attention_to(
+        &mut self,
+        query: ValueId,
+        earlier: ValueId,
+        options: &AttentionOptions,
+    ) -> ValueId {
+        let found = self.program.ops.iter().find_map(|op| match op {
+            Op::Attention(attention) if attention.out == earlier => {
+                Some((attention.group, attention.layer))
+            }
+            _ => None,
+        });
+        let Some((group, layer)) = found else {
+            self.fail(ProgramError::NotAttention);
+            return self.same_shape("attention", query, query);
+        };
+        self.attend(query, None, &AttentionOptions { group, ..options.clone() }, layer)
+    }
+
+    fn attend(
+        &mut self,
+        query: ValueId,
+        new: Option<KeyValue>,
+        options: &AttentionOptions,
+        layer: u32,
+    ) -> ValueId {
         let Value { width, rows, sharded } = self.program.values[query.index()];
         let out = self.value(width, rows, sharded);
         let groups = self.program.groups.len();
-        let Some(group) = self.program.groups.get_mut(usize::from(options.group.0)) else {
+        let Some(group) = self.program.groups.get(usize::from(options.group.0)) else {
             self.fail(ProgramError::Group { group: options.group.0, groups });
             return out;
         };
-        let layer = group.layers;
-        group.layers += 1;
         let PageGroup { kv_heads, head_dim, .. } = *group;
         let heads = width.checked_div(head_dim).unwrap_or(0);
-        for (operand, what) in [(query, "the query"), (key, "the key"), (value, "the value")] {
+        let mut operands = vec![(query, "the query", heads)];
+        if let Some(KeyValue { key, value }) = new {
+            operands.extend([(key, "the key", kv_heads), (value, "the value", kv_heads)]);
+        }
+        for (operand, what, heads) in operands {
             self.expect_rows("attention", what, operand, RowsOf::Tokens);
+            self.expect_width("attention", what, operand, heads.saturating_mul(head_dim));
             if self.program.values[operand.index()].sharded != sharded {
                 self.fail(ProgramError::Sharding { op: "attention", what, expected: sharded });
             }
         }
-        self.expect_width("attention", "the query", query, heads * head_dim);
-        self.expect_width("attention", "the key", key, kv_heads * head_dim);
-        self.expect_width("attention", "the value", value, kv_heads * head_dim);
         if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 {
             let value = format!("{heads} with {kv_heads} KV heads");
             self.fail(ProgramError::Number { op: "attention", what: "the number of heads", value });
@@ -262,8 +343,7 @@ impl ProgramBuilder {
             .map(|name| self.weight(name, vec![heads as usize], Split::Columns));
         self.program.ops.push(Op::Attention(Attention {
             query,
-            key,
-            value,
+            new,
             out,
             group: options.group,
             layer,
@@ -278,14 +358,21 @@ impl ProgramBuilder {
         out
     }
 
-    /// `activation(gate) * up`
+    /// `activation(gate, up)`. The gate is as wide as what it gates, or one column wide.
     pub fn gated_activation(
         &mut self,
         gate: ValueId,
         up: ValueId,
         activation: Activation,
     ) -> ValueId {
-        let out = self.same_shape("gated_activation", gate, up);
+        let op = "gated_activation";
+        let whole_gate = self.program.values[gate.index()];
+        let out = if whole_gate.width == 1 && !whole_gate.sharded {
+            self.expect_rows(op, "the right operand", up, whole_gate.rows);
+            self.same_shape(op, up, up)
+        } else {
+            self.same_shape(op, gate, up)
+        };
         self.program.ops.push(Op::GatedActivation { gate, up, activation, out });
         out
     }
@@ -301,6 +388,38 @@ impl ProgramBuilder {
     pub fn scale(&mut self, input: ValueId, factor: f32) -> ValueId {
         let out = self.same_shape("scale", input, input);
         self.program.ops.push(Op::Scale { input, factor, out });
+        out
+    }
+
+    /// `input * weight`, where `len` says whether the weight is one number or one for each column.
+    pub fn multiply(&mut self, input: ValueId, weight: &str, len: usize) -> ValueId {
+        let Value { width, sharded, .. } = self.program.values[input.index()];
+        if len != 1 && len != width as usize {
+            let (expected, found) = (width as usize, len);
+            let what = "the weight";
+            self.fail(ProgramError::Width { op: "multiply", what, expected, found });
+        }
+        let split = if sharded && len != 1 { Split::Columns } else { Split::None };
+        let weight = self.weight(weight, vec![len], split);
+        let out = self.same_shape("multiply", input, input);
+        self.program.ops.push(Op::Multiply { input, weight, out });
+        out
+    }
+
+    /// Columns `first..first + columns` of a value that isn't sharded.
+    pub fn select_columns(&mut self, input: ValueId, first: u32, columns: u32) -> ValueId {
+        let Value { width, rows, sharded } = self.program.values[input.index()];
+        let (op, what) = ("select_columns", "the input");
+        if sharded {
+            self.fail(ProgramError::Sharding { op, what, expected: false });
+        }
+        let end = first.saturating_add(columns);
+        if columns == 0 || end > width {
+            let (expected, found) = (end as usize, width as usize);
+            self.fail(ProgramError::Width { op, what, expected, found });
+        }
+        let out = self.value(columns, rows, sharded);
+        self.program.ops.push(Op::SelectColumns { input, first, out });
         out
     }
 
@@ -415,5 +534,8 @@ impl ProgramBuilder {
     }
 }
 
+mod experts;
 #[cfg(test)]
 mod tests;
+
+pub use experts::{ExpertNames, ExpertOptions};

@@ -86,9 +86,13 @@ impl Shape {
     pub fn byte_len(self, format: Format) -> Result<usize, TensorError> {
         let (rows, cols) = (self.rows(), self.cols());
         let row_bytes = format.row_bytes(cols)?;
+        let is_countable = match self {
+            Shape::Stack { count, rows, .. } => count.checked_mul(rows).is_some(),
+            Shape::Vector(_) | Shape::Matrix { .. } => true,
+        };
         row_bytes
             .checked_mul(rows)
-            .filter(|_| rows.checked_mul(cols).is_some() && rows != usize::MAX)
+            .filter(|_| rows.checked_mul(cols).is_some() && is_countable)
             .ok_or(TensorError::TooLarge { rows, cols })
     }
 

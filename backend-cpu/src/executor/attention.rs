@@ -222,7 +222,10 @@ impl Forward<'_> {
 
     /// Writes keys and values of the step's tokens, in parallel by head if that pays.
     fn write_kv(&mut self, attention: &AttentionInstruction) -> Result<(), TaskPanicked> {
-        let AttentionInstruction { key, value, group, layer, .. } = *attention;
+        let AttentionInstruction { new: Some([key, value]), group, layer, .. } = *attention else {
+            // The layer attends to what another one wrote.
+            return Ok(());
+        };
         let kv = &self.kv[group.index()][layer];
         let (keys, values) = (&self.buffers[key.index], &self.buffers[value.index]);
         let operands = (&keys[..], key.width, &values[..], value.width);

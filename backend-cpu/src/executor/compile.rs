@@ -14,6 +14,7 @@ use backend_api::{
 
 use super::{
     BACKEND,
+    experts::ExpertsInstruction,
     weights::{MatrixId, VectorId, WeightPlaces},
 };
 use crate::kernels::{
@@ -116,6 +117,23 @@ pub(crate) enum Instruction {
         input: Buffer,
         out: Buffer,
     },
+    Multiply {
+        input: Buffer,
+        weight: VectorId,
+        out: Buffer,
+    },
+    ScaleByPosition {
+        input: Buffer,
+        beta: f32,
+        original_context: u32,
+        out: Buffer,
+    },
+    SelectColumns {
+        input: Buffer,
+        first: usize,
+        out: Buffer,
+    },
+    Experts(ExpertsInstruction),
     SelectOutputs {
         input: Buffer,
         out: Buffer,
@@ -126,8 +144,8 @@ pub(crate) enum Instruction {
 #[derive(Debug)]
 pub(crate) struct AttentionInstruction {
     pub(crate) query: Buffer,
-    pub(crate) key: Buffer,
-    pub(crate) value: Buffer,
+    /// K and V of the new tokens, unless an earlier layer wrote them.
+    pub(crate) new: Option<[Buffer; 2]>,
     pub(crate) out: Buffer,
     /// Among those of the program.
     pub(crate) group: GroupId,
@@ -179,9 +197,9 @@ fn linear_run(ops: &[Op]) -> usize {
 }
 
 /// Places values in buffers while operations are walked in order.
-struct Placement<'a> {
+pub(super) struct Placement<'a> {
     program: &'a Program,
-    weights: &'a WeightPlaces<'a>,
+    pub(super) weights: &'a WeightPlaces<'a>,
     liveness: Liveness,
     /// By value.
     placed: Vec<Option<Buffer>>,
@@ -206,7 +224,7 @@ impl<'a> Placement<'a> {
     }
 
     /// A buffer for a value that is about to be written.
-    fn put(&mut self, value: ValueId) -> Result<Buffer, BackendError> {
+    pub(super) fn put(&mut self, value: ValueId) -> Result<Buffer, BackendError> {
         let described = self.program.values().get(value.index()).ok_or_else(unknown_value)?;
         let rows = match described.rows {
             RowsOf::Tokens => BufferRows::Tokens,
@@ -220,8 +238,18 @@ impl<'a> Placement<'a> {
         Ok(buffer)
     }
 
+    /// A buffer that only one operation needs.
+    pub(super) fn scratch(&mut self, rows: BufferRows, width: usize) -> Buffer {
+        Buffer { index: self.buffers.take((rows, width)), rows, width }
+    }
+
+    /// Takes such a buffer back.
+    pub(super) fn give_back(&mut self, scratch: Buffer) {
+        self.buffers.give_back(scratch.index);
+    }
+
     /// Where a value that was written is.
-    fn get(&self, value: ValueId) -> Result<Buffer, BackendError> {
+    pub(super) fn get(&self, value: ValueId) -> Result<Buffer, BackendError> {
         self.placed.get(value.index()).copied().flatten().ok_or_else(unknown_value)
     }
 
@@ -254,7 +282,7 @@ impl<'a> Placement<'a> {
                 let matrix = self.weights.matrix(*weight)?;
                 Instruction::Embed { matrix, scale: *scale, out: self.put(*out)? }
             }
-            Op::RmsNorm { input, residual, weight, weight_offset, epsilon, out } => {
+            Op::RmsNorm { input, residual, weight, run, weight_offset, epsilon, out } => {
                 let input = self.get(*input)?;
                 let residual = match residual {
                     Some(residual) => Some((self.get(residual.value)?, self.put(residual.sum)?)),
@@ -263,7 +291,7 @@ impl<'a> Placement<'a> {
                 Instruction::RmsNorm {
                     input,
                     residual,
-                    weight: self.weights.vector(*weight)?,
+                    weight: self.weights.norm(*weight, *run)?,
                     offset: *weight_offset,
                     epsilon: *epsilon,
                     out: self.put(*out)?,
@@ -297,8 +325,10 @@ impl<'a> Placement<'a> {
             }
             Op::Attention(attention) => Instruction::Attention(AttentionInstruction {
                 query: self.get(attention.query)?,
-                key: self.get(attention.key)?,
-                value: self.get(attention.value)?,
+                new: match attention.new {
+                    Some(new) => Some([self.get(new.key)?, self.get(new.value)?]),
+                    None => None,
+                },
                 out: self.put(attention.out)?,
                 group: attention.group,
                 layer: attention.layer as usize,
@@ -309,10 +339,7 @@ impl<'a> Placement<'a> {
                 sinks: attention.sinks.map(|sinks| self.weights.vector(sinks)).transpose()?,
             }),
             Op::GatedActivation { gate, up, activation, out } => Instruction::Pairwise {
-                function: match activation {
-                    Activation::Silu => Pairwise::SiluTimes,
-                    Activation::GeluTanh => Pairwise::GeluTanhTimes,
-                },
+                function: pairwise(*activation),
                 a: self.get(*gate)?,
                 b: self.get(*up)?,
                 out: self.put(*out)?,
@@ -328,6 +355,25 @@ impl<'a> Placement<'a> {
                 input: self.get(*input)?,
                 out: self.put(*out)?,
             },
+            Op::Multiply { input, weight, out } => Instruction::Multiply {
+                input: self.get(*input)?,
+                weight: self.weights.vector(*weight)?,
+                out: self.put(*out)?,
+            },
+            Op::ScaleByPosition { input, beta, original_context, out } => {
+                Instruction::ScaleByPosition {
+                    input: self.get(*input)?,
+                    beta: *beta,
+                    original_context: *original_context,
+                    out: self.put(*out)?,
+                }
+            }
+            Op::SelectColumns { input, first, out } => Instruction::SelectColumns {
+                input: self.get(*input)?,
+                first: *first as usize,
+                out: self.put(*out)?,
+            },
+            Op::MixtureOfExperts(mixture) => Instruction::Experts(self.experts(mixture)?),
             Op::SoftCap { input, cap, out } => Instruction::Pointwise {
                 function: Pointwise::SoftCap(*cap),
                 input: self.get(*input)?,
@@ -337,6 +383,17 @@ impl<'a> Placement<'a> {
                 Instruction::SelectOutputs { input: self.get(*input)?, out: self.put(*out)? }
             }
         })
+    }
+}
+
+/// The function of gate and up.
+pub(super) fn pairwise(activation: Activation) -> Pairwise {
+    match activation {
+        Activation::Identity => Pairwise::Multiply,
+        Activation::Sigmoid => Pairwise::SigmoidTimes,
+        Activation::Silu => Pairwise::SiluTimes,
+        Activation::GeluTanh => Pairwise::GeluTanhTimes,
+        Activation::ClampedSwiglu { slope, limit } => Pairwise::ClampedSwiglu { slope, limit },
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     kernels::{
         attention::AttentionScratch,
+        experts::Routes,
         kv::KvLayer,
         linear::{LinearRows, Product, multiply},
         matrix::LinearScratch,
@@ -25,7 +26,8 @@ use crate::{
 pub(crate) struct Workers {
     pub(crate) pool: Pool,
     pub(super) simd: Simd,
-    linear: LinearScratch,
+    pub(super) linear: LinearScratch,
+    pub(super) routes: Routes,
     /// By thread.
     pub(super) attention: Vec<AttentionScratch>,
     pub(super) states: AttentionStates,
@@ -38,6 +40,7 @@ impl Workers {
             pool,
             simd,
             linear: LinearScratch::new(threads),
+            routes: Routes::default(),
             attention: (0..threads).map(|_| AttentionScratch::default()).collect(),
             states: AttentionStates::default(),
         }
@@ -82,6 +85,23 @@ impl Forward<'_> {
             Instruction::Attention(ref attention) => self.attention(attention),
             Instruction::Pairwise { function, a, b, out } => self.pairwise(function, a, b, out),
             Instruction::Pointwise { function, input, out } => self.pointwise(function, input, out),
+            Instruction::Multiply { input, weight, out } => {
+                let weight = self.weights.vector(weight);
+                self.multiply_rows(input, out, &|_| weight)
+            }
+            Instruction::ScaleByPosition { input, beta, original_context, out } => {
+                let factor = |position: u32| {
+                    let passed = f64::from(position / original_context.max(1));
+                    (1.0 + f64::from(beta) * passed.ln_1p()) as f32
+                };
+                let factors: Vec<f32> =
+                    self.shape.positions.iter().map(|&position| factor(position)).collect();
+                self.multiply_rows(input, out, &|row| &factors[row..=row])
+            }
+            Instruction::SelectColumns { input, first, out } => {
+                self.select_columns(input, first, out)
+            }
+            Instruction::Experts(ref experts) => self.experts(experts),
             Instruction::SelectOutputs { input, out } => self.select(input, out),
         }
     }
@@ -206,16 +226,67 @@ impl Forward<'_> {
         let mut memory = self.take(out);
         let output = SharedMut::new(&mut memory);
         let (simd, width) = (self.workers.simd, out.width);
+        let a_width = a.width;
         let (a, b) = (&self.buffers[a.index], &self.buffers[b.index]);
         let rows = self.shape.rows(out.rows);
         let result = for_rows(&mut self.workers.pool, rows, width, &|rows| {
             let range = rows.start * width..rows.end * width;
             // SAFETY: each row is part of one range only.
             let output = unsafe { output.part(range.clone()) };
-            simd.run(PairwiseOp { function, a: &a[range.clone()], b: &b[range], output });
+            if a_width == width {
+                simd.run(PairwiseOp { function, a: &a[range.clone()], b: &b[range], output });
+                return;
+            }
+            // One value a row.
+            let pairs = b[range].chunks_exact(width).zip(output.chunks_exact_mut(width));
+            for (row, (b, output)) in rows.zip(pairs) {
+                simd.run(PairwiseOp { function, a: &a[row..=row], b, output });
+            }
         });
         self.put_back(out, memory);
         result
+    }
+
+    /// Multiplies each row by its factors: one, or as many as it has columns.
+    fn multiply_rows<'f>(
+        &mut self,
+        input: Buffer,
+        out: Buffer,
+        factors: &(dyn Fn(usize) -> &'f [f32] + Sync),
+    ) -> Result<(), TaskPanicked> {
+        let mut memory = self.take(out);
+        let output = SharedMut::new(&mut memory);
+        let (simd, width) = (self.workers.simd, out.width);
+        let input = &self.buffers[input.index];
+        let rows = self.shape.rows(out.rows);
+        let result = for_rows(&mut self.workers.pool, rows, width, &|rows| {
+            for row in rows {
+                let range = row * width..(row + 1) * width;
+                // SAFETY: each row is part of one range only.
+                let output = unsafe { output.part(range.clone()) };
+                let (function, a, b) = (Pairwise::Multiply, factors(row), &input[range]);
+                simd.run(PairwiseOp { function, a, b, output });
+            }
+        });
+        self.put_back(out, memory);
+        result
+    }
+
+    fn select_columns(
+        &mut self,
+        input: Buffer,
+        first: usize,
+        out: Buffer,
+    ) -> Result<(), TaskPanicked> {
+        let mut memory = self.take(out);
+        let rows = self.shape.rows(out.rows);
+        let from = self.buffers[input.index].chunks_exact(input.width.max(1));
+        let to = memory.chunks_exact_mut(out.width.max(1));
+        for (from, to) in from.zip(to).take(rows) {
+            to.copy_from_slice(&from[first..first + out.width]);
+        }
+        self.put_back(out, memory);
+        Ok(())
     }
 
     fn pointwise(

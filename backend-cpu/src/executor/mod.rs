@@ -8,6 +8,7 @@
 mod attention;
 mod compile;
 mod driver;
+mod experts;
 mod forward;
 mod machine;
 mod owned_batch;

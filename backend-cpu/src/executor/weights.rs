@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use backend_api::{
     BackendError, Compute,
     kit::check_weight_shape,
-    program::{Program, WeightId},
+    program::{Op, Program, WeightId},
     weights::{Shape, Tensor, Weights, WeightsError},
 };
 
@@ -42,7 +42,8 @@ enum WeightPlace {
 
 impl LoadedWeights {
     /// Reads the weights of a program, matrices for a precision; those of `fast` are what
-    /// [`Compute::Auto`] chooses from.
+    /// [`Compute::Auto`] chooses from. A norm without a weight gets one of
+    /// ones.
     ///
     /// # Errors
     /// A weight that is missing or has another shape.
@@ -63,7 +64,16 @@ impl LoadedWeights {
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
         }
-        Ok(WeightPlaces { program, places })
+        let mut ones = HashMap::new();
+        for op in program.ops() {
+            if let Op::RmsNorm { weight: None, run, .. } = op {
+                ones.entry(*run).or_insert_with(|| {
+                    self.vectors.push(vec![1.0; *run as usize]);
+                    VectorId(self.vectors.len() - 1)
+                });
+            }
+        }
+        Ok(WeightPlaces { program, places, ones })
     }
 
     fn add(
@@ -119,6 +129,8 @@ pub(crate) struct WeightPlaces<'a> {
     program: &'a Program,
     /// By [`WeightId`].
     places: Vec<WeightPlace>,
+    /// By length.
+    ones: HashMap<u32, VectorId>,
 }
 
 impl WeightPlaces<'_> {
@@ -141,6 +153,37 @@ impl WeightPlaces<'_> {
         match self.places.get(weight.index()) {
             Some(WeightPlace::Vector(id)) => Ok(*id),
             _ => Err(self.unsupported(weight, "as a vector")),
+        }
+    }
+
+    /// The weight of a norm over runs of `run` values.
+    ///
+    /// # Errors
+    /// If it is no vector.
+    pub(crate) fn norm(
+        &self,
+        weight: Option<WeightId>,
+        run: u32,
+    ) -> Result<VectorId, BackendError> {
+        match (weight, self.ones.get(&run)) {
+            (Some(weight), _) => self.vector(weight),
+            (None, Some(ones)) => Ok(*ones),
+            (None, None) => Err(BackendError::Unsupported {
+                backend: BACKEND,
+                what: format!("a norm over {run} values without a weight"),
+            }),
+        }
+    }
+
+    /// Rows of each matrix of a stack.
+    ///
+    /// # Errors
+    /// If it is no stack.
+    pub(crate) fn rows_of_stack(&self, weight: WeightId) -> Result<usize, BackendError> {
+        let declared = self.program.weights().get(weight.index());
+        match declared.map(|weight| &weight.shape[..]) {
+            Some(&[_, rows, _]) => Ok(rows),
+            _ => Err(self.unsupported(weight, "as a stack of matrices")),
         }
     }
 

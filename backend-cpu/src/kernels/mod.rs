@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod bf16;
 pub(crate) mod blocks;
 pub(crate) mod composed;
+pub(crate) mod experts;
 pub(crate) mod int8;
 pub(crate) mod kv;
 pub(crate) mod linear;

@@ -52,15 +52,23 @@ impl Op for RmsNorm<'_> {
 pub(crate) enum Pairwise {
     /// `a + b`.
     Add,
+    /// `a * b`.
+    Multiply,
+    /// `sigmoid(a) * b`.
+    SigmoidTimes,
     /// `silu(a) * b`.
     SiluTimes,
     /// `gelu_tanh(a) * b`.
     GeluTanhTimes,
+    /// `g * sigmoid(slope * g) * (u + 1)`, where `g` is `a` up to `limit`, and `u` is `b` from
+    /// `-limit` to `limit`.
+    ClampedSwiglu { slope: f32, limit: f32 },
 }
 
 /// `out = f(a, b)`, value by value.
 pub(crate) struct PairwiseOp<'a> {
     pub(crate) function: Pairwise,
+    /// As many as of `b`, or one for all of them.
     pub(crate) a: &'a [f32],
     pub(crate) b: &'a [f32],
     pub(crate) output: &'a mut [f32],
@@ -71,13 +79,32 @@ impl Op for PairwiseOp<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        let inputs = self.a.chunks(LANES).zip(self.b.chunks(LANES));
-        for ((a, b), output) in inputs.zip(self.output.chunks_mut(LANES)) {
-            let (a, b) = (isa.load_partial(a, 0.0), isa.load_partial(b, 0.0));
+        let single = match self.a {
+            [a] => Some(isa.splat(*a)),
+            _ => None,
+        };
+        let inputs = self.b.chunks(LANES).zip(self.output.chunks_mut(LANES));
+        for (run, (b, output)) in inputs.enumerate() {
+            let a = match single {
+                Some(a) => a,
+                None => isa.load_partial(&self.a[run * LANES..][..b.len()], 0.0),
+            };
+            let b = isa.load_partial(b, 0.0);
             let value = match self.function {
                 Pairwise::Add => isa.add(a, b),
+                Pairwise::Multiply => isa.mul(a, b),
+                Pairwise::SigmoidTimes => isa.mul(math::sigmoid(isa, a), b),
                 Pairwise::SiluTimes => isa.mul(math::silu(isa, a), b),
                 Pairwise::GeluTanhTimes => isa.mul(math::gelu_tanh(isa, a), b),
+                Pairwise::ClampedSwiglu { slope, limit } => {
+                    // In this order a NaN stays.
+                    let (high, low) = (isa.splat(limit), isa.splat(-limit));
+                    let gate = isa.min(high, a);
+                    let up = isa.max(low, isa.min(high, b));
+                    let slope = isa.mul(isa.splat(slope), gate);
+                    let gate = isa.mul(gate, math::sigmoid(isa, slope));
+                    isa.mul(gate, isa.add(up, isa.splat(1.0)))
+                }
             };
             isa.store_partial(value, output);
         }
@@ -179,8 +206,15 @@ mod tests {
         let (a, b) = (noise(7, 77), noise(8, 77));
         for simd in Simd::available() {
             let mut output = vec![f32::NAN; 77];
-            let pairwise: [(Pairwise, Of2); 3] = [
+            let clamped = Pairwise::ClampedSwiglu { slope: 1.702, limit: 0.5 };
+            let pairwise: [(Pairwise, Of2); 6] = [
                 (Pairwise::Add, |a, b| a + b),
+                (Pairwise::Multiply, |a, b| a * b),
+                (Pairwise::SigmoidTimes, |a, b| b / (1.0 + (-a).exp())),
+                (clamped, |a, b| {
+                    let (gate, up) = (a.min(0.5), b.clamp(-0.5, 0.5));
+                    gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
+                }),
                 (Pairwise::SiluTimes, |a, b| a / (1.0 + (-a).exp()) * b),
                 (Pairwise::GeluTanhTimes, |a, b| {
                     let u = (2.0 / std::f64::consts::PI).sqrt() * (a + 0.044715 * a.powi(3));
@@ -194,6 +228,9 @@ mod tests {
                     assert!((f64::from(*got) - expected).abs() < 1e-6, "{simd:?} {function:?}");
                 }
             }
+            let function = Pairwise::Multiply;
+            simd.run(PairwiseOp { function, a: &a[..1], b: &b, output: &mut output });
+            assert!(b.iter().zip(&output).all(|(b, got)| *got == a[0] * b), "{simd:?}");
             let pointwise: [(Pointwise, Of1); 2] = [
                 (Pointwise::Scale(-2.5), |x| x * -2.5),
                 (Pointwise::SoftCap(0.5), |x| 0.5 * (x / 0.5).tanh()),

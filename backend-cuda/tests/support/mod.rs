@@ -60,7 +60,12 @@ impl Device {
         }
         let program =
             Program::load(&compiled(kernel, variant), &mut self.memory).expect("good PTX");
-        let shape = Launch { grid: [grid[0], grid[1], 1], block: [threads, 1, 1], dynamic_shared };
+        let shape = Launch {
+            grid: [grid[0], grid[1], 1],
+            block: [threads, 1, 1],
+            dynamic_shared,
+            cluster: None,
+        };
         let options =
             Options { counting: Counting { memory: true, l2: None }, ..Options::default() };
         let kernel = program.kernel(kernel.name()).unwrap_or_else(|error| panic!("{error}"));

@@ -19,7 +19,7 @@ pub(crate) use ragged::{RaggedRows, plan};
 
 use backend_api::{
     BackendError,
-    program::{Attention, Program},
+    program::{Attention, KeyValue, Program},
 };
 
 use super::{
@@ -66,16 +66,14 @@ impl Lowering<'_> {
         let group = usize::from(attention.group.0);
         let layer = kv_index(self.program, attention);
         let query = self.value(attention.query)?;
-        let key = self.value(attention.key)?;
-        let value = self.value(attention.value)?;
-        let destinations = self.destinations(group);
-        let head_dim = attention.head_dim as usize;
-        let kv_heads = self.width(attention.key) / head_dim / devices;
+        let new = self.new_kv(attention)?;
+        let kv_heads = self.placement.kv_heads(attention.kv_heads as usize);
+        let query_heads = self.width(attention.query) / attention.head_dim as usize;
         let heads = Heads {
             attention,
             geometry: self.geometry,
-            kv_heads,
-            group: self.width(attention.query) / self.width(attention.key),
+            kv_heads: kv_heads / devices,
+            group: query_heads / kv_heads,
         };
         let shape = self.shape;
         let across = if devices == 1 { Sharding::REPLICATED } else { Sharding::along(1) };
@@ -83,14 +81,14 @@ impl Lowering<'_> {
         let kv_sharding = kv_sharding(self.placement);
         let mut inputs = vec![
             (&query, across),
-            (&key, across),
-            (&value, across),
             (&self.kv[layer], kv_sharding),
             (&self.tables[group], whole),
             (&self.token_slots, whole),
             (&self.positions, whole),
-            (&destinations, whole),
         ];
+        if let Some([key, value, destinations]) = &new {
+            inputs.extend([(key, across), (value, across), (destinations, whole)]);
+        }
         let sinks = attention.sinks.map(|weight| &self.weights[weight.index()]);
         if let Some(sinks) = sinks {
             inputs.push((sinks, if devices == 1 { whole } else { Sharding::along(0) }));
@@ -104,6 +102,13 @@ impl Lowering<'_> {
             self.set(attention.out, out);
         }
         Ok(())
+    }
+
+    /// K and V of the new tokens, and where they go, unless an earlier layer wrote them.
+    fn new_kv(&mut self, attention: &Attention) -> Result<Option<[Value; 3]>, BackendError> {
+        let Some(KeyValue { key, value }) = attention.new else { return Ok(None) };
+        let destinations = self.destinations(usize::from(attention.group.0));
+        Ok(Some([self.value(key)?, self.value(value)?, destinations]))
     }
 
     /// Where each token's K and V go in a group: `page * page_size + offset`, `[tokens]`.
@@ -138,11 +143,13 @@ pub(crate) fn kv_index(program: &Program, attention: &Attention) -> usize {
 impl Heads<'_> {
     /// Writes K and V, then attends. Returns the output and the KV array.
     fn lower(&self, f: &mut Function, local: &[Value], shape: StepShape) -> Vec<Value> {
-        let [query, key, value, kv, table, slots, positions, destinations, sinks @ ..] = local
-        else {
-            return Vec::new();
+        let [query, kv, table, slots, positions, rest @ ..] = local else { return Vec::new() };
+        let (kv, sinks) = match rest {
+            [key, value, destinations, sinks @ ..] if self.attention.new.is_some() => {
+                (self.write(f, key, value, kv, destinations), sinks)
+            }
+            sinks => (kv.clone(), sinks),
         };
-        let kv = self.write(f, key, value, kv, destinations);
         let decode = Segment { start: 0, runs: shape.decode, run: 1 };
         let prefill = Segment { start: shape.decode, runs: shape.blocks, run: shape.block };
         let mut parts = Vec::new();

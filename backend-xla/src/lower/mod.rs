@@ -16,6 +16,7 @@
 //! pages, counts of tokens.
 
 pub(crate) mod attention;
+mod experts;
 mod ops;
 pub(crate) mod placement;
 pub(crate) mod sampler;

@@ -11,25 +11,31 @@ use backend_api::{
 };
 
 use super::step::{Lowering, Rotation, StepShape};
-use crate::stablehlo::{Element, Order, Reduction, Sharding, Value};
+use crate::stablehlo::{Element, Function, Order, Reduction, Sharding, Value};
 
 impl Lowering<'_> {
     pub(super) fn op(&mut self, op: &Op) -> Result<(), BackendError> {
         match op {
             Op::Embed { weight, scale, out } => self.embed(*weight, *scale, *out),
-            Op::RmsNorm { input, residual, weight, weight_offset, epsilon, out } => {
+            Op::RmsNorm { input, residual, weight, run, weight_offset, epsilon, out } => {
                 let input = self.add_residual(*input, *residual)?;
-                self.rms_norm(&input, *weight, *weight_offset, *epsilon, *out)
+                self.rms_norm(&input, *weight, *run, *weight_offset, *epsilon, *out)
             }
             Op::Linear { input, weight, bias, out } => self.linear(*input, *weight, *bias, *out),
             Op::Rope { input, head_dim, inverse_frequencies, attention_factor, pairs, out } => {
                 let rotation = self.rotation(inverse_frequencies, *attention_factor);
                 self.rope(*input, *head_dim as usize, rotation, *pairs, *out)
             }
+            Op::ScaleByPosition { input, beta, original_context, out } => {
+                self.scale_by_position(*input, *beta, *original_context, *out)
+            }
             Op::Attention(attention) => self.attention(attention),
             Op::GatedActivation { gate, up, activation, out } => {
                 self.gated_activation(*gate, *up, *activation, *out)
             }
+            Op::MixtureOfExperts(mixture) => self.mixture_of_experts(mixture),
+            Op::Multiply { input, weight, out } => self.multiply(*input, *weight, *out),
+            Op::SelectColumns { input, first, out } => self.select_columns(*input, *first, *out),
             Op::Add { left, right, out } => self.sum(*left, *right, *out),
             Op::Scale { input, factor, out } => self.scaled(*input, *factor, *out),
             Op::SoftCap { input, cap, out } => self.soft_cap(*input, *cap, *out),
@@ -91,37 +97,45 @@ impl Lowering<'_> {
         Ok(total)
     }
 
-    /// `x / sqrt(mean(x²) + epsilon) * (weight + offset)` over runs of the weight's length.
+    /// `x / sqrt(mean(x²) + epsilon) * (weight + offset)` over runs of `run` columns, and of the
+    /// zeros that fill up a row of heads.
     fn rms_norm(
         &mut self,
         input: &Value,
-        weight: WeightId,
+        weight: Option<WeightId>,
+        run: u32,
         offset: f32,
         epsilon: f32,
         out: ValueId,
     ) -> Result<(), BackendError> {
-        let weight = self.weights[weight.index()].clone();
-        let (rows, width, run) = (input.dim(0), input.dim(1), weight.dim(0));
+        let weight = weight.map(|weight| self.weights[weight.index()].clone());
+        let (rows, width) = (input.dim(0), input.dim(1));
+        let (run, count) = self.placement.norm_run(out, run as usize);
         let f = &mut self.function;
         let x = f.convert(input, Element::F32);
         let x = f.reshape(&x, &[rows, width / run, run]);
         let squares = f.multiply(&x, &x);
         let sum = f.reduce(&squares, Reduction::Sum, &[2]);
-        let mean = f.scale(&sum, 1.0 / run as f32);
+        let mean = f.scale(&sum, 1.0 / count as f32);
         let epsilon = f.splat(Element::F32, mean.dims(), epsilon.into());
         let mean = f.add(&mean, &epsilon);
         let factor = f.rsqrt(&mean);
         let factor = f.broadcast_to(&factor, &x, &[0, 1]);
         let x = f.multiply(&x, &factor);
-        let weight = match offset == 0.0 {
+        let weight = weight.map(|weight| match offset == 0.0 {
             true => weight,
             false => {
                 let offset = f.splat(Element::F32, &[run], offset.into());
                 f.add(&weight, &offset)
             }
+        });
+        let x = match weight {
+            Some(weight) => {
+                let weight = f.broadcast_to(&weight, &x, &[2]);
+                f.multiply(&x, &weight)
+            }
+            None => f.scale(&x, 1.0 + offset),
         };
-        let weight = f.broadcast_to(&weight, &x, &[2]);
-        let x = f.multiply(&x, &weight);
         let x = f.reshape(&x, &[rows, width]);
         let x = f.convert(&x, input.element());
         self.set(out, x);
@@ -234,7 +248,64 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// `out = activation(gate) * up`
+    /// `input * (1 + beta * ln(1 + floor(position / original_context)))`
+    fn scale_by_position(
+        &mut self,
+        input: ValueId,
+        beta: f32,
+        original_context: u32,
+        out: ValueId,
+    ) -> Result<(), BackendError> {
+        let input = self.value(input)?;
+        let f = &mut self.function;
+        let length = f.splat(Element::I32, self.positions.dims(), original_context.into());
+        let passed = f.divide(&self.positions, &length);
+        let passed = f.convert(&passed, Element::F32);
+        let growth = f.log_plus_one(&passed);
+        let growth = f.scale(&growth, beta);
+        let one = f.splat(Element::F32, growth.dims(), 1.0);
+        let factor = f.add(&one, &growth);
+        let scaled = scale_rows(f, &input, &factor, &[0]);
+        self.set(out, scaled);
+        Ok(())
+    }
+
+    /// `input * weight`, for all columns or for each.
+    fn multiply(
+        &mut self,
+        input: ValueId,
+        weight: WeightId,
+        out: ValueId,
+    ) -> Result<(), BackendError> {
+        let input = self.value(input)?;
+        let weight = self.weights[weight.index()].clone();
+        let f = &mut self.function;
+        let product = match weight.dim(0) {
+            1 => {
+                let weight = f.scalar(&weight);
+                scale_rows(f, &input, &weight, &[])
+            }
+            _ => scale_rows(f, &input, &weight, &[1]),
+        };
+        self.set(out, product);
+        Ok(())
+    }
+
+    /// `out[r, c] = input[r, first + c]`
+    fn select_columns(
+        &mut self,
+        input: ValueId,
+        first: u32,
+        out: ValueId,
+    ) -> Result<(), BackendError> {
+        let input = self.value(input)?;
+        let columns = self.width(out);
+        let selected = self.function.slice(&input, 1, first as usize, columns);
+        self.set(out, selected);
+        Ok(())
+    }
+
+    /// `out = activation(gate, up)`
     fn gated_activation(
         &mut self,
         gate: ValueId,
@@ -244,27 +315,14 @@ impl Lowering<'_> {
     ) -> Result<(), BackendError> {
         let (gate, up) = (self.value(gate)?, self.value(up)?);
         let f = &mut self.function;
-        let x = f.convert(&gate, Element::F32);
-        let active = match activation {
-            Activation::Silu => {
-                let sigmoid = f.logistic(&x);
-                f.multiply(&x, &sigmoid)
-            }
-            Activation::GeluTanh => {
-                let square = f.multiply(&x, &x);
-                let cube = f.multiply(&square, &x);
-                let cube = f.scale(&cube, 0.044_715);
-                let inner = f.add(&x, &cube);
-                let inner = f.scale(&inner, (2.0 / std::f32::consts::PI).sqrt());
-                let tanh = f.tanh(&inner);
-                let one = f.splat(Element::F32, x.dims(), 1.0);
-                let sum = f.add(&one, &tanh);
-                let half = f.scale(&x, 0.5);
-                f.multiply(&half, &sum)
+        let gate = match gate.dim(1) == up.dim(1) {
+            true => gate,
+            false => {
+                let gate = f.reshape(&gate, &[gate.dim(0)]);
+                f.broadcast_to(&gate, &up, &[0])
             }
         };
-        let active = f.convert(&active, gate.element());
-        let product = f.multiply(&active, &up);
+        let product = gated(f, &gate, &up, activation);
         self.set(out, product);
         Ok(())
     }
@@ -333,8 +391,58 @@ impl Lowering<'_> {
     }
 }
 
+/// `value * factor` in `f32`, where dimension `i` of the factor is dimension `places[i]`.
+fn scale_rows(f: &mut Function, value: &Value, factor: &Value, places: &[usize]) -> Value {
+    let x = f.convert(value, Element::F32);
+    let factor = f.broadcast_to(factor, &x, places);
+    let x = f.multiply(&x, &factor);
+    f.convert(&x, value.element())
+}
+
+/// `activation(gate, up)`; the function of the gate is computed in `f32`.
+pub(super) fn gated(f: &mut Function, gate: &Value, up: &Value, activation: Activation) -> Value {
+    let x = f.convert(gate, Element::F32);
+    let active = match activation {
+        Activation::Identity => x,
+        Activation::Sigmoid => f.logistic(&x),
+        Activation::Silu => {
+            let sigmoid = f.logistic(&x);
+            f.multiply(&x, &sigmoid)
+        }
+        Activation::GeluTanh => {
+            let square = f.multiply(&x, &x);
+            let cube = f.multiply(&square, &x);
+            let cube = f.scale(&cube, 0.044_715);
+            let inner = f.add(&x, &cube);
+            let inner = f.scale(&inner, (2.0 / std::f32::consts::PI).sqrt());
+            let tanh = f.tanh(&inner);
+            let one = f.splat(Element::F32, x.dims(), 1.0);
+            let sum = f.add(&one, &tanh);
+            let half = f.scale(&x, 0.5);
+            f.multiply(&half, &sum)
+        }
+        Activation::ClampedSwiglu { slope, limit } => {
+            let high = f.splat(Element::F32, x.dims(), limit.into());
+            let low = f.splat(Element::F32, x.dims(), (-limit).into());
+            let one = f.splat(Element::F32, x.dims(), 1.0);
+            let x = f.minimum(&x, &high);
+            let inner = f.scale(&x, slope);
+            let sigmoid = f.logistic(&inner);
+            let active = f.multiply(&x, &sigmoid);
+            let up = f.convert(up, Element::F32);
+            let up = f.minimum(&up, &high);
+            let up = f.maximum(&up, &low);
+            let up = f.add(&up, &one);
+            let product = f.multiply(&active, &up);
+            return f.convert(&product, gate.element());
+        }
+    };
+    let active = f.convert(&active, gate.element());
+    f.multiply(&active, up)
+}
+
 /// `cap * tanh(value / cap)`
-pub(super) fn soft_cap(f: &mut crate::stablehlo::Function, value: &Value, cap: f32) -> Value {
+pub(super) fn soft_cap(f: &mut Function, value: &Value, cap: f32) -> Value {
     let ratio = f.scale(value, 1.0 / cap);
     let tanh = f.tanh(&ratio);
     f.scale(&tanh, cap)

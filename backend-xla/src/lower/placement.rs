@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use backend_api::{
     BackendError,
-    program::{Op, Program, Split, ValueId, WeightId},
+    program::{KeyValue, Op, Program, Split, ValueId, WeightId},
 };
 
 use super::unsupported;
@@ -25,6 +25,8 @@ pub(crate) struct Placement {
     pub(crate) weights: Vec<PlacedWeight>,
     /// The widths of values over all devices, by [`ValueId`], with heads that fill up.
     pub(crate) widths: Vec<usize>,
+    /// By [`ValueId`]: the values whose heads moved.
+    heads: HashMap<usize, Heads>,
 }
 
 /// A weight as the devices see it.
@@ -122,6 +124,17 @@ struct Heads {
 }
 
 impl Heads {
+    /// Whether so many columns of the program's are a row of several heads.
+    fn is_row(&self, run: usize) -> bool {
+        let heads = self.places.iter().flatten().max().map_or(0, |last| last + 1);
+        heads > 1 && run == heads * self.head_dim
+    }
+
+    /// How often each head is there.
+    fn copies(&self) -> usize {
+        self.places.iter().filter(|place| **place == Some(0)).count()
+    }
+
     fn source(&self) -> Source {
         Source { run: self.head_dim, from: self.places.clone() }
     }
@@ -175,6 +188,17 @@ impl Placement {
                         sources[sinks.index()] = vec![Source { run: 1, from: layout.query }];
                     }
                 }
+                // A norm of all heads of a row has a weight for each of their columns.
+                Op::RmsNorm { weight: Some(weight), run, out, .. }
+                    if heads.get(&out.index()).is_some_and(|heads| heads.is_row(*run as usize)) =>
+                {
+                    place(&mut sources, *weight, 0, *out);
+                }
+                Op::Multiply { weight, out, .. }
+                    if program.weights()[weight.index()].shape[..] != [1] =>
+                {
+                    place(&mut sources, *weight, 0, *out);
+                }
                 _ => {}
             }
         }
@@ -189,7 +213,8 @@ impl Placement {
                 let dims: Vec<usize> = sources.iter().map(Source::len).collect();
                 let dim = match weight.split {
                     Split::None => None,
-                    Split::Columns => Some(0),
+                    // In a stack, rows are those of each matrix.
+                    Split::Columns => Some(dims.len().saturating_sub(2)),
                     Split::Rows => Some(dims.len() - 1),
                 };
                 let sharding = match dim {
@@ -216,7 +241,16 @@ impl Placement {
                 Ok(weight)
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { devices, element, weights, widths })
+        Ok(Self { devices, element, weights, widths, heads })
+    }
+
+    /// Columns of a run of `run` columns that a norm of a value takes, with heads that fill up,
+    /// and how many of them count.
+    pub(crate) fn norm_run(&self, value: ValueId, run: usize) -> (usize, usize) {
+        match self.heads.get(&value.index()) {
+            Some(heads) if heads.is_row(run) => (heads.source().len(), run * heads.copies()),
+            _ => (run, run),
+        }
     }
 
     /// KV heads over all devices, where the model has `kv_heads`.
@@ -266,8 +300,10 @@ fn follow_heads(program: &Program, devices: usize) -> Result<HashMap<usize, Head
         moved |= layout.query.len() != heads || layout.kv.len() != kv_heads;
         set(attention.query, Heads { head_dim, places: layout.query.clone() })?;
         set(attention.out, Heads { head_dim, places: layout.query })?;
-        set(attention.key, Heads { head_dim, places: layout.kv.clone() })?;
-        set(attention.value, Heads { head_dim, places: layout.kv })?;
+        if let Some(KeyValue { key, value }) = attention.new {
+            set(key, Heads { head_dim, places: layout.kv.clone() })?;
+            set(value, Heads { head_dim, places: layout.kv })?;
+        }
     }
     if !moved {
         return Ok(HashMap::new());
@@ -276,7 +312,9 @@ fn follow_heads(program: &Program, devices: usize) -> Result<HashMap<usize, Head
     for op in program.ops().iter().rev() {
         let (input, out) = match op {
             Op::Rope { input, out, .. } => (*input, *out),
-            Op::Scale { input, out, .. } => (*input, *out),
+            Op::Scale { input, out, .. }
+            | Op::ScaleByPosition { input, out, .. }
+            | Op::Multiply { input, out, .. } => (*input, *out),
             Op::RmsNorm { input, out, residual: None, .. } => (*input, *out),
             _ => continue,
         };

@@ -4,8 +4,8 @@
 use backend_api::{
     GroupId,
     program::{
-        Activation, AttentionOptions, Op, Program, ProgramBuilder, RopePairs, Rotary, Split,
-        WeightId,
+        Activation, AttentionOptions, ExpertNames, ExpertOptions, Op, Program, ProgramBuilder,
+        RopePairs, Rotary, Scoring, Split, WeightId,
     },
 };
 
@@ -58,8 +58,55 @@ fn program() -> Program {
     b.finish_with_logits(x, "embed", Some(20.0)).expect("the program is well formed")
 }
 
+/// What only some families have: KV of an earlier layer, experts, gates, learned factors.
+fn program_of_families() -> Program {
+    let mut b = ProgramBuilder::new("families", 32);
+    b.page_group(2, HEAD_DIM as u32, None);
+    let x = b.embed("embed", 16, 1.0);
+    let q = b.linear(x, "q", HEADS * HEAD_DIM, Split::Columns);
+    let k = b.linear(x, "k", 2 * HEAD_DIM, Split::Columns);
+    let v = b.linear(x, "v", 2 * HEAD_DIM, Split::Columns);
+    let q = b.rms_norm(q, "q_norm", 1e-6);
+    let v = b.unit_norm(v, HEAD_DIM, 1e-6);
+    let q = b.scale_by_position(q, 0.1, 16);
+    let options = AttentionOptions::full(HEAD_DIM as u32);
+    let own = b.attention(q, k, v, &options);
+    let h = b.attention_to(own, own, &options);
+    let x = b.linear(h, "o", 16, Split::Rows);
+    let x = b.multiply(x, "layer_scalar", 1);
+    let scores = b.linear(x, "router", 4, Split::None);
+    let with_bias =
+        |name: &str| ExpertNames { weight: name.into(), bias: Some(format!("{name} b")) };
+    let h = b.mixture_of_experts(
+        x,
+        scores,
+        &ExpertOptions {
+            experts: 4,
+            width: 8,
+            chosen: 2,
+            scoring: Scoring::Softmax,
+            normalize: true,
+            factor: 2.0,
+            selection_bias: Some("selection".into()),
+            scales: Some("scales".into()),
+            gate: with_bias("gate"),
+            up: with_bias("up"),
+            down: with_bias("down"),
+            activation: Activation::ClampedSwiglu { slope: 1.702, limit: 7.0 },
+        },
+    );
+    let gate = b.linear(x, "shared_gate", 1, Split::None);
+    let h = b.gated_activation(gate, h, Activation::Sigmoid);
+    let h = b.select_columns(h, 4, 8);
+    let x = b.select_outputs(h);
+    b.finish_with_logits(x, "output", None).expect("the program is well formed")
+}
+
 fn placed(devices: usize, element: Element) -> Placed {
-    let program = program();
+    placed_program(program(), devices, element)
+}
+
+fn placed_program(program: Program, devices: usize, element: Element) -> Placed {
     let placement = Placement::new(&program, devices, element).expect("it divides");
     let geometry = Geometry::new(64, 3, vec![10], 512, Element::F32);
     Placed { program, placement, geometry, kernels: None }
@@ -74,14 +121,21 @@ fn name(program: &Program, op: &Op) -> &'static str {
     match op {
         Op::Embed { .. } => "embed",
         Op::RmsNorm { residual: Some(_), .. } => "rms_norm_with_residual_and_offset",
+        Op::RmsNorm { weight: None, .. } => "unit_norm",
         Op::RmsNorm { .. } => "rms_norm",
         Op::Linear { bias: Some(_), .. } => "linear_with_bias",
         Op::Linear { weight, .. } if splits_rows(weight) => "linear_by_rows",
         Op::Linear { .. } => "linear_by_columns",
         Op::Rope { pairs: RopePairs::Halves, .. } => "rope_of_halves",
         Op::Rope { .. } => "rope_of_adjacent",
+        Op::ScaleByPosition { .. } => "scale_by_position",
+        Op::Attention(attention) if attention.new.is_none() => "attention_to_an_earlier_layer",
         Op::Attention(_) => "attention",
+        Op::MixtureOfExperts(_) => "mixture_of_experts",
+        Op::Multiply { .. } => "multiply",
+        Op::SelectColumns { .. } => "select_columns",
         Op::GatedActivation { activation: Activation::Silu, .. } => "gated_silu",
+        Op::GatedActivation { activation: Activation::Sigmoid, .. } => "gate_of_a_row",
         Op::GatedActivation { .. } => "gated_gelu",
         Op::Add { .. } => "add",
         Op::Scale { .. } => "scale",
@@ -92,8 +146,8 @@ fn name(program: &Program, op: &Op) -> &'static str {
 }
 
 /// The text of each operation of the program where it first occurs, under its name.
-fn texts(devices: usize) -> Vec<(&'static str, String)> {
-    let placed = placed(devices, Element::BF16);
+fn texts(program: Program, devices: usize) -> Vec<(&'static str, String)> {
+    let placed = placed_program(program, devices, Element::BF16);
     let inputs = Inputs::new(&placed, shape());
     let mut lowering = Lowering::new(&placed, shape(), &inputs);
     let mut texts: Vec<(&str, String)> = Vec::new();
@@ -111,15 +165,40 @@ fn texts(devices: usize) -> Vec<(&'static str, String)> {
 
 #[test]
 fn each_operation_is_written_as_recorded() {
-    for (name, text) in texts(1) {
+    for (name, text) in texts(program(), 1) {
         insta::assert_snapshot!(name, text);
     }
 }
 
 #[test]
+fn operations_of_some_families_are_written_as_recorded() {
+    const OWN: [&str; 7] = [
+        "unit_norm",
+        "scale_by_position",
+        "attention_to_an_earlier_layer",
+        "multiply",
+        "mixture_of_experts",
+        "gate_of_a_row",
+        "select_columns",
+    ];
+    for devices in [1, 2] {
+        let texts = texts(program_of_families(), devices);
+        for (name, text) in texts.iter().filter(|(name, _)| OWN.contains(name)) {
+            match devices {
+                1 => insta::assert_snapshot!(*name, text),
+                _ if *name == "mixture_of_experts" => {
+                    insta::assert_snapshot!("two_devices_mixture_of_experts", text);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
 fn operations_over_two_devices_are_written_as_recorded() {
-    for (name, text) in texts(2) {
-        let one = texts(1).into_iter().find(|(other, _)| *other == name);
+    for (name, text) in texts(program(), 2) {
+        let one = texts(program(), 1).into_iter().find(|(other, _)| *other == name);
         // What is the same text on one device and on two was looked at already.
         if one.is_none_or(|(_, one)| one.lines().count() != text.lines().count()) {
             insta::assert_snapshot!(format!("two_devices_{name}"), text);

@@ -9,6 +9,7 @@ mod control;
 mod function;
 mod indexing;
 mod sharding;
+mod sort;
 
 pub(crate) use arithmetic::{Order, Reduction};
 pub(crate) use function::{Function, Input, Output};

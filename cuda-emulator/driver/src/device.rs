@@ -227,6 +227,30 @@ pub unsafe extern "C" fn cuDeviceCanAccessPeer(can: *mut i32, device: i32, peer:
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetP2PAttribute(
+    value: *mut i32,
+    number: u32,
+    device: i32,
+    peer: i32,
+) -> u32 {
+    call(|driver| {
+        let access = driver.can_access_peer(ordinal(device)?, ordinal(peer)?)?;
+        if !access {
+            return Err(Status::INVALID_DEVICE);
+        }
+        let found = match number {
+            // Rank of the link; access; atomics; arrays.
+            1 => 0,
+            2 | 3 => 1,
+            4 => 0,
+            _ => return Err(Status::INVALID_VALUE),
+        };
+        // SAFETY: the program's pointer, null allowed.
+        unsafe { put(value, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuCtxEnablePeerAccess(peer: Handle, flags: u32) -> u32 {
     device_call(|driver, device| {
         if flags != 0 {

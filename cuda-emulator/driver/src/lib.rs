@@ -15,8 +15,10 @@
 
 mod blas;
 mod device;
+mod launch;
 mod memory;
 mod module;
 mod nccl;
+mod pool;
 mod state;
 mod stream;

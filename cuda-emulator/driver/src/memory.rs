@@ -2,7 +2,7 @@
 
 use cuda_emulator::driver::{HostAddress, Status};
 
-use crate::state::{Handle, call, device_call, put};
+use crate::state::{Handle, device_call, put};
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> u32 {
@@ -39,11 +39,15 @@ pub unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream
 pub unsafe extern "C" fn cuMemAllocFromPoolAsync(
     address: *mut u64,
     bytes: usize,
-    _pool: Handle,
+    pool: Handle,
     stream: Handle,
 ) -> u32 {
-    // SAFETY: the same contract.
-    unsafe { cuMemAllocAsync(address, bytes, stream) }
+    device_call(|driver, device| {
+        let stream = driver.stream(device, stream)?;
+        let allocated = driver.allocate_from(pool, stream, bytes as u64)?;
+        // SAFETY: the program's pointer, null allowed.
+        unsafe { put(address, allocated) }
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -60,9 +64,9 @@ pub unsafe extern "C" fn cuMemFreeAsync(address: u64, stream: Handle) -> u32 {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemHostAlloc(address: *mut usize, bytes: usize, _flags: u32) -> u32 {
+pub unsafe extern "C" fn cuMemHostAlloc(address: *mut usize, bytes: usize, flags: u32) -> u32 {
     device_call(|driver, _| {
-        let allocated = driver.allocate_host(bytes)?;
+        let allocated = driver.allocate_host(bytes, flags)?;
         // SAFETY: the program's pointer, null allowed.
         unsafe { put(address, allocated.0) }
     })
@@ -154,17 +158,74 @@ pub unsafe extern "C" fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) -> u3
     unsafe { cuMemcpyDtoDAsync_v2(to, from, bytes, 0) }
 }
 
+fn copy_peer(to: u64, contexts: [Handle; 2], from: u64, bytes: usize, stream: Handle) -> u32 {
+    device_call(|driver, device| {
+        // Addresses tell their devices; the contexts must be of these.
+        for (context, address) in contexts.into_iter().zip([to, from]) {
+            let named = driver.context_device(context)?;
+            if bytes > 0 && driver.allocation(address)?.2 != named {
+                return Err(Status::INVALID_VALUE);
+            }
+        }
+        let stream = driver.stream(device, stream)?;
+        driver.copy_async(stream, to, from, bytes as u64)
+    })
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpyPeerAsync(
     to: u64,
-    _to_context: Handle,
+    to_context: Handle,
     from: u64,
-    _from_context: Handle,
+    from_context: Handle,
     bytes: usize,
     stream: Handle,
 ) -> u32 {
-    // SAFETY: the same contract: addresses tell their devices.
-    unsafe { cuMemcpyDtoDAsync_v2(to, from, bytes, stream) }
+    copy_peer(to, [to_context, from_context], from, bytes, stream)
+}
+
+/// The copy is ordered by the default stream.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpyPeer(
+    to: u64,
+    to_context: Handle,
+    from: u64,
+    from_context: Handle,
+    bytes: usize,
+) -> u32 {
+    copy_peer(to, [to_context, from_context], from, bytes, 0)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostRegister_v2(address: usize, bytes: usize, flags: u32) -> u32 {
+    device_call(|driver, _| driver.register_host(HostAddress(address), bytes, flags))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostUnregister(address: usize) -> u32 {
+    device_call(|driver, _| driver.unregister_host(HostAddress(address)))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostGetFlags(flags: *mut u32, address: usize) -> u32 {
+    device_call(|driver, _| {
+        let found = driver.host_flags(HostAddress(address))?;
+        // SAFETY: the program's pointer, null allowed.
+        unsafe { put(flags, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostGetDevicePointer_v2(
+    pointer: *mut u64,
+    address: usize,
+    _flags: u32,
+) -> u32 {
+    device_call(|driver, _| {
+        let found = driver.host_device_pointer(HostAddress(address))?;
+        // SAFETY: the program's pointer, null allowed.
+        unsafe { put(pointer, found) }
+    })
 }
 
 fn fill(to: u64, pattern: &[u8], count: usize, stream: Handle) -> u32 {
@@ -227,79 +288,5 @@ pub unsafe extern "C" fn cuMemGetAddressRange_v2(
             }
         }
         Ok(())
-    })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemPoolCreate(pool: *mut Handle, _properties: *const u8) -> u32 {
-    call(|driver| {
-        let created = driver.create_pool();
-        // SAFETY: the program's pointer, null allowed.
-        unsafe { put(pool, created) }
-    })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemPoolDestroy(pool: Handle) -> u32 {
-    call(|driver| driver.destroy_pool(pool))
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemPoolTrimTo(pool: Handle, _keep: usize) -> u32 {
-    call(|driver| driver.pool_attribute(pool, 0).map(|_| ()))
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemPoolSetAttribute(
-    pool: Handle,
-    number: u32,
-    value: *const u64,
-) -> u32 {
-    call(|driver| {
-        let place = driver.pool_attribute(pool, number)?;
-        if value.is_null() {
-            return Err(Status::INVALID_VALUE);
-        }
-        // The first three attributes are 32 bits wide.
-        // SAFETY: not null, and of the width that the attribute has.
-        *place = unsafe {
-            if number <= 3 { u64::from(value.cast::<u32>().read()) } else { value.read() }
-        };
-        Ok(())
-    })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemPoolGetAttribute(pool: Handle, number: u32, value: *mut u64) -> u32 {
-    call(|driver| {
-        let found = *driver.pool_attribute(pool, number)?;
-        // SAFETY: the program's pointer, of the width that the attribute has.
-        unsafe {
-            if number <= 3 { put(value.cast::<u32>(), found as u32) } else { put(value, found) }
-        }
-    })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetDefaultMemPool(pool: *mut Handle, device: i32) -> u32 {
-    call(|driver| {
-        let device = driver.device_get(device)?;
-        let found = driver.default_pool(device)?;
-        // SAFETY: the program's pointer, null allowed.
-        unsafe { put(pool, found) }
-    })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetMemPool(pool: *mut Handle, device: i32) -> u32 {
-    // SAFETY: the same contract.
-    unsafe { cuDeviceGetDefaultMemPool(pool, device) }
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceSetMemPool(device: i32, pool: Handle) -> u32 {
-    call(|driver| {
-        driver.device_get(device)?;
-        driver.pool_attribute(pool, 0).map(|_| ())
     })
 }

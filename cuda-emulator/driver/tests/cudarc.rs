@@ -80,3 +80,42 @@ fn reports_go_to_a_file_as_lines_of_json() {
     assert!(lines.contains("\"problem\":\"out-of-bounds\""), "{lines}");
     assert!(lines.contains("\"severity\":\"fault\""), "{lines}");
 }
+
+const TWO: (&str, &str) = ("CUDA_EMULATOR_DEVICES", "2");
+const HOPPER: (&str, &str) = ("CUDA_EMULATOR_ARCH", "sm_90");
+
+#[test]
+fn kernels_use_memory_of_a_peer_only_with_access() {
+    let errors = succeeds("peers", &[TWO]);
+    assert!(errors.contains("memory of another device, to which there is no access"), "{errors}");
+}
+
+#[test]
+fn memory_of_a_pool_has_an_access_of_its_own() {
+    let errors = succeeds("pools", &[TWO]);
+    assert!(errors.contains("memory of another device, to which there is no access"), "{errors}");
+}
+
+#[test]
+fn registered_host_memory_is_read_when_the_copy_is_done() {
+    assert_eq!(succeeds("registration", &[]), "");
+}
+
+#[test]
+fn tensor_maps_follow_their_rules() {
+    assert_eq!(succeeds("tensor-map", &[]), "");
+    let errors = succeeds("tensor-map", &[HOPPER]);
+    assert!(errors.contains("cuTensorMapEncodeTiled"), "{errors}");
+}
+
+#[test]
+fn launch_attributes_are_checked() {
+    assert_eq!(succeeds("launch-attributes", &[]), "");
+    assert_eq!(succeeds("launch-attributes", &[HOPPER]), "");
+}
+
+#[test]
+fn occupancy_follows_threads_and_shared_memory() {
+    // A ptxas that isn't there: registers are not known.
+    assert_eq!(succeeds("occupancy", &[("CUDA_EMULATOR_PTXAS", "/none")]), "");
+}

@@ -1,9 +1,11 @@
 //! What watches a kernel while it runs.
 
+mod clocks;
 mod global;
 mod report;
 mod shared;
 
+pub(crate) use clocks::{Clock, Clocks};
 pub(crate) use global::{Access, Accessor, EPOCHS, GlobalShadow};
 pub use report::{Problem, Report, Severity, Site};
 pub(crate) use shared::{Finding, SharedShadow};
@@ -25,8 +27,17 @@ pub struct Checks {
     pub shared_races: bool,
     /// Accesses of device memory by several blocks of a launch that nothing orders.
     pub global_races: bool,
-    /// Shared memory touched while a `cp.async` to it is on its way.
+    /// Shared memory touched while an asynchronous copy to it is on its way, or changed while an
+    /// asynchronous operation reads it.
     pub async_copies: bool,
+    /// Mbarriers that are not initialized, count beyond what they expect, or are overwritten.
+    pub mbarriers: bool,
+    /// Asynchronous reads of what ordinary stores wrote, with no proxy fence between.
+    pub proxy_fences: bool,
+    /// Registers touched while a `wgmma` uses them, or handed to it without a fence.
+    pub wgmma: bool,
+    /// Shared memory of another block used before it is known to run, or after its end.
+    pub clusters: bool,
     /// Shuffles, votes and matrix operations that lanes named by their mask do not execute.
     pub divergence: bool,
     /// Barriers that a part of a warp executes, and warps that meet at different barriers.
@@ -40,13 +51,17 @@ pub struct Checks {
 }
 
 /// The names of the checks, as [`Checks::set`] takes them.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 15] = [
     "bounds",
     "uninitialized-shared",
     "uninitialized-global",
     "shared-races",
     "global-races",
     "async-copies",
+    "mbarriers",
+    "proxy-fences",
+    "wgmma",
+    "clusters",
     "divergence",
     "barriers",
     "division",
@@ -76,6 +91,10 @@ impl Checks {
             shared_races: on,
             global_races: on,
             async_copies: on,
+            mbarriers: on,
+            proxy_fences: on,
+            wgmma: on,
+            clusters: on,
             divergence: on,
             barriers: on,
             division: on,
@@ -93,6 +112,10 @@ impl Checks {
             "shared-races" => &mut self.shared_races,
             "global-races" => &mut self.global_races,
             "async-copies" => &mut self.async_copies,
+            "mbarriers" => &mut self.mbarriers,
+            "proxy-fences" => &mut self.proxy_fences,
+            "wgmma" => &mut self.wgmma,
+            "clusters" => &mut self.clusters,
             "divergence" => &mut self.divergence,
             "barriers" => &mut self.barriers,
             "division" => &mut self.division,
@@ -105,7 +128,12 @@ impl Checks {
     }
 
     pub(crate) fn shadows_shared(&self) -> bool {
-        self.uninitialized_shared || self.shared_races || self.async_copies
+        self.uninitialized_shared
+            || self.shared_races
+            || self.async_copies
+            || self.mbarriers
+            || self.proxy_fences
+            || self.clusters
     }
 }
 

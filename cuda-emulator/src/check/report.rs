@@ -91,6 +91,16 @@ pub enum Problem {
         /// The other warp.
         warp: u32,
     },
+    /// Shared memory that a bulk copy wrote is used without waiting for the copy's mbarrier.
+    #[error(
+        "{access} of shared memory at {offset}, which a bulk copy wrote whose mbarrier this warp did not wait for"
+    )]
+    CopyRace {
+        /// "load", "store" or "atomic".
+        access: &'static str,
+        /// The offset into shared memory.
+        offset: u64,
+    },
     /// Two blocks use device memory with nothing that orders them.
     #[error("{access} of device memory at {address:#x} races with a {earlier} by block {block}")]
     GlobalRace {
@@ -103,15 +113,180 @@ pub enum Problem {
         /// The other block's number in the grid.
         block: u32,
     },
-    /// Shared memory is used while a `cp.async` to it is on its way.
+    /// Shared memory is used while an asynchronous copy to it is on its way.
     #[error(
-        "{access} of shared memory at {offset}, where a cp.async that was not waited for writes"
+        "{access} of shared memory at {offset}, where an asynchronous copy that was not waited for writes"
     )]
     AsyncCopyPending {
         /// "load", "store" or "atomic".
         access: &'static str,
         /// The offset into shared memory.
         offset: u64,
+    },
+    /// Shared memory changes while an asynchronous operation reads it.
+    #[error(
+        "{access} of shared memory at {offset}, which a bulk store or wgmma that was not waited for reads"
+    )]
+    AsyncReadPending {
+        /// "store" or "atomic".
+        access: &'static str,
+        /// The offset into shared memory.
+        offset: u64,
+    },
+    /// An asynchronous operation reads what an ordinary store wrote.
+    #[error(
+        "asynchronous read of shared memory at {offset}, which ordinary stores wrote with no fence.proxy.async since"
+    )]
+    ProxyFence {
+        /// The offset into shared memory.
+        offset: u64,
+    },
+    /// An mbarrier is used where none was initialized.
+    #[error("no mbarrier was initialized at offset {offset} of shared memory")]
+    MbarrierUninitialized {
+        /// The offset into shared memory.
+        offset: u64,
+    },
+    /// An mbarrier is initialized where there is one.
+    #[error("the mbarrier at offset {offset} of shared memory is initialized again")]
+    MbarrierInitializedTwice {
+        /// The offset into shared memory.
+        offset: u64,
+    },
+    /// The bytes of an mbarrier are used as if they were data.
+    #[error("{access} of the mbarrier at offset {offset} of shared memory as if it were data")]
+    MbarrierTouched {
+        /// "load", "store" or "atomic".
+        access: &'static str,
+        /// The offset into shared memory.
+        offset: u64,
+    },
+    /// More arrivals than a phase of an mbarrier expects.
+    #[error(
+        "{count} arrivals at the mbarrier at offset {offset}, whose phase expects {pending} more"
+    )]
+    MbarrierOverrun {
+        /// The offset into shared memory.
+        offset: u64,
+        /// The arrivals.
+        count: u32,
+        /// How many the phase still expects.
+        pending: u32,
+    },
+    /// A count that mbarriers can't have.
+    #[error("mbarrier at offset {offset}: {what} of {value}, which is not from {least} to {most}")]
+    MbarrierCount {
+        /// The offset into shared memory.
+        offset: u64,
+        /// What is counted.
+        what: &'static str,
+        /// The value.
+        value: i64,
+        /// The least that is allowed.
+        least: i64,
+        /// The most that is allowed.
+        most: i64,
+    },
+    /// A copy signals an mbarrier whose initialization it may not see.
+    #[error(
+        "an asynchronous copy signals the mbarrier at offset {offset}, whose initialization was not fenced"
+    )]
+    MbarrierUnfenced {
+        /// The offset into shared memory.
+        offset: u64,
+    },
+    /// A phase of an mbarrier that is waited for does not end.
+    #[error(
+        "deadlock: {waiting} warps wait for phase {phase} of the mbarrier at offset {offset}, which lacks {arrivals} arrivals and {bytes} bytes"
+    )]
+    MbarrierDeadlock {
+        /// The offset into shared memory.
+        offset: u64,
+        /// The phase, counted from 0 after the initialization.
+        phase: u64,
+        /// Arrivals that are missing.
+        arrivals: u32,
+        /// Bytes of copies that are missing; below 0 if more came than were expected.
+        bytes: i64,
+        /// How many warps of the cluster wait.
+        waiting: usize,
+    },
+    /// A thread or block ends while bulk copies are on their way.
+    #[error("{count} bulk copies were not waited for at the end")]
+    BulkCopyLeft {
+        /// How many.
+        count: usize,
+    },
+    /// Operands that a bulk copy doesn't take.
+    #[error("bulk copy: {reason}")]
+    BulkCopy {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A register is used while a `wgmma` uses it.
+    #[error("a register that a wgmma which was not waited for uses is touched")]
+    WgmmaPending,
+    /// A register was touched since the last `wgmma.fence`, or there was none.
+    #[error("wgmma uses registers that were touched since the last wgmma.fence")]
+    WgmmaFence,
+    /// The warps of a warpgroup execute different `wgmma`.
+    #[error("the four warps of the warpgroup do not execute the same wgmma")]
+    WgmmaDivergent,
+    /// A warp ends while its `wgmma` are on their way.
+    #[error("the warp ends with {count} wgmma not waited for")]
+    WgmmaLeft {
+        /// How many.
+        count: usize,
+    },
+    /// A matrix descriptor that `wgmma` doesn't take.
+    #[error("wgmma: matrix descriptor {descriptor:#x}: {reason}")]
+    WgmmaDescriptor {
+        /// The descriptor.
+        descriptor: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A block of a rank that the cluster doesn't have.
+    #[error("block {rank} of a cluster of {size}")]
+    ClusterRank {
+        /// The rank.
+        rank: u32,
+        /// Blocks of the cluster.
+        size: u32,
+    },
+    /// Shared memory of another block is used before it is known to run.
+    #[error("{access} of shared memory of block {rank} of the cluster, which may not have begun")]
+    ClusterNotBegun {
+        /// "load", "store" or "atomic".
+        access: &'static str,
+        /// The block's rank.
+        rank: u32,
+    },
+    /// Shared memory of a block is used after its end, or with nothing that keeps it from ending.
+    #[error("{access} of shared memory of block {rank} of the cluster, which may have ended")]
+    ClusterEnded {
+        /// "load", "store" or "atomic".
+        access: &'static str,
+        /// The block's rank.
+        rank: u32,
+    },
+    /// `barrier.cluster.arrive` and `.wait` don't take turns.
+    #[error("barrier.cluster.{operation} out of turn")]
+    ClusterBarrier {
+        /// "arrive" or "wait".
+        operation: &'static str,
+    },
+    /// A call through a pointer to no function, or to one with other parameters.
+    #[error("call of {address:#x}, where no function with such parameters is")]
+    CallTarget {
+        /// The address.
+        address: u64,
+    },
+    /// Functions called each other too deep.
+    #[error("more than {limit} bytes of stack of a thread")]
+    StackOverflow {
+        /// The most.
+        limit: usize,
     },
     /// A thread ends while its `cp.async` are on their way.
     #[error("the thread ends with {count} cp.async not waited for")]
@@ -144,6 +319,12 @@ pub enum Problem {
     /// Warps meet at barriers that stand at different places.
     #[error("barrier {barrier} is met at different places of the kernel")]
     MismatchedBarrier {
+        /// The barrier's number.
+        barrier: u32,
+    },
+    /// A warp arrives at a barrier where it has arrived before.
+    #[error("the warp arrives again at barrier {barrier}, which has not completed since")]
+    RepeatedArrival {
         /// The barrier's number.
         barrier: u32,
     },
@@ -243,12 +424,25 @@ impl Problem {
             Self::UninitializedShared { .. }
             | Self::UninitializedGlobal { .. }
             | Self::SharedRace { .. }
+            | Self::CopyRace { .. }
             | Self::GlobalRace { .. }
             | Self::AsyncCopyPending { .. }
             | Self::AsyncCopyLeft { .. }
+            | Self::AsyncReadPending { .. }
+            | Self::ProxyFence { .. }
+            | Self::MbarrierInitializedTwice { .. }
+            | Self::MbarrierTouched { .. }
+            | Self::MbarrierUnfenced { .. }
+            | Self::BulkCopyLeft { .. }
+            | Self::WgmmaPending
+            | Self::WgmmaFence
+            | Self::WgmmaDivergent
+            | Self::WgmmaLeft { .. }
+            | Self::ClusterNotBegun { .. }
             | Self::MismatchedBarrier { .. }
             | Self::Overlap { .. }
             | Self::Refused { .. }
+            | Self::RepeatedArrival { .. }
             | Self::DivisionByZero => Severity::Error,
             Self::BankConflicts { .. } | Self::Uncoalesced { .. } => Severity::Advice,
             _ => Severity::Fault,
@@ -277,12 +471,59 @@ impl Problem {
                 "look for a missing copy, memset or launch before this one, or an index into padding"
             }
             Self::SharedRace { .. } => "a __syncthreads() is missing between the two accesses",
+            Self::CopyRace { .. } => {
+                "wait for the mbarrier, or for a barrier that a warp arrives at after waiting for it"
+            }
             Self::GlobalRace { .. } => {
                 "two blocks use the same element: look at how the grid divides the data, or use atomics"
             }
             Self::AsyncCopyPending { .. } => {
-                "cp.async.wait_group must come first, with a number small enough, and then a barrier for other warps"
+                "wait first: cp.async.wait_group with a number small enough, or for bulk copies the mbarrier, and then a barrier for other warps"
             }
+            Self::AsyncReadPending { .. } => {
+                "wait first: cp.async.bulk.wait_group.read for bulk stores, wgmma.wait_group for wgmma, and then a barrier for other warps"
+            }
+            Self::ProxyFence { .. } => {
+                "fence.proxy.async must stand between the stores and the barrier that the asynchronous operation waits for"
+            }
+            Self::MbarrierUninitialized { .. } | Self::MbarrierInitializedTwice { .. } => {
+                "one thread runs mbarrier.init once, and a barrier keeps the others from coming earlier"
+            }
+            Self::MbarrierTouched { .. } => {
+                "only mbarrier instructions may use an mbarrier until mbarrier.inval: look for an overrun of the array beside it"
+            }
+            Self::MbarrierOverrun { .. } | Self::MbarrierCount { .. } => {
+                "the count of mbarrier.init must be that of the threads which arrive in each phase"
+            }
+            Self::MbarrierUnfenced { .. } => {
+                "fence.mbarrier_init.release.cluster or fence.proxy.async must follow mbarrier.init"
+            }
+            Self::MbarrierDeadlock { .. } => {
+                "look at the arrivals, at the bytes of expect_tx, and at the parity that is waited for"
+            }
+            Self::BulkCopyLeft { .. } => {
+                "wait for loads at their mbarrier, and for stores with commit_group and wait_group"
+            }
+            Self::BulkCopy { .. } => "look at the tensor map and at the copy's operands",
+            Self::WgmmaPending => {
+                "wgmma.commit_group and wgmma.wait_group must come first, with a number small enough"
+            }
+            Self::WgmmaFence => {
+                "wgmma.fence must come between the last use of the registers and wgmma"
+            }
+            Self::WgmmaDivergent => "the branch around wgmma must be the same for all four warps",
+            Self::WgmmaLeft { .. } => "wgmma.wait_group 0 must come before the end",
+            Self::WgmmaDescriptor { .. } => {
+                "look at the start address, the offsets, and the swizzle mode in bits 62 and 63"
+            }
+            Self::ClusterRank { .. } => "look at the launch's cluster size and at mapa's operand",
+            Self::ClusterNotBegun { .. } => "barrier.cluster.arrive and wait must come first",
+            Self::ClusterEnded { .. } => {
+                "barrier.cluster.arrive and wait must stand between the last access and the end"
+            }
+            Self::ClusterBarrier { .. } => "each thread arrives once and then waits once",
+            Self::CallTarget { .. } => "look at where the pointer comes from",
+            Self::StackOverflow { .. } => "look at what ends the recursion",
             Self::AsyncCopyLeft { .. } => {
                 "wait for the copies, or do not issue them: the last loop passes are suspect"
             }
@@ -291,6 +532,9 @@ impl Problem {
             }
             Self::DivergentBarrier { .. } | Self::MismatchedBarrier { .. } => {
                 "__syncthreads() must be reached by all threads of the block, at the same place"
+            }
+            Self::RepeatedArrival { .. } => {
+                "bar.arrive and bar.sync of the same barrier must take turns"
             }
             Self::Deadlock { .. } => "some warps never reach the barrier that the others wait at",
             Self::InvalidBarrier { .. } => "look at the barrier's operands",

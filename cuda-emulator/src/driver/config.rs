@@ -1,6 +1,7 @@
 //! What the environment says about the devices.
 
 use crate::check::{Checks, NAMES};
+use crate::hardware::Limits;
 use crate::{Options, Schedule};
 
 /// How the stand-in behaves.
@@ -99,11 +100,8 @@ fn chosen(list: &str) -> Option<Checks> {
 
 /// A device attribute by its number in `cuda.h`; 0 for those that say "not supported".
 pub(crate) fn attribute(config: &Config, number: u32) -> i32 {
-    let shared_limit: i32 = match config.capability {
-        86 | 89 | 120 => 101_376,
-        90.. => 232_448,
-        _ => 166_912,
-    };
+    let limits = Limits::of(config.capability).or_else(|| Limits::of(80));
+    let of = |value: fn(&Limits) -> u32| limits.as_ref().map_or(0, value) as i32;
     match number {
         // Threads of a block, and along x, y and z.
         1..=3 => 1024,
@@ -128,17 +126,23 @@ pub(crate) fn attribute(config: &Config, number: u32) -> i32 {
         37 => 5_120,
         38 => 40 << 20,
         // Threads of a multiprocessor; asynchronous engines; unified addressing.
-        39 => 2048,
+        39 => 32 * of(|limits| limits.warps),
         40 => 3,
         41 => 1,
         // Compute capability.
         75 => (config.capability / 10) as i32,
         76 => (config.capability % 10) as i32,
         // Shared memory and registers of a multiprocessor.
-        81 => shared_limit + 1024,
+        81 => of(|limits| limits.shared),
         82 => 65_536,
+        // Blocks that wait for each other; blocks of a multiprocessor; shared memory that each
+        // block takes for the system; clusters.
+        95 => 1,
+        106 => of(|limits| limits.blocks),
+        111 => 1024,
+        120 => i32::from(config.capability >= 90),
         // The most shared memory of a block; memory pools.
-        97 => shared_limit,
+        97 => of(|limits| limits.shared_of_block),
         115 => 1,
         _ => 0,
     }

@@ -48,11 +48,11 @@ impl Driver {
         let Ok(owner) = self.device_of(address) else {
             return outside("which is not memory of a device, or was freed".to_owned());
         };
-        let state = self.devices.get(device);
-        if owner != device && !state.is_some_and(|state| state.peers.contains(&owner)) {
+        let found = self.devices.get(owner).and_then(|state| state.memory.find(address));
+        let base = found.map_or(address, |(base, _)| base);
+        if !self.has_access(device, owner, base) {
             return outside(format!("memory of device {owner}, to which there is no peer access"));
         }
-        let found = self.devices.get(owner).and_then(|state| state.memory.find(address));
         match found {
             Some((base, size))
                 if (address - base).checked_add(bytes).is_some_and(|e| e <= size) =>

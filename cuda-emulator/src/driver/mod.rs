@@ -6,25 +6,29 @@
 //! instead of passing by luck.
 
 pub mod blas;
-mod calls;
 mod config;
+mod device;
 mod graph;
+mod host;
 pub(crate) mod library;
+mod memory;
 mod module;
 pub mod nccl;
+mod pool;
 mod status;
 mod stream;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use config::Config;
+pub use module::LaunchOptions;
 pub use status::{Answer, Status};
 pub use work::{Callback, CaptureMode, CaptureStatus, HostAddress};
 
 use crate::check::{Problem, Report};
-use crate::{Kernel, Launch, Memory, Program};
+use crate::{Kernel, Launch, Memory, Peers, Program};
 use work::{Capture, Event, Stream, Work};
 
 /// All devices, and what the program has made on them.
@@ -41,11 +45,13 @@ pub struct Driver {
     functions: HashMap<u64, Function>,
     graphs: HashMap<u64, Vec<Work>>,
     executables: HashMap<u64, Vec<Work>>,
-    pools: HashMap<u64, HashMap<u32, u64>>,
+    pools: HashMap<u64, pool::Pool>,
+    /// The pool that an allocation comes from.
+    pooled: HashMap<u64, u64>,
     /// Limits that were set: device and number.
     limits: HashMap<(usize, u32), usize>,
-    /// Host memory that was allocated here: address to size.
-    pinned: BTreeMap<usize, usize>,
+    /// Host memory that was allocated or registered here, by its address.
+    pinned: BTreeMap<usize, host::Pinned>,
     blas: blas::Blas,
     nccl: nccl::Nccl,
     /// What a library's call complains of while it runs, with the operand.
@@ -74,6 +80,8 @@ struct Device {
     /// The error that every later call gives.
     sticky: Option<Status>,
     peers: Vec<usize>,
+    /// The pool of allocations on streams; none for the default one.
+    pool: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -87,13 +95,21 @@ struct Module {
     device: usize,
     program: Arc<Program>,
     functions: HashMap<String, u64>,
+    text: String,
+    /// What ptxas says, once somebody asks; none where there is no ptxas.
+    resources: OnceLock<Option<BTreeMap<String, crate::ptxas::Resources>>>,
 }
 
 #[derive(Debug)]
 struct Function {
     kernel: Arc<Kernel>,
+    module: u64,
     /// Dynamic shared memory that a launch may ask for.
     dynamic_shared: u32,
+    /// Blocks of a cluster that were asked for; 0 for what the kernel says.
+    cluster: [u32; 3],
+    /// Whether clusters may have more blocks than every device allows.
+    large_clusters: bool,
 }
 
 /// The legacy default stream of a device.
@@ -115,6 +131,7 @@ impl Driver {
                 retained: 0,
                 sticky: None,
                 peers: Vec::new(),
+                pool: None,
             })
             .collect();
         let streams = (0..config.devices as usize)
@@ -135,6 +152,7 @@ impl Driver {
             graphs: HashMap::new(),
             executables: HashMap::new(),
             pools: HashMap::new(),
+            pooled: HashMap::new(),
             limits: HashMap::new(),
             pinned: BTreeMap::new(),
             blas: blas::Blas::default(),
@@ -200,7 +218,11 @@ impl Driver {
 
     fn release(&mut self, address: u64) -> Answer<()> {
         let device = self.device_of(address).map_err(|_| Status::INVALID_VALUE)?;
-        self.device_mut(device)?.memory.free(address).map_err(|_| Status::INVALID_VALUE)
+        let memory = &mut self.device_mut(device)?.memory;
+        let bytes = memory.find(address).map_or(0, |(_, bytes)| bytes);
+        memory.free(address).map_err(|_| Status::INVALID_VALUE)?;
+        self.note_freed(address, bytes);
+        Ok(())
     }
 
     /// Runs a kernel and tells what the checks found.
@@ -211,13 +233,20 @@ impl Driver {
         shape: &Launch,
         parameters: &[u8],
     ) -> Answer<()> {
-        let state = self.devices.get(device).ok_or(Status::INVALID_DEVICE)?;
-        let peers: Vec<&Memory> =
-            state.peers.iter().filter_map(|peer| Some(&self.devices.get(*peer)?.memory)).collect();
+        let own = &self.devices.get(device).ok_or(Status::INVALID_DEVICE)?.memory;
+        let others: Vec<&Memory> = self
+            .devices
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != device)
+            .map(|(_, other)| &other.memory)
+            .collect();
+        let visible =
+            |base| self.device_of(base).is_ok_and(|owner| self.has_access(device, owner, base));
+        let peers = Peers { memories: &others, visible: &visible };
         let options = &self.config.options;
-        let outcome =
-            crate::launch_with_peers(kernel, &state.memory, &peers, shape, parameters, options)
-                .map_err(|_| Status::INVALID_VALUE)?;
+        let outcome = crate::launch_with_peers(kernel, own, &peers, shape, parameters, options)
+            .map_err(|_| Status::INVALID_VALUE)?;
         for report in &outcome.reports {
             (self.listener.0)(report);
         }

@@ -1,8 +1,9 @@
 //! Modules, functions and launches.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use crate::hardware::{self, Demand, Limits};
 use crate::{Launch, LoadError, Program, SHARED_LIMIT};
 
 use super::status::{Answer, Status};
@@ -11,8 +12,21 @@ use super::{Driver, Function, Module, config};
 
 /// Shared memory of a block that needs no attribute.
 const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+/// The number of the attribute with the multiprocessors of a device.
+const MULTIPROCESSORS: u32 = 16;
+/// Blocks of a cluster that every device with clusters allows.
+const PORTABLE_CLUSTER: u32 = 8;
 /// The number of the attribute with the most shared memory of a block.
 const SHARED_ATTRIBUTE: u32 = 97;
+
+/// What a launch asks for beyond its shape.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaunchOptions {
+    /// Blocks of a cluster along x, y and z; none for what the kernel says.
+    pub cluster: Option<[u32; 3]>,
+    /// Whether blocks may wait for each other.
+    pub cooperative: bool,
+}
 
 impl Driver {
     /// `cuModuleLoadData` with PTX text.
@@ -37,7 +51,13 @@ impl Driver {
             (status, error.to_string())
         })?;
         let handle = self.handle();
-        let module = Module { device, program: Arc::new(program), functions: HashMap::new() };
+        let module = Module {
+            device,
+            program: Arc::new(program),
+            functions: HashMap::new(),
+            text: text.to_owned(),
+            resources: OnceLock::new(),
+        };
         self.modules.insert(handle, module);
         Ok(handle)
     }
@@ -83,7 +103,14 @@ impl Driver {
         })?;
         let handle = self.handle();
         let most = SHARED_WITHOUT_ASKING.saturating_sub(kernel.static_shared_bytes() as u32);
-        self.functions.insert(handle, Function { kernel, dynamic_shared: most });
+        let function = Function {
+            kernel,
+            module,
+            dynamic_shared: most,
+            cluster: [0; 3],
+            large_clusters: false,
+        };
+        self.functions.insert(handle, function);
         if let Some(state) = self.modules.get_mut(&module) {
             state.functions.insert(name.to_owned(), handle);
         }
@@ -117,7 +144,21 @@ impl Driver {
                 Ok(())
             }
             // How much of the L1 cache should be shared memory: a hint.
-            9 => Ok(()),
+            9 if (-1..=100).contains(&value) => Ok(()),
+            // The shape of clusters, if the kernel doesn't say; whether they may be larger than
+            // every device allows.
+            11..=13 if value >= 0 => {
+                if let Some(axis) = state.cluster.get_mut(number as usize - 11) {
+                    *axis = value as u32;
+                }
+                Ok(())
+            }
+            14 if (0..=1).contains(&value) => {
+                state.large_clusters = value == 1;
+                Ok(())
+            }
+            // How clusters are spread: a hint.
+            15 if (0..=2).contains(&value) => Ok(()),
             _ => Err(Status::INVALID_VALUE),
         }
     }
@@ -132,12 +173,15 @@ impl Driver {
             1 => kernel.static_shared_bytes() as i32,
             2 => 0,
             3 => kernel.local_bytes() as i32,
-            // ptxas decides; the hardware's most is a bound that is always true.
-            4 => 255,
+            // Without ptxas the hardware's most is a bound that is always true.
+            4 => self.registers(function)?.unwrap_or(255) as i32,
             // The versions of PTX and of the binary.
             5 | 6 => self.config.capability as i32,
             8 => state.dynamic_shared as i32,
-            _ => 0,
+            11..=13 => state.cluster.get(number as usize - 11).map_or(0, |axis| *axis as i32),
+            14 => i32::from(state.large_clusters),
+            7 | 9 | 10 | 15 | 16 => 0,
+            _ => return Err(Status::INVALID_VALUE),
         })
     }
 
@@ -148,12 +192,13 @@ impl Driver {
         Ok((each, kernel.parameter_bytes()))
     }
 
-    /// `cuLaunchKernel`, with the parameter block.
+    /// `cuLaunchKernel` and `cuLaunchKernelEx`, with the parameter block.
     pub fn launch(
         &mut self,
         stream: u64,
         function: u64,
         shape: Launch,
+        options: LaunchOptions,
         parameters: Vec<u8>,
     ) -> Answer<()> {
         let state = self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?;
@@ -173,24 +218,57 @@ impl Driver {
         if shape.dynamic_shared > state.dynamic_shared {
             return Err(Status::INVALID_VALUE);
         }
+        let own = state.cluster.map(|axis| axis.max(1));
+        if self.check_cluster(state, &shape, options.cluster.unwrap_or(own))? > 1 {
+            return Err(Status::NOT_SUPPORTED);
+        }
         let device = self.streams.get(&stream).ok_or(Status::INVALID_HANDLE)?.device;
+        if options.cooperative {
+            // All blocks must be on the device at once.
+            let blocks = self.occupancy(function, threads as i32, shape.dynamic_shared as usize)?;
+            let most = i64::from(blocks) * i64::from(self.attribute(device, MULTIPROCESSORS)?);
+            let asked = shape.grid.into_iter().map(i64::from).fold(1, i64::saturating_mul);
+            if asked > most {
+                return Err(Status::COOPERATIVE_TOO_LARGE);
+            }
+        }
         self.push(stream, Work::Launch { device, kernel, shape, parameters })
     }
 
-    /// Blocks of a kernel that fit on a multiprocessor at once, by threads and shared memory.
-    /// Registers are known to ptxas only.
+    /// Registers of a function's threads, if ptxas was fetched before or is named.
+    fn registers(&self, function: u64) -> Answer<Option<u32>> {
+        let state = self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?;
+        let module = self.modules.get(&state.module).ok_or(Status::INVALID_HANDLE)?;
+        let all = module.resources.get_or_init(|| {
+            let architecture = module.program.module().target.clone();
+            let ptxas = crate::ptxas::Ptxas::find_fetched()?;
+            ptxas.resources(&module.text, &architecture).ok()
+        });
+        Ok(all.as_ref().and_then(|all| all.get(state.kernel.name())).map(|found| found.registers))
+    }
+
+    fn limits(&self) -> Limits {
+        // A compute capability that isn't in the table is taken for the oldest in it.
+        Limits::of(self.config.capability).or_else(|| Limits::of(80)).unwrap_or(Limits {
+            warps: 64,
+            blocks: 32,
+            registers: 1 << 16,
+            shared: 164 << 10,
+            shared_of_block: 163 << 10,
+        })
+    }
+
+    /// Blocks of a kernel that fit on a multiprocessor at once.
     pub fn occupancy(&self, function: u64, threads: i32, dynamic_shared: usize) -> Answer<i32> {
         let kernel = &self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?.kernel;
         let threads = u32::try_from(threads).map_err(|_| Status::INVALID_VALUE)?;
-        if threads == 0 || threads > 1024 {
+        if threads == 0 || threads > kernel.max_threads().unwrap_or(1024).min(1024) {
             return Err(Status::INVALID_VALUE);
         }
-        let warps = threads.div_ceil(32);
-        let by_threads = 64 / warps;
-        // Each block takes a kilobyte for the system.
-        let bytes = kernel.static_shared_bytes() + dynamic_shared + 1024;
-        let by_shared = (self.shared_limit() as usize + 1024) / bytes;
-        Ok(by_threads.min(32).min(by_shared as u32) as i32)
+        let shared = kernel.static_shared_bytes().saturating_add(dynamic_shared);
+        let shared = u32::try_from(shared).unwrap_or(u32::MAX);
+        let demand = Demand { threads, registers: self.registers(function)?, shared };
+        Ok(hardware::occupancy(&self.limits(), &demand).blocks as i32)
     }
 
     /// Dynamic shared memory that each of `blocks` blocks on a multiprocessor can have.
@@ -203,5 +281,72 @@ impl Driver {
         let each = (self.shared_limit() as usize + 1024) / blocks as usize;
         let room = each.saturating_sub(kernel.static_shared_bytes() + 1024);
         Ok(room.min(self.shared_limit() as usize - kernel.static_shared_bytes()))
+    }
+
+    /// `cuOccupancyMaxPotentialBlockSize`: the least number of blocks that fills the device, and the
+    /// number of threads of each, at most `limit` (0 for no limit). `shared` tells the dynamic shared
+    /// memory of a block of so many threads.
+    pub fn best_block(
+        &self,
+        device: usize,
+        function: u64,
+        shared: impl Fn(i32) -> usize,
+        limit: i32,
+    ) -> Answer<(i32, i32)> {
+        let kernel = &self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?.kernel;
+        let most = kernel.max_threads().unwrap_or(1024).min(1024) as i32;
+        let most = if limit > 0 { limit.min(most) } else { most };
+        let mut best = (0, 0);
+        // From the largest: of those that fill a multiprocessor alike it is the best.
+        let mut threads = most;
+        while threads > 0 {
+            let blocks = self.occupancy(function, threads, shared(threads))?;
+            if blocks * threads > best.0 * best.1 {
+                best = (blocks, threads);
+            }
+            threads = (threads - 1) / 32 * 32;
+        }
+        let multiprocessors = self.attribute(device, MULTIPROCESSORS)?;
+        Ok((best.0 * multiprocessors, best.1))
+    }
+
+    /// `cuOccupancyMaxActiveClusters`: clusters of a shape that fit on a device at once, as if every
+    /// multiprocessor could hold blocks of any cluster.
+    pub fn active_clusters(
+        &self,
+        device: usize,
+        function: u64,
+        shape: &Launch,
+        cluster: [u32; 3],
+    ) -> Answer<i32> {
+        let state = self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?;
+        let size = self.check_cluster(state, shape, cluster)?;
+        let threads = shape.block.into_iter().fold(1u32, u32::saturating_mul);
+        let threads = i32::try_from(threads).map_err(|_| Status::INVALID_VALUE)?;
+        let blocks = self.occupancy(function, threads, shape.dynamic_shared as usize)?;
+        Ok(blocks * self.attribute(device, MULTIPROCESSORS)? / size.max(1) as i32)
+    }
+
+    /// `cuOccupancyMaxPotentialClusterSize`: 8 blocks on every device that has clusters, 16 where
+    /// the function allows it.
+    pub fn largest_cluster(&self, function: u64) -> Answer<i32> {
+        let state = self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?;
+        if self.config.capability < 90 {
+            return Err(Status::NOT_SUPPORTED);
+        }
+        Ok(if state.large_clusters { 16 } else { PORTABLE_CLUSTER as i32 })
+    }
+
+    /// Blocks of a cluster, if the device and the grid allow it.
+    fn check_cluster(&self, function: &Function, shape: &Launch, cluster: [u32; 3]) -> Answer<u32> {
+        let size = cluster.into_iter().fold(1u32, u32::saturating_mul);
+        let most = if function.large_clusters { 16 } else { PORTABLE_CLUSTER };
+        let divides = shape
+            .grid
+            .iter()
+            .zip(cluster)
+            .all(|(grid, axis)| axis > 0 && grid.is_multiple_of(axis));
+        let allowed = size == 1 || self.config.capability >= 90 && size <= most;
+        if allowed && divides { Ok(size) } else { Err(Status::INVALID_CLUSTER_SIZE) }
     }
 }

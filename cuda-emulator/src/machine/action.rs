@@ -8,6 +8,7 @@ use super::context::{Context, Trap};
 use super::registers::{LANES, Registers, Row};
 
 type OnLanes = Box<dyn Fn(&mut Registers, u32) + Send + Sync>;
+type OnWait = Box<dyn Fn(&mut Context<'_, '_>, u32) -> Result<Flow, Trap> + Send + Sync>;
 type OnWarp = Box<dyn Fn(&mut Context<'_, '_>, u32) -> Result<(), Trap> + Send + Sync>;
 
 /// What an instruction does. The operands are resolved when the kernel is compiled and live in
@@ -17,6 +18,8 @@ pub(crate) enum Action {
     Lanes(OnLanes),
     /// Does anything but move to another instruction.
     Warp(OnWarp),
+    /// May have to wait for other threads.
+    Wait(OnWait),
     /// Goes on at `target`.
     Branch { target: u32 },
     /// Goes on at the target that a register chooses.
@@ -29,6 +32,17 @@ pub(crate) enum Action {
     Exit,
     /// Waits at a barrier, or only arrives there.
     Barrier(Barrier),
+}
+
+/// How a warp goes on after an instruction that may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// With the next instruction.
+    On,
+    /// With the next instruction, after others had a turn.
+    Yield,
+    /// With the same instruction, when what the warp waits for has happened.
+    Again,
 }
 
 /// A barrier instruction.
@@ -75,6 +89,12 @@ impl Action {
         Self::Warp(Box::new(f))
     }
 
+    pub(crate) fn wait(
+        f: impl Fn(&mut Context<'_, '_>, u32) -> Result<Flow, Trap> + Send + Sync + 'static,
+    ) -> Self {
+        Self::Wait(Box::new(f))
+    }
+
     pub(crate) fn nothing() -> Self {
         Self::lanes(|_, _| {})
     }
@@ -85,6 +105,7 @@ impl fmt::Debug for Action {
         f.write_str(match self {
             Self::Lanes(_) => "Lanes",
             Self::Warp(_) => "Warp",
+            Self::Wait(_) => "Wait",
             Self::Branch { .. } => "Branch",
             Self::Table { .. } => "Table",
             Self::Call { .. } => "Call",

@@ -2,6 +2,8 @@
 
 use bytemuck::NoUninit;
 
+use super::tensor_map::{TensorMap, TensorMapError};
+
 /// Arguments of a kernel, one after the other, each aligned to its size as CUDA has it.
 ///
 /// ```
@@ -28,6 +30,18 @@ impl Arguments {
         self.bytes.resize(aligned, 0);
         self.bytes.extend_from_slice(bytemuck::bytes_of(&value));
         self
+    }
+
+    /// Appends a tensor map, as `__grid_constant__` parameters are passed.
+    ///
+    /// # Errors
+    ///
+    /// When the map breaks the rules of `cuTensorMapEncodeTiled`.
+    pub fn with_map(mut self, map: &TensorMap) -> Result<Self, TensorMapError> {
+        let bytes = map.encode()?;
+        self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
+        self.bytes.extend_from_slice(&bytes);
+        Ok(self)
     }
 
     /// The parameter block.

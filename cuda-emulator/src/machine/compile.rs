@@ -8,10 +8,13 @@ use crate::ptx::{Function, Instruction, Module, Operand, PtxError, PtxProblem, S
 use super::action::{Action, NOWHERE, Origin, Step};
 use super::context::lanes;
 use super::control::find_joins;
-use super::form::Form;
+use super::form::{Form, Uses};
 use super::kernel::{Kernel, Parameter};
 use super::names::{Names, Symbol};
 use super::ops;
+
+/// The most shared memory that variables can take; more is only had from the launch.
+const STATIC_SHARED_LIMIT: u64 = 48 << 10;
 
 pub(crate) fn compile(
     module: &Module,
@@ -22,6 +25,7 @@ pub(crate) fn compile(
         names: Names::new(module, variables),
         steps: Vec::new(),
         origins: Vec::new(),
+        uses: Vec::new(),
         calls: Vec::new(),
         entries: HashMap::new(),
         callers: HashSet::new(),
@@ -33,7 +37,14 @@ pub(crate) fn compile(
     let mut entries: Vec<u32> = compiler.entries.values().copied().collect();
     entries.push(0);
     find_joins(&mut compiler.steps, &entries);
-    let static_shared = compiler.names.place_dynamic() as usize;
+    let watched = compiler.watch_wgmma();
+    let (dynamic_base, static_shared) = compiler.names.place_dynamic();
+    if static_shared > STATIC_SHARED_LIMIT {
+        let (what, value) = ("static shared memory", static_shared);
+        let limit = STATIC_SHARED_LIMIT;
+        return Err(PtxProblem::TooLarge { what, value, limit }.at(kernel.line));
+    }
+    let (gaps, gap_owners) = std::mem::take(&mut compiler.names.shared.gaps).into_iter().unzip();
     Ok(Kernel {
         name: kernel.name.clone(),
         steps: compiler.steps,
@@ -43,7 +54,12 @@ pub(crate) fn compile(
         specials: compiler.names.specials.iter().map(|(special, row)| (*special, *row)).collect(),
         parameters,
         parameter_bytes: compiler.names.parameters.bytes as usize,
-        static_shared: if compiler.names.shared.bytes == 0 { 0 } else { static_shared },
+        static_shared: static_shared as usize,
+        dynamic_base: dynamic_base as usize,
+        gaps,
+        gap_owners,
+        watched,
+        cluster: kernel.cluster,
         local_bytes: compiler.names.local.bytes.next_multiple_of(16) as usize,
         max_threads: kernel.max_threads,
         registers,
@@ -55,6 +71,8 @@ struct Compiler<'a> {
     names: Names<'a>,
     steps: Vec<Step>,
     origins: Vec<Origin>,
+    /// Of each step, what registers it uses.
+    uses: Vec<Uses>,
     /// Calls whose entry is not known yet: the step, the caller and the callee.
     calls: Vec<(usize, String, String)>,
     entries: HashMap<String, u32>,
@@ -181,6 +199,36 @@ impl Compiler<'_> {
         self.resolve(&labels)
     }
 
+    /// Lets every step that uses a register of a `wgmma` look whether it may; gives these
+    /// registers.
+    fn watch_wgmma(&mut self) -> Vec<u32> {
+        let mut watched: HashSet<u32> =
+            self.uses.iter().filter(|uses| uses.wgmma).flat_map(|uses| uses.rows.clone()).collect();
+        // A copy of a register on its way is on its way too.
+        loop {
+            let before = watched.len();
+            for uses in self.uses.iter().filter(|uses| uses.is_copy) {
+                if let [to, from] = uses.rows.as_slice()
+                    && watched.contains(from)
+                {
+                    watched.insert(*to);
+                }
+            }
+            if watched.len() == before {
+                break;
+            }
+        }
+        for (step, uses) in self.steps.iter_mut().zip(&self.uses) {
+            if !uses.wgmma && uses.rows.iter().any(|row| watched.contains(row)) {
+                let action = std::mem::replace(&mut step.action, Action::Return);
+                step.action = ops::watch_registers(action, uses.clone());
+            }
+        }
+        let mut rows: Vec<u32> = watched.into_iter().collect();
+        rows.sort_unstable();
+        rows
+    }
+
     fn push_step(
         &mut self,
         action: Action,
@@ -189,6 +237,7 @@ impl Compiler<'_> {
         from: Option<&Instruction>,
     ) {
         self.steps.push(Step { action, guard, class: class as u8, join: NOWHERE });
+        self.uses.push(Uses::default());
         self.origins.push(Origin {
             name: from.map_or("ret", |instruction| instruction.name.as_str()).into(),
             line: from.map_or(0, |instruction| instruction.line),
@@ -222,7 +271,11 @@ impl Compiler<'_> {
         let action = (op.compile)(&mut form)?;
         form.finish()?;
         let class = form.class;
+        let uses = form.uses;
         self.push_step(action, guard, class, Some(instruction));
+        if let Some(last) = self.uses.last_mut() {
+            *last = uses;
+        }
         Ok(())
     }
 

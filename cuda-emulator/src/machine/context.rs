@@ -1,17 +1,21 @@
 //! What instructions work on beyond registers: memory, the block, and what watches and counts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem::{Discriminant, discriminant};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use crate::check::{Access, Accessor, Checks, Finding, Problem, SharedShadow};
+use crate::check::{Access, Accessor, Checks, Clocks, Finding, Problem, SharedShadow};
 use crate::count::{Counts, Sectors, wavefronts};
 use crate::ptx::Space;
 
-use super::copies::Copies;
+use super::bulk::Store;
+use super::cluster::{ClusterState, cluster_address};
+use super::groups::Groups;
 use super::kernel::Kernel;
+use super::mbarrier::{Mbarrier, Phase};
 use super::memory::{Allocation, Near, View};
 use super::names::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW};
+use super::ops::Wgmma;
 use super::registers::{LANES, Registers};
 
 /// Why a warp can't go on.
@@ -39,7 +43,14 @@ pub(crate) struct Environment<'m> {
     pub(crate) parameters: Vec<u8>,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
+    /// Blocks of a cluster along x, y and z.
+    pub(crate) cluster: [u32; 3],
+    /// Warps of a block.
+    pub(crate) warps: usize,
+    /// Shared memory with what lies between variables.
     pub(crate) shared_bytes: usize,
+    /// Shared memory as a device has it.
+    pub(crate) total_shared: u32,
     pub(crate) dynamic_shared: u32,
     pub(crate) checks: Checks,
     pub(crate) count_memory: bool,
@@ -55,8 +66,18 @@ pub(crate) struct BlockState {
     /// Its number in the grid.
     pub(crate) number: u32,
     pub(crate) index: [u32; 3],
+    /// Its rank in its cluster.
+    pub(crate) rank: u32,
     pub(crate) shared: Vec<u8>,
     pub(crate) shadow: SharedShadow,
+    /// By their offsets.
+    pub(crate) mbarriers: BTreeMap<u64, Mbarrier>,
+    /// Whether all of its threads have ended.
+    pub(crate) ended: bool,
+    /// The last uses of its shared memory by warps of other blocks.
+    pub(crate) visits: Vec<Visit>,
+    /// For each warpgroup, the `wgmma` that its warps execute, in order.
+    pub(crate) warpgroups: Vec<Vec<u32>>,
     /// Whether a fence was executed since the block last published its writes.
     pub(crate) fenced: bool,
     /// Whether the block took part in a synchronization through an atomic.
@@ -88,6 +109,35 @@ pub(crate) struct Found {
     pub(crate) count: u64,
 }
 
+/// A use of the shared memory of another block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Visit {
+    /// The warp of the cluster, and its time.
+    pub(crate) warp: usize,
+    pub(crate) time: u32,
+    pub(crate) at: u32,
+    pub(crate) access: Access,
+    pub(crate) block: u32,
+    pub(crate) thread: usize,
+}
+
+/// What a warp waits for besides barriers of the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// An mbarrier of its block.
+    Mbarrier { offset: u64, phase: Phase },
+    /// A phase of the cluster's barrier.
+    Cluster { phase: u64 },
+}
+
+/// A copy of `cp.async` on its way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Copy {
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
+    pub(crate) data: [u8; 16],
+}
+
 /// A warp's own state, as far as instructions see it.
 #[derive(Debug, Default)]
 pub(crate) struct Core {
@@ -97,7 +147,16 @@ pub(crate) struct Core {
     pub(crate) live: u32,
     /// Local memory, one lane after the other.
     pub(crate) local: Vec<u8>,
-    pub(crate) copies: Copies,
+    /// `cp.async` on their way.
+    pub(crate) copies: Groups<Copy>,
+    /// Bulk stores on their way.
+    pub(crate) stores: Groups<Store>,
+    pub(crate) wgmma: Wgmma,
+    /// What it waits for, and whether that took too long.
+    pub(crate) waiting: Option<Waiting>,
+    pub(crate) expired: bool,
+    /// The phase of the cluster's barrier that it waited for last.
+    pub(crate) cluster_waits: u64,
     /// Instructions executed.
     pub(crate) executed: u64,
 }
@@ -108,6 +167,7 @@ pub(crate) struct Context<'a, 'm> {
     pub(crate) env: &'a Environment<'m>,
     pub(crate) core: &'a mut Core,
     pub(crate) block: &'a mut BlockState,
+    pub(crate) cluster: &'a mut ClusterState,
     pub(crate) tally: &'a mut Tally<'m>,
     /// The instruction.
     pub(crate) at: u32,
@@ -118,6 +178,8 @@ pub(crate) struct Context<'a, 'm> {
 pub(crate) enum Place<'m> {
     Global(&'m Allocation, u64),
     Shared(usize),
+    /// Shared memory of another block of the cluster, by its rank.
+    Peer(u32, usize),
     Local(usize),
     Parameter(usize),
     /// Nowhere: reads give zeros.
@@ -145,6 +207,15 @@ impl<'m> Context<'_, 'm> {
             .findings
             .entry((self.at, discriminant(&problem)))
             .or_insert(Found { problem, block, thread, other, count: 0 })
+            .count += 1;
+    }
+
+    /// Notes a problem of another instruction and thread.
+    pub(crate) fn note_at(&mut self, at: u32, (block, thread): (u32, usize), problem: Problem) {
+        self.tally
+            .findings
+            .entry((at, discriminant(&problem)))
+            .or_insert(Found { problem, block, thread, other: None, count: 0 })
             .count += 1;
     }
 
@@ -210,7 +281,7 @@ impl<'m> Context<'_, 'm> {
         Ok(Place::Global(allocation, offset))
     }
 
-    fn watch_global(
+    pub(crate) fn watch_global(
         &mut self,
         lane: usize,
         allocation: &Allocation,
@@ -249,7 +320,7 @@ impl<'m> Context<'_, 'm> {
     }
 
     #[cold]
-    fn outside(
+    pub(crate) fn outside(
         &self,
         lane: usize,
         address: u64,
@@ -271,13 +342,14 @@ impl<'m> Context<'_, 'm> {
                 let offset = address - base;
                 format!("offset {offset} of an allocation of {bytes} bytes")
             }
+            Near::OfPeer => "memory of another device, to which there is no access".to_owned(),
             Near::Nothing => "where nothing was ever allocated".to_owned(),
         };
         Err(Trap::lane(lane, Problem::OutOfBounds { access, address, bytes, place }))
     }
 
     #[cold]
-    fn refused(
+    pub(crate) fn refused(
         &self,
         lane: usize,
         address: u64,
@@ -307,46 +379,133 @@ impl<'m> Context<'_, 'm> {
     ) -> Result<Place<'m>, Trap> {
         let size = self.block.shared.len() as u64;
         if offset.saturating_add(bytes) > size {
+            if let Some((rank, offset)) = cluster_address(offset) {
+                return self.peer(lane, rank, offset, bytes, access);
+            }
             return self.outside_of("shared memory", size, lane, offset, bytes, access);
         }
         if !offset.is_multiple_of(bytes) {
             return self.refused(lane, offset, bytes, access, false);
         }
         if self.env.checks.shadows_shared() {
-            self.watch_shared(lane, offset as usize, bytes as usize, access);
+            self.watch_shared(lane, offset as usize, bytes as usize, access)?;
         }
         Ok(Place::Shared(offset as usize))
     }
 
+    /// A place in the shared memory of a block of the cluster.
+    #[cold]
+    fn peer(
+        &mut self,
+        lane: usize,
+        rank: u32,
+        offset: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<Place<'m>, Trap> {
+        if rank == self.block.rank {
+            return self.shared(lane, offset, bytes, access);
+        }
+        self.visit(lane, rank, access)?;
+        let (warp, at) = (self.warp(), self.at);
+        let shadows = self.env.checks.shadows_shared();
+        let Some((state, clocks)) = self.split(rank) else { return Ok(Place::Nowhere) };
+        let size = state.shared.len() as u64;
+        if offset.saturating_add(bytes) > size {
+            return self.outside_of("shared memory", size, lane, offset, bytes, access);
+        }
+        if !offset.is_multiple_of(bytes) {
+            return self.refused(lane, offset, bytes, access, false);
+        }
+        let offset = offset as usize;
+        if shadows
+            && let Some(finding) =
+                state.shadow.access(clocks, offset, bytes as usize, access, warp, at)
+        {
+            self.tell(lane, finding, offset as u64, bytes, access)?;
+        }
+        Ok(Place::Peer(rank, offset))
+    }
+
+    /// The number of this warp in the cluster.
     #[inline(always)]
-    fn watch_shared(&mut self, lane: usize, offset: usize, bytes: usize, access: Access) {
-        let found = self.block.shadow.access(offset, bytes, access, self.core.index, self.at);
-        let Some(finding) = found else { return };
+    pub(crate) fn warp(&self) -> usize {
+        self.block.rank as usize * self.env.warps + self.core.index
+    }
+
+    /// A block of the cluster and the cluster's clocks.
+    pub(crate) fn split(&mut self, rank: u32) -> Option<(&mut BlockState, &mut Clocks)> {
+        let clocks = &mut self.cluster.clocks;
+        if rank == self.block.rank {
+            return Some((self.block, clocks));
+        }
+        self.cluster.states.get_mut(rank as usize).map(|state| (state, clocks))
+    }
+
+    #[inline(always)]
+    fn watch_shared(
+        &mut self,
+        lane: usize,
+        offset: usize,
+        bytes: usize,
+        access: Access,
+    ) -> Result<(), Trap> {
+        let (warp, at) = (self.warp(), self.at);
+        match self.block.shadow.access(&self.cluster.clocks, offset, bytes, access, warp, at) {
+            None => Ok(()),
+            Some(finding) => self.tell(lane, finding, offset as u64, bytes as u64, access),
+        }
+    }
+
+    /// Notes what the shadow of shared memory found, or stops the kernel.
+    #[cold]
+    pub(crate) fn tell(
+        &mut self,
+        lane: usize,
+        finding: Finding,
+        offset: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<(), Trap> {
         let checks = &self.env.checks;
-        let (offset, bytes) = (offset as u64, bytes as u64);
+        let kind = access;
+        let access = kind.name();
         let (wanted, problem, other) = match finding {
+            Finding::Gap if checks.bounds => {
+                let place = self.env.kernel.gap_name(offset);
+                let problem = Problem::OutOfBounds { access, address: offset, bytes, place };
+                return Err(Trap::lane(lane, problem));
+            }
+            Finding::Gap => return Ok(()),
+            Finding::Mbarrier => {
+                (checks.mbarriers, Problem::MbarrierTouched { access, offset }, None)
+            }
             Finding::Uninitialized => {
                 (checks.uninitialized_shared, Problem::UninitializedShared { offset, bytes }, None)
             }
-            Finding::Pending => (
-                checks.async_copies,
-                Problem::AsyncCopyPending { access: access.name(), offset },
-                None,
-            ),
-            Finding::Race { warp, at, earlier } => (
-                checks.shared_races,
-                Problem::SharedRace {
-                    access: access.name(),
-                    offset,
-                    earlier: earlier.name(),
-                    warp: u32::from(warp),
-                },
-                Some(at),
-            ),
+            Finding::Pending => {
+                (checks.async_copies, Problem::AsyncCopyPending { access, offset }, None)
+            }
+            Finding::Reading => {
+                (checks.async_copies, Problem::AsyncReadPending { access, offset }, None)
+            }
+            Finding::Unfenced { at } => {
+                (checks.proxy_fences, Problem::ProxyFence { offset }, Some(at))
+            }
+            Finding::Race { actor, at, .. } if !self.cluster.clocks.is_warp(actor) => {
+                (checks.shared_races, Problem::CopyRace { access, offset }, Some(at))
+            }
+            Finding::Race { actor, at, earlier } => {
+                let warp = u32::from(actor) % self.env.warps.max(1) as u32;
+                let earlier = earlier.name();
+                let problem = Problem::SharedRace { access, offset, earlier, warp };
+                (checks.shared_races, problem, Some(at))
+            }
         };
         if wanted {
             self.note(lane, problem, other);
         }
+        Ok(())
     }
 
     fn local(
@@ -384,7 +543,7 @@ impl<'m> Context<'_, 'm> {
     }
 
     #[cold]
-    fn outside_of(
+    pub(crate) fn outside_of(
         &self,
         what: &str,
         size: u64,
@@ -407,6 +566,11 @@ impl<'m> Context<'_, 'm> {
         match place {
             Place::Global(allocation, at) => allocation.load(at + offset as u64, bytes as u64),
             Place::Shared(at) => load_from(&self.block.shared, at + offset, bytes),
+            Place::Peer(rank, at) => self
+                .cluster
+                .states
+                .get(rank as usize)
+                .map_or(0, |state| load_from(&state.shared, at + offset, bytes)),
             Place::Local(at) => load_from(&self.core.local, at + offset, bytes),
             Place::Parameter(at) => load_from(&self.env.parameters, at + offset, bytes),
             Place::Nowhere => 0,
@@ -421,6 +585,11 @@ impl<'m> Context<'_, 'm> {
                 allocation.store(at + offset as u64, bytes as u64, value);
             }
             Place::Shared(at) => store_to(&mut self.block.shared, at + offset, bytes, value),
+            Place::Peer(rank, at) => {
+                if let Some(state) = self.cluster.states.get_mut(rank as usize) {
+                    store_to(&mut state.shared, at + offset, bytes, value);
+                }
+            }
             Place::Local(at) => store_to(&mut self.core.local, at + offset, bytes, value),
             Place::Parameter(_) | Place::Nowhere => {}
         }
@@ -428,9 +597,15 @@ impl<'m> Context<'_, 'm> {
 
     /// Marks shared memory that a `cp.async` will write. Issuing a copy to bytes that others still
     /// use is a race, as if it wrote at once.
-    pub(crate) fn issue_copy(&mut self, lane: usize, offset: usize, bytes: usize) {
-        self.watch_shared(lane, offset, bytes, Access::Write);
-        self.block.shadow.set_pending(offset, bytes, true);
+    pub(crate) fn issue_copy(
+        &mut self,
+        lane: usize,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), Trap> {
+        self.watch_shared(lane, offset, bytes, Access::Write)?;
+        self.block.shadow.expect(offset, bytes);
+        Ok(())
     }
 
     /// Counts a warp's access of device memory.

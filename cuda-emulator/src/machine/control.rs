@@ -66,7 +66,11 @@ fn leaders(steps: &[Step], first: usize) -> Vec<usize> {
         }
         let control = !matches!(
             step.action,
-            Action::Lanes(_) | Action::Warp(_) | Action::Barrier(_) | Action::Call { .. }
+            Action::Lanes(_)
+                | Action::Warp(_)
+                | Action::Wait(_)
+                | Action::Barrier(_)
+                | Action::Call { .. }
         );
         if control {
             is_leader[at + 1] = true;

@@ -17,6 +17,18 @@ pub(crate) struct Form<'f, 'n> {
     modifiers: Vec<&'f str>,
     used: Vec<bool>,
     pub(crate) class: Class,
+    /// What registers it uses.
+    pub(crate) uses: Uses,
+}
+
+/// What registers an instruction uses.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Uses {
+    /// Their rows, in the order of the operands. Of a `wgmma`, only those of its matrices.
+    pub(crate) rows: Vec<u32>,
+    /// Whether it copies one register to another, as compilers do in any place.
+    pub(crate) is_copy: bool,
+    pub(crate) wgmma: bool,
 }
 
 /// A predicate as an operand.
@@ -43,7 +55,9 @@ impl<'f, 'n> Form<'f, 'n> {
     ) -> Self {
         let modifiers: Vec<_> = instruction.name.split('.').skip(1).collect();
         let used = vec![false; modifiers.len()];
-        Self { names, instruction, modifiers, used, class }
+        let is_copy = instruction.name.starts_with("mov.");
+        let uses = Uses { is_copy, ..Uses::default() };
+        Self { names, instruction, modifiers, used, class, uses }
     }
 
     /// Fails if a modifier was not used.
@@ -184,7 +198,10 @@ impl<'f, 'n> Form<'f, 'n> {
         };
         let is_special = Special::is_name(name) && !self.names.is_declared(name);
         match self.symbol(name)? {
-            Symbol::Register(register) if !is_special => Ok(register),
+            Symbol::Register(register) if !is_special => {
+                self.uses.rows.push(register.row);
+                Ok(register)
+            }
             _ => Err(self.operand_error(index, format!("{name} can't be written"))),
         }
     }
@@ -255,7 +272,10 @@ impl<'f, 'n> Form<'f, 'n> {
                 return Ok(constant_register(row, bytes));
             }
             Operand::Name(name) => match self.symbol(name)? {
-                Symbol::Register(register) => return Ok(register),
+                Symbol::Register(register) => {
+                    self.uses.rows.push(register.row);
+                    return Ok(register);
+                }
                 Symbol::Address(at, _) => at,
                 Symbol::Predicate(_) => {
                     return Err(self.operand_error(index, "a predicate where a value is needed"));
@@ -356,12 +376,29 @@ impl<'f, 'n> Form<'f, 'n> {
         index: usize,
         space: Space,
     ) -> Result<(Address, Space), PtxError> {
-        let Operand::Address { base, offset, coordinates } = self.operand(index)? else {
-            return Err(self.operand_error(index, "must be an address"));
-        };
-        if !coordinates.is_empty() {
+        if !self.coordinates(index)?.is_empty() {
             return Err(self.operand_error(index, "coordinates are not expected here"));
         }
+        self.base(index, space)
+    }
+
+    /// The coordinates that stand in brackets with an address.
+    pub(crate) fn coordinates(&self, index: usize) -> Result<&'f [Operand], PtxError> {
+        match self.operand(index)? {
+            Operand::Address { coordinates, .. } => Ok(coordinates),
+            _ => Err(self.operand_error(index, "must be an address")),
+        }
+    }
+
+    /// Operand `index` as an address, coordinates aside.
+    pub(crate) fn base(
+        &mut self,
+        index: usize,
+        space: Space,
+    ) -> Result<(Address, Space), PtxError> {
+        let Operand::Address { base, offset, .. } = self.operand(index)? else {
+            return Err(self.operand_error(index, "must be an address"));
+        };
         let mut actual = match space {
             Space::Param if !self.names.in_kernel => Space::Local,
             Space::Const => Space::Global,

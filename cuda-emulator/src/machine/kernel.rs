@@ -142,6 +142,15 @@ pub struct Kernel {
     pub(crate) parameter_bytes: usize,
     /// Bytes of shared memory, the dynamic part left out.
     pub(crate) static_shared: usize,
+    /// Where dynamic shared memory begins, behind variables and the gaps between them.
+    pub(crate) dynamic_base: usize,
+    /// Bytes that belong to no variable of shared memory, and the variable before each.
+    pub(crate) gaps: Vec<std::ops::Range<usize>>,
+    pub(crate) gap_owners: Vec<String>,
+    /// Rows of registers that `wgmma` uses.
+    pub(crate) watched: Vec<u32>,
+    /// Blocks of a cluster, if the kernel says.
+    pub(crate) cluster: Option<[u32; 3]>,
     pub(crate) local_bytes: usize,
     pub(crate) max_threads: Option<u32>,
     pub(crate) registers: u32,
@@ -198,6 +207,27 @@ impl Kernel {
     /// Number of instructions.
     pub fn instructions(&self) -> usize {
         self.steps.len()
+    }
+
+    /// Blocks of a cluster, from `__cluster_dims__`.
+    pub fn cluster(&self) -> Option<[u32; 3]> {
+        self.cluster
+    }
+
+    /// What lies at an offset into shared memory that belongs to no variable.
+    pub(crate) fn gap_name(&self, offset: u64) -> String {
+        let offset = offset as usize;
+        // An access may begin in the variable and reach into the gap.
+        let found = self.gaps.iter().position(|gap| offset < gap.end);
+        let (gap, name) = match found.and_then(|at| self.gaps.get(at).zip(self.gap_owners.get(at)))
+        {
+            Some(found) => found,
+            None => return "outside of all variables".to_owned(),
+        };
+        match offset.checked_sub(gap.start) {
+            Some(beyond) => format!("{beyond} bytes beyond the shared variable {name}"),
+            None => format!("across the end of the shared variable {name}"),
+        }
     }
 
     pub(crate) fn site(&self, at: u32) -> Site {

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use crate::check::{Checks, Problem, Report};
 use crate::count::{Counting, Counts, L2};
 
-use super::block::{Block, Fault, Progress};
+use super::block::{Fault, Progress};
+use super::cluster::{CLUSTER_LIMIT, Cluster};
 use super::context::{Environment, Found, Tally};
 use super::kernel::Kernel;
-use super::memory::Memory;
+use super::memory::{Memory, Peers};
 use super::random::{Random, mix};
 
 /// Instructions that a block may use before others of its host thread get a turn.
@@ -30,6 +31,8 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of `extern __shared__` memory.
     pub dynamic_shared: u32,
+    /// Blocks of a cluster along x, y and z; none for what the kernel says, or else 1.
+    pub cluster: Option<[u32; 3]>,
 }
 
 /// How a launch is run.
@@ -116,6 +119,16 @@ pub enum LaunchError {
         /// The most that this kernel takes.
         limit: u32,
     },
+    /// Clusters that CUDA doesn't have, that don't divide the grid, or that the kernel doesn't want.
+    #[error(
+        "clusters of {cluster:?} blocks in a grid of {grid:?}: they must divide it, have at most {CLUSTER_LIMIT} blocks, and be those that the kernel declares"
+    )]
+    Cluster {
+        /// Blocks of a cluster along x, y and z.
+        cluster: [u32; 3],
+        /// Blocks of the grid.
+        grid: [u32; 3],
+    },
     /// More shared memory than a block can have.
     #[error("{bytes} bytes of shared memory, the most is {limit}")]
     Shared {
@@ -150,7 +163,7 @@ pub fn launch(
     parameters: &[u8],
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
-    launch_with_peers(kernel, memory, &[], launch, parameters, options)
+    launch_with_peers(kernel, memory, &Peers::default(), launch, parameters, options)
 }
 
 /// As [`launch`], on a device that can use the memory of others.
@@ -161,12 +174,13 @@ pub fn launch(
 pub fn launch_with_peers(
     kernel: &Kernel,
     memory: &Memory,
-    peers: &[&Memory],
+    peers: &Peers<'_>,
     launch: &Launch,
     parameters: &[u8],
     options: &Options,
 ) -> Result<Outcome, LaunchError> {
-    let shared_bytes = check(kernel, launch, parameters)?;
+    let total_shared = check(kernel, launch, parameters)?;
+    let cluster = cluster_size(kernel, launch)?;
     let [x, y, z] = launch.grid.map(u64::from);
     let blocks = x * y * z;
     let Ok(total) = u32::try_from(blocks) else { return Err(LaunchError::Grid(launch.grid)) };
@@ -180,17 +194,22 @@ pub fn launch_with_peers(
         parameters: parameters.to_vec(),
         grid: launch.grid,
         block: launch.block,
-        shared_bytes,
+        cluster,
+        warps: launch.block.iter().product::<u32>().div_ceil(32) as usize,
+        shared_bytes: kernel.dynamic_base + launch.dynamic_shared as usize,
+        total_shared: total_shared as u32,
         dynamic_shared: launch.dynamic_shared,
         checks: options.checks,
         count_memory: options.counting.memory
             || options.checks.coalescing
             || options.checks.bank_conflicts,
         record_sectors: options.counting.l2.is_some(),
-        epoch: memory.next_epoch(peers),
+        epoch: memory.next_epoch(peers.memories),
         releases,
         perturb: options.perturb,
     };
+    // Divided without a rest, as was checked.
+    let total = total / cluster.iter().product::<u32>();
     let order = Order::new(total, options.schedule);
     let shared = Work {
         env: &env,
@@ -256,7 +275,19 @@ fn check(kernel: &Kernel, launch: &Launch, parameters: &[u8]) -> Result<usize, L
     Ok(bytes)
 }
 
-/// The order of the blocks: `number = start + step * index` modulo the grid.
+fn cluster_size(kernel: &Kernel, launch: &Launch) -> Result<[u32; 3], LaunchError> {
+    let cluster = launch.cluster.or(kernel.cluster).unwrap_or([1; 3]);
+    let wanted = kernel.cluster.is_none_or(|declared| declared == cluster);
+    let blocks = cluster.iter().fold(1u32, |all, one| all.saturating_mul(*one));
+    let divides =
+        cluster.iter().zip(launch.grid).all(|(one, all)| *one > 0 && all.is_multiple_of(*one));
+    if !wanted || !divides || blocks > CLUSTER_LIMIT {
+        return Err(LaunchError::Cluster { cluster, grid: launch.grid });
+    }
+    Ok(cluster)
+}
+
+/// The order of the clusters: `number = start + step * index` modulo the grid.
 #[derive(Debug)]
 struct Order {
     start: u64,
@@ -279,7 +310,7 @@ impl Order {
         Self { start, step, total }
     }
 
-    fn block(&self, index: u32) -> u32 {
+    fn number(&self, index: u32) -> u32 {
         ((self.start + u64::from(index) * self.step) % self.total) as u32
     }
 }
@@ -303,44 +334,46 @@ struct Work<'a, 'm> {
 }
 
 impl<'m> Work<'_, 'm> {
-    /// Runs blocks until none is left. Blocks that use up their share wait, so that blocks which
+    /// Runs clusters until none is left. Those that use up their share wait, so that blocks which
     /// wait for others in a loop let those run.
     fn run(&self) -> (Tally<'m>, Option<Box<Fault>>) {
         let mut tally = Tally::default();
         let mut spare = Vec::new();
-        let mut resident: VecDeque<Block> = VecDeque::new();
+        let mut resident: VecDeque<Cluster> = VecDeque::new();
         while !self.stop.load(Relaxed) {
             let fresh = if resident.len() < RESIDENT { self.take() } else { None };
-            let mut block = match fresh {
+            let mut cluster = match fresh {
                 Some(number) => {
-                    let mut block: Block = spare.pop().unwrap_or_default();
-                    block.start(self.env, number, self.seed);
-                    tally.counts.blocks += 1;
-                    block
+                    let mut cluster: Cluster = spare.pop().unwrap_or_default();
+                    cluster.start(self.env, number, self.seed);
+                    tally.counts.blocks += u64::from(self.env.cluster.iter().product::<u32>());
+                    cluster
                 }
                 None => match resident.pop_front() {
-                    Some(block) => block,
+                    Some(cluster) => cluster,
                     None => break,
                 },
             };
             let before = tally.counts.warp_instructions();
-            let progress = block.run(self.env, &mut tally, SHARE);
+            let progress = cluster.run(self.env, &mut tally, SHARE);
             let used = tally.counts.warp_instructions() - before;
             let executed = self.executed.fetch_add(used, Relaxed) + used;
             match progress {
                 Ok(Progress::Done) => {
                     if let Some(l2) = &self.l2 {
-                        let sectors = std::mem::take(&mut block.state.sectors);
                         let mut l2 = l2.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                        l2.block(u64::from(block.state.number), sectors);
+                        for state in cluster.states() {
+                            let sectors = std::mem::take(&mut state.sectors);
+                            l2.block(u64::from(state.number), sectors);
+                        }
                     }
-                    spare.push(block);
+                    spare.push(cluster);
                 }
-                Ok(Progress::Yielded) if executed > self.limit => {
+                Ok(_) if executed > self.limit => {
                     self.stop.store(true, Relaxed);
-                    return (tally, Some(block.timeout(executed)));
+                    return (tally, Some(cluster.timeout(executed)));
                 }
-                Ok(Progress::Yielded) => resident.push_back(block),
+                Ok(_) => resident.push_back(cluster),
                 Err(fault) => {
                     self.stop.store(true, Relaxed);
                     return (tally, Some(fault));
@@ -355,7 +388,7 @@ impl<'m> Work<'_, 'm> {
             .next
             .fetch_update(Relaxed, Relaxed, |next| (next < self.total).then_some(next + 1))
             .ok()?;
-        Some(self.order.block(index))
+        Some(self.order.number(index))
     }
 }
 

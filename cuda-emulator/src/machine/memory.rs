@@ -296,12 +296,35 @@ impl Memory {
     }
 
     /// What a launch sees.
-    pub(crate) fn view<'a>(&'a self, peers: &[&'a Self]) -> View<'a> {
-        let memories: Vec<&Self> = std::iter::once(self).chain(peers.iter().copied()).collect();
-        let mut live: Vec<&Allocation> =
-            memories.iter().flat_map(|memory| memory.live.values().map(Arc::as_ref)).collect();
+    pub(crate) fn view<'a>(&'a self, peers: &Peers<'a>) -> View<'a> {
+        let mut live: Vec<&Allocation> = self.live.values().map(Arc::as_ref).collect();
+        for peer in peers.memories {
+            let visible = |allocation: &&'a Allocation| (peers.visible)(allocation.base);
+            live.extend(peer.live.values().map(Arc::as_ref).filter(visible));
+        }
         live.sort_unstable_by_key(|allocation| allocation.base);
-        View { live, memories }
+        View { live, memory: self, peers: peers.memories.to_vec() }
+    }
+}
+
+/// The memories of other devices.
+#[derive(Clone, Copy)]
+pub struct Peers<'a> {
+    /// The memories.
+    pub memories: &'a [&'a Memory],
+    /// Whether the launch may use the allocation that begins at an address.
+    pub visible: &'a dyn Fn(u64) -> bool,
+}
+
+impl Default for Peers<'_> {
+    fn default() -> Self {
+        Self { memories: &[], visible: &|_| false }
+    }
+}
+
+impl std::fmt::Debug for Peers<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("memories", &self.memories.len()).finish_non_exhaustive()
     }
 }
 
@@ -309,14 +332,23 @@ impl Memory {
 #[derive(Debug)]
 pub(crate) struct View<'a> {
     live: Vec<&'a Allocation>,
-    memories: Vec<&'a Memory>,
+    memory: &'a Memory,
+    peers: Vec<&'a Memory>,
 }
 
 /// What lies near an address that no allocation covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Near {
-    Freed { base: u64, bytes: u64 },
-    After { base: u64, bytes: u64 },
+    Freed {
+        base: u64,
+        bytes: u64,
+    },
+    After {
+        base: u64,
+        bytes: u64,
+    },
+    /// Live memory of another device, which the launch may not use.
+    OfPeer,
     Nothing,
 }
 
@@ -330,7 +362,7 @@ impl<'a> View<'a> {
     }
 
     pub(crate) fn near(&self, address: u64) -> Near {
-        for memory in &self.memories {
+        for memory in std::iter::once(&self.memory).chain(&self.peers) {
             if let Some((&base, &bytes)) = memory.freed.range(..=address).next_back()
                 && address < base + bytes.max(1)
             {
@@ -338,8 +370,13 @@ impl<'a> View<'a> {
             }
         }
         let before = self.live.partition_point(|allocation| allocation.base <= address);
-        match before.checked_sub(1).and_then(|index| self.live.get(index)) {
-            Some(allocation) => Near::After { base: allocation.base, bytes: allocation.bytes },
+        let before = before.checked_sub(1).and_then(|index| self.live.get(index));
+        match before {
+            Some(one) if address < one.base + one.bytes => {
+                Near::After { base: one.base, bytes: one.bytes }
+            }
+            _ if self.peers.iter().any(|memory| memory.find(address).is_some()) => Near::OfPeer,
+            Some(one) => Near::After { base: one.base, bytes: one.bytes },
             None => Near::Nothing,
         }
     }
@@ -394,7 +431,27 @@ impl Allocation {
         }
     }
 
-    fn load_bytes(&self, offset: u64, bytes: &mut [u8]) {
+    /// Changes 2, 4 or 8 bytes at once, and gives what they were.
+    pub(crate) fn update(&self, offset: u64, bytes: u64, f: impl Fn(u64) -> u64) -> u64 {
+        match bytes {
+            2 => {
+                let change = |old| Some(f(u64::from(old)) as u16);
+                let old = self.cell16(offset).fetch_update(Relaxed, Relaxed, change);
+                u64::from(old.unwrap_or_else(|old| old))
+            }
+            4 => {
+                let change = |old| Some(f(u64::from(old)) as u32);
+                let old = self.cell32(offset).fetch_update(Relaxed, Relaxed, change);
+                u64::from(old.unwrap_or_else(|old| old))
+            }
+            _ => {
+                let old = self.cell64(offset).fetch_update(Relaxed, Relaxed, |old| Some(f(old)));
+                old.unwrap_or_else(|old| old)
+            }
+        }
+    }
+
+    pub(crate) fn load_bytes(&self, offset: u64, bytes: &mut [u8]) {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -412,7 +469,7 @@ impl Allocation {
         }
     }
 
-    fn store_bytes(&self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn store_bytes(&self, offset: u64, bytes: &[u8]) {
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {

@@ -6,14 +6,17 @@
 mod action;
 mod arguments;
 mod block;
+mod bulk;
+mod cluster;
 mod compile;
 mod context;
 mod control;
-mod copies;
 pub(crate) mod float;
 mod form;
+mod groups;
 mod kernel;
 mod launch;
+mod mbarrier;
 mod memory;
 mod names;
 mod ops;
@@ -27,7 +30,7 @@ pub use kernel::{Kernel, LoadError, Parameter, Program};
 pub use launch::{
     Launch, LaunchError, Options, Outcome, SHARED_LIMIT, Schedule, launch, launch_with_peers,
 };
-pub use memory::{Memory, MemoryError};
+pub use memory::{Memory, MemoryError, Peers};
 pub use ops::{InstructionForms, instruction_forms};
 pub use tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType};
 

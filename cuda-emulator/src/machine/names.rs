@@ -75,7 +75,14 @@ pub(crate) enum Special {
     DynamicShared,
     TotalShared,
     Zero,
-    One,
+    /// The cluster's index, the number of clusters, the block's index in its cluster, and blocks of
+    /// a cluster.
+    Cluster(usize),
+    Clusters(usize),
+    ClusterBlock(usize),
+    ClusterSize(usize),
+    ClusterRank,
+    ClusterBlocks,
 }
 
 impl Special {
@@ -96,11 +103,10 @@ impl Special {
             ("%ntid", Some(axis)) => Self::BlockSize(axis),
             ("%ctaid", Some(axis)) => Self::Block(axis),
             ("%nctaid", Some(axis)) => Self::GridSize(axis),
-            // Without clusters each block is a cluster of one.
-            ("%clusterid", Some(axis)) => Self::Block(axis),
-            ("%nclusterid", Some(axis)) => Self::GridSize(axis),
-            ("%cluster_ctaid", Some(_)) => Self::Zero,
-            ("%cluster_nctaid", Some(_)) => Self::One,
+            ("%clusterid", Some(axis)) => Self::Cluster(axis),
+            ("%nclusterid", Some(axis)) => Self::Clusters(axis),
+            ("%cluster_ctaid", Some(axis)) => Self::ClusterBlock(axis),
+            ("%cluster_nctaid", Some(axis)) => Self::ClusterSize(axis),
             ("%laneid", None) => Self::Lane,
             ("%warpid", None) => Self::Warp,
             ("%nwarpid", None) => Self::Warps,
@@ -113,8 +119,9 @@ impl Special {
             ("%nsmid", None) => Self::Multiprocessors,
             ("%dynamic_smem_size", None) => Self::DynamicShared,
             ("%total_smem_size", None) => Self::TotalShared,
-            ("%cluster_ctarank" | "%gridid", None) => Self::Zero,
-            ("%cluster_nctarank", None) => Self::One,
+            ("%cluster_ctarank", None) => Self::ClusterRank,
+            ("%cluster_nctarank", None) => Self::ClusterBlocks,
+            ("%gridid", None) => Self::Zero,
             _ => return None,
         })
     }
@@ -130,6 +137,38 @@ impl Layout {
     pub(crate) fn place(&mut self, bytes: u64, align: u64) -> u64 {
         let at = self.bytes.next_multiple_of(align.max(1));
         self.bytes = at.saturating_add(bytes);
+        at
+    }
+}
+
+/// Bytes of shared memory with a gap behind every variable, so that an overrun doesn't end up in
+/// the next one. A device has no gaps: variables keep their places modulo [`GAP`], and so their
+/// banks and swizzles.
+#[derive(Debug, Default)]
+pub(crate) struct SharedLayout {
+    /// As a device has it.
+    pub(crate) layout: Layout,
+    shift: u64,
+    end: u64,
+    /// Bytes that belong to no variable, and the variable before.
+    pub(crate) gaps: Vec<(std::ops::Range<usize>, String)>,
+    last: String,
+}
+
+/// The least gap between variables of shared memory.
+const GAP: u64 = 1024;
+
+impl SharedLayout {
+    fn place(&mut self, name: &str, bytes: u64, align: u64) -> u64 {
+        if self.end > 0 {
+            self.shift = (self.shift + GAP).next_multiple_of(align.max(GAP));
+        }
+        let at = self.layout.place(bytes, align) + self.shift;
+        if self.end > 0 {
+            self.gaps.push((self.end as usize..at as usize, std::mem::take(&mut self.last)));
+        }
+        self.end = at + bytes;
+        self.last = name.to_owned();
         at
     }
 }
@@ -156,7 +195,7 @@ pub(crate) struct Names<'a> {
     carry: Option<u32>,
     /// Registers that the text declares, in units of 32 bits.
     pub(crate) declared: u32,
-    pub(crate) shared: Layout,
+    pub(crate) shared: SharedLayout,
     pub(crate) local: Layout,
     pub(crate) parameters: Layout,
     /// Shared variables of the module that the kernel uses.
@@ -181,7 +220,7 @@ impl<'a> Names<'a> {
             predicates: 0,
             carry: None,
             declared: 0,
-            shared: Layout::default(),
+            shared: SharedLayout::default(),
             local: Layout::default(),
             parameters: Layout::default(),
             module_shared: HashMap::new(),
@@ -320,14 +359,16 @@ impl<'a> Names<'a> {
     /// A variable declared inside of a function.
     pub(crate) fn variable(&mut self, variable: &Variable, line: u32) -> Result<(), PtxError> {
         let (at, space) = match variable.space {
-            Space::Shared => (self.shared.place(variable.bytes, variable.align), Space::Shared),
+            Space::Shared => {
+                (self.shared.place(&variable.name, variable.bytes, variable.align), Space::Shared)
+            }
             // Arguments and results of calls.
             Space::Local | Space::Param => {
                 (self.local.place(variable.bytes, variable.align), Space::Local)
             }
             _ => return Err(PtxProblem::Directive(variable.name.clone()).at(line)),
         };
-        limit("shared memory", self.shared.bytes, 1 << 20, line)?;
+        limit("shared memory", self.shared.layout.bytes, 1 << 20, line)?;
         limit("local memory", self.local.bytes, LOCAL_LIMIT, line)?;
         self.declare(&variable.name, Symbol::Address(at, space), line)
     }
@@ -388,7 +429,7 @@ impl<'a> Names<'a> {
         }
         let variable = self.module.variables.iter().find(|variable| variable.name == name)?;
         if variable.space == Space::Shared {
-            let at = self.shared.place(variable.bytes, variable.align);
+            let at = self.shared.place(name, variable.bytes, variable.align);
             self.module_shared.insert(name.to_owned(), at);
             return Some(Symbol::Address(at, Space::Shared));
         }
@@ -397,8 +438,8 @@ impl<'a> Names<'a> {
     }
 
     /// Sets the addresses of `extern __shared__` arrays, which begin after all other shared
-    /// memory; gives the offset.
-    pub(crate) fn place_dynamic(&mut self) -> u64 {
+    /// memory; gives the offset, with gaps and as a device has it.
+    pub(crate) fn place_dynamic(&mut self) -> (u64, u64) {
         let align = self
             .module
             .variables
@@ -406,7 +447,7 @@ impl<'a> Names<'a> {
             .filter(|variable| variable.space == Space::Shared && variable.bytes == 0)
             .map(|variable| variable.align)
             .fold(16, u64::max);
-        let at = self.shared.bytes.next_multiple_of(align);
+        let at = self.shared.place("", 0, align);
         for (row, wide, offset) in &self.dynamic {
             let value = at.wrapping_add_signed(*offset);
             let row = *row as usize;
@@ -417,7 +458,7 @@ impl<'a> Names<'a> {
                 self.template[row] = Row([value as u32; LANES]);
             }
         }
-        at
+        (at, self.shared.layout.bytes)
     }
 }
 

@@ -6,7 +6,8 @@
 
 use crate::check::Problem;
 
-use super::action::{Action, Barrier, NOWHERE, Reduction};
+use super::action::{Action, Barrier, Flow, NOWHERE, Reduction};
+use super::cluster::ClusterState;
 use super::context::{BlockState, Context, Core, Environment, Tally, Trap, lanes};
 use super::names::Special;
 use super::registers::{FULL, LANES, Row};
@@ -39,6 +40,8 @@ pub(crate) enum State {
     Ready,
     /// Waits at a barrier of this number.
     Waiting(u32),
+    /// Waits for what its core names.
+    Suspended,
     Done,
 }
 
@@ -47,6 +50,8 @@ pub(crate) enum State {
 pub(crate) enum Pause {
     /// It has had its share.
     Turn,
+    /// It waits for what its core names.
+    Suspended,
     /// It is at a barrier: the instruction and the lanes.
     Barrier { at: u32, barrier: Barrier, mask: u32 },
     /// All its threads have ended.
@@ -67,6 +72,11 @@ impl Warp {
         core.local.clear();
         core.local.resize(kernel.local_bytes * LANES, 0xa5);
         core.copies.reset();
+        core.stores.reset();
+        core.wgmma.reset(&kernel.watched);
+        core.waiting = None;
+        core.expired = false;
+        core.cluster_waits = 0;
         core.executed = 0;
         let threads: u32 = env.block.iter().product();
         let here = threads.saturating_sub((index * LANES) as u32).min(32);
@@ -88,6 +98,7 @@ impl Warp {
         &mut self,
         env: &Environment<'m>,
         block: &mut BlockState,
+        cluster: &mut ClusterState,
         tally: &mut Tally<'m>,
         budget: u64,
     ) -> Result<Pause, (u32, Trap)> {
@@ -132,8 +143,29 @@ impl Warp {
                     top.at = at + 1;
                     if mask != 0 {
                         let core = &mut self.core;
-                        let mut context = Context { env, core, block, tally, at };
+                        let mut context = Context { env, core, block, cluster, tally, at };
                         effect(&mut context, mask).map_err(|trap| (at, trap))?;
+                    }
+                }
+                Action::Wait(effect) => {
+                    top.at = at + 1;
+                    if mask == 0 {
+                        continue;
+                    }
+                    let core = &mut self.core;
+                    let mut context = Context { env, core, block, cluster, tally, at };
+                    match effect(&mut context, mask).map_err(|trap| (at, trap))? {
+                        Flow::On => {}
+                        Flow::Yield => return Ok(Pause::Turn),
+                        Flow::Again => {
+                            // It counts once, when it goes on.
+                            top.at = at;
+                            self.core.executed -= 1;
+                            tally.counts.by_class[usize::from(step.class)] -= 1;
+                            tally.counts.lane_instructions -= u64::from(mask.count_ones());
+                            self.state = State::Suspended;
+                            return Ok(Pause::Suspended);
+                        }
                     }
                 }
                 Action::Branch { target } => self.branch(at, *target, mask, step.join),
@@ -152,7 +184,8 @@ impl Warp {
                     top.at = at + 1;
                     let base = self.frames.last().copied().unwrap_or(0);
                     if base == 0 {
-                        self.end(mask, env, block, tally, at);
+                        self.end(mask, env, block, cluster, tally, at)
+                            .map_err(|trap| (at, trap))?;
                     } else {
                         for entry in self.stack.iter_mut().skip(base) {
                             entry.mask &= !mask;
@@ -161,7 +194,7 @@ impl Warp {
                 }
                 Action::Exit => {
                     top.at = at + 1;
-                    self.end(mask, env, block, tally, at);
+                    self.end(mask, env, block, cluster, tally, at).map_err(|trap| (at, trap))?;
                 }
                 Action::Barrier(barrier) => {
                     top.at = at + 1;
@@ -252,23 +285,36 @@ impl Warp {
         mask: u32,
         env: &Environment<'m>,
         block: &mut BlockState,
+        cluster: &mut ClusterState,
         tally: &mut Tally<'m>,
         at: u32,
-    ) {
-        let count = self.core.copies.left(mask);
-        if count > 0 {
-            if env.checks.async_copies {
-                let lane = lanes(mask).next().unwrap_or(0);
-                let core = &mut self.core;
-                let mut context = Context { env, core, block, tally, at };
-                context.note(lane, Problem::AsyncCopyLeft { count }, None);
+    ) -> Result<(), Trap> {
+        let core = &mut self.core;
+        let (copies, stores) = (core.copies.left(mask), core.stores.left(mask));
+        let count = core.wgmma.left();
+        if copies + stores + count > 0 {
+            let lane = lanes(mask).next().unwrap_or(0);
+            let mut context = Context { env, core, block, cluster, tally, at };
+            if copies > 0 && env.checks.async_copies {
+                context.note(lane, Problem::AsyncCopyLeft { count: copies }, None);
             }
-            self.core.copies.wait_all(mask);
+            if stores > 0 && env.checks.async_copies {
+                context.note(lane, Problem::BulkCopyLeft { count: stores }, None);
+            }
+            if count > 0 && env.checks.wgmma {
+                context.note(lane, Problem::WgmmaLeft { count }, None);
+            }
+            context.core.copies.wait_all(mask);
+            for (lane, store) in context.core.stores.wait_all(mask) {
+                context.finish_store(lane, &store)?;
+            }
+            context.finish_wgmma(0);
         }
         self.core.live &= !mask;
         for entry in &mut self.stack {
             entry.mask &= !mask;
         }
+        Ok(())
     }
 }
 
@@ -298,11 +344,16 @@ fn special_row(special: Special, env: &Environment<'_>, block: &BlockState, inde
         Special::LanesUpTo => lane(&|lane| ((1u64 << (lane + 1)) - 1) as u32),
         Special::LanesAbove => lane(&|lane| !(((1u64 << (lane + 1)) - 1) as u32)),
         Special::LanesFrom => lane(&|lane| !((1u32 << lane) - 1)),
+        Special::Cluster(axis) => same(block.index[axis] / env.cluster[axis]),
+        Special::Clusters(axis) => same(env.grid[axis] / env.cluster[axis]),
+        Special::ClusterBlock(axis) => same(block.index[axis] % env.cluster[axis]),
+        Special::ClusterSize(axis) => same(env.cluster[axis]),
+        Special::ClusterRank => same(block.rank),
+        Special::ClusterBlocks => same(env.cluster.iter().product()),
         Special::Multiprocessor => same(block.number % super::MULTIPROCESSORS),
         Special::Multiprocessors => same(super::MULTIPROCESSORS),
         Special::DynamicShared => same(env.dynamic_shared),
-        Special::TotalShared => same(env.shared_bytes as u32),
+        Special::TotalShared => same(env.total_shared),
         Special::Zero => same(0),
-        Special::One => same(1),
     }
 }

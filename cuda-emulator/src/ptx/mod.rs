@@ -59,6 +59,8 @@ pub struct Function {
     pub parameters: Vec<Variable>,
     /// The most threads of a block, from `__launch_bounds__`.
     pub max_threads: Option<u32>,
+    /// Blocks of a cluster, from `__cluster_dims__`.
+    pub cluster: Option<[u32; 3]>,
     /// The body; none for a declaration.
     pub body: Option<Vec<Statement>>,
     /// The line of the PTX text.

@@ -223,6 +223,7 @@ impl<'a> Parser<'a> {
         let parameters =
             if self.peek() == Kind::Sign('(') { self.parameters()? } else { Vec::new() };
         let mut max_threads = None;
+        let mut cluster = None;
         loop {
             match self.peek() {
                 Kind::Word(".maxntid" | ".reqntid") => {
@@ -233,6 +234,18 @@ impl<'a> Parser<'a> {
                     }
                     max_threads = Some(u32::try_from(threads).unwrap_or(u32::MAX));
                 }
+                Kind::Word(".reqnctapercluster") => {
+                    self.at += 1;
+                    let mut blocks = [1; 3];
+                    for (axis, size) in blocks.iter_mut().enumerate() {
+                        if axis == 0 || self.accept(',') {
+                            *size = self.count("blocks of a cluster", 1 << 16)? as u32;
+                        }
+                    }
+                    cluster = Some(blocks);
+                }
+                // A launch must come with clusters, of any size.
+                Kind::Word(".explicitcluster") => self.at += 1,
                 Kind::Word(".minnctapersm" | ".maxnreg" | ".maxclusterrank") => {
                     self.at += 1;
                     self.count("a number", u64::from(u32::MAX))?;
@@ -248,6 +261,7 @@ impl<'a> Parser<'a> {
                         results,
                         parameters,
                         max_threads,
+                        cluster,
                         body,
                         line,
                     });
@@ -260,6 +274,7 @@ impl<'a> Parser<'a> {
                         results,
                         parameters,
                         max_threads,
+                        cluster,
                         body,
                         line,
                     });

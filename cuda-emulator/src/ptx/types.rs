@@ -127,7 +127,7 @@ impl Space {
         Some(match name {
             "global" => Self::Global,
             "const" => Self::Const,
-            "shared" | "shared::cta" => Self::Shared,
+            "shared" | "shared::cta" | "shared::cluster" => Self::Shared,
             "local" => Self::Local,
             "param" | "param::entry" | "param::func" => Self::Param,
             _ => return None,

@@ -45,7 +45,8 @@ pub(crate) fn run(instruction: &str, operands: &[[u64; 4]]) -> Vec<u64> {
     let out = memory.allocate(8 * operands.len() as u64).expect("memory");
     let arguments = Arguments::new().with(out).with(input).with(operands.len() as u32);
     let blocks = (operands.len() as u32).div_ceil(128).max(1);
-    let shape = Launch { grid: [blocks, 1, 1], block: [128, 1, 1], dynamic_shared: 0 };
+    let shape =
+        Launch { grid: [blocks, 1, 1], block: [128, 1, 1], dynamic_shared: 0, cluster: None };
     // Division by zero is one of the cases.
     let mut checks = Checks::default();
     checks.set("division", false);

@@ -27,7 +27,7 @@ fn run(body: &str, inputs: &[[u32; 16]; 32]) -> Vec<[u32; 8]> {
     let input = memory.upload(inputs.as_flattened()).expect("memory");
     let out = memory.upload(&[0u32; 256]).expect("memory");
     let arguments = Arguments::new().with(out).with(input);
-    let shape = Launch { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0 };
+    let shape = Launch { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0, cluster: None };
     let outcome =
         launch(&kernel, &memory, &shape, arguments.bytes(), &Options::default()).expect("a launch");
     assert_eq!(outcome.errors().count(), 0, "{body}: {:?}", outcome.reports);

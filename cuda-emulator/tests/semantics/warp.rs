@@ -19,7 +19,12 @@ fn run(body: &str, inputs: &[u32]) -> (Vec<u32>, Outcome) {
     let input = memory.upload(inputs).expect("memory");
     let out = memory.upload(&vec![0u32; inputs.len()]).expect("memory");
     let arguments = Arguments::new().with(out).with(input);
-    let shape = Launch { grid: [1, 1, 1], block: [inputs.len() as u32, 1, 1], dynamic_shared: 0 };
+    let shape = Launch {
+        grid: [1, 1, 1],
+        block: [inputs.len() as u32, 1, 1],
+        dynamic_shared: 0,
+        cluster: None,
+    };
     let outcome =
         launch(&kernel, &memory, &shape, arguments.bytes(), &Options::default()).expect("a launch");
     assert_eq!(outcome.errors().count(), 0, "{body}: {:?}", outcome.reports);

@@ -225,6 +225,7 @@ pub fn matvec(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
         grid: [3, 1, 1],
         block: [128, 1, 1],
         dynamic_shared: (columns + columns / 32 * 4) as u32,
+        cluster: None,
     };
     let outcome = run.launch("matvec", shape, &arguments)?;
     let expected: Vec<f64> = (0..rows)

@@ -44,7 +44,7 @@ impl Device {
 }
 
 pub fn shape(grid: [u32; 3], threads: u32) -> Launch {
-    Launch { grid, block: [threads, 1, 1], dynamic_shared: 0 }
+    Launch { grid, block: [threads, 1, 1], dynamic_shared: 0, cluster: None }
 }
 
 /// Panics with the reports of what is wrong.

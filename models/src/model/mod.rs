@@ -7,8 +7,9 @@ mod open;
 
 pub use arch::{OUTPUT_WEIGHT, build};
 pub use backend_api::program::{
-    Activation, Attention, AttentionOptions, Op, PageGroup, Program, ProgramBuilder, ProgramError,
-    Residual, RopePairs, Rotary, RowsOf, Split, Value, ValueId, Weight, WeightId,
+    Activation, Attention, AttentionOptions, ExpertLinear, ExpertNames, ExpertOptions, KeyValue,
+    MixtureOfExperts, Op, PageGroup, Program, ProgramBuilder, ProgramError, Residual, RopePairs,
+    Rotary, Routing, RowsOf, Scoring, Split, Value, ValueId, Weight, WeightId,
 };
 pub use config::{
     Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers, Rope,

@@ -73,6 +73,16 @@ pub enum WeightFileError {
         /// The shard.
         shard: PathBuf,
     },
+    /// A part of a split model that is not next to the others.
+    #[error("{} is missing: part {number} of {parts} of the model", path.display())]
+    MissingPart {
+        /// Where it should be.
+        path: PathBuf,
+        /// Which part, from 1.
+        number: u64,
+        /// How many there are.
+        parts: u64,
+    },
     /// A GGUF file that is malformed.
     #[error("{} is not a usable GGUF file", path.display())]
     Gguf {

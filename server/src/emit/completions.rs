@@ -47,6 +47,8 @@ pub(crate) struct CompletionEmit {
 #[derive(Debug, Default)]
 struct Choice {
     has_begun: bool,
+    /// Text that waits for the prompt's log probabilities.
+    held: String,
     /// Where the next token's text begins, in characters from the prompt's start.
     offset: usize,
     text: String,
@@ -80,13 +82,38 @@ impl CompletionEmit {
         self.shape.usage.then(|| self.shape.continuous_usage.then(|| self.usage()))
     }
 
-    /// The prompt as the first part of an answer.
+    /// Whether all that is to be known of the prompt's tokens is known: it may come behind the first token.
+    fn is_scored(&self, number: usize) -> bool {
+        let tokens = self.prompts.get(number).map_or(0, |prompt| prompt.tokens.len());
+        let known = self.prompt_logprobs.get(number).map_or(0, Vec::len);
+        !(self.shape.echo && self.shape.logprobs) || known + 1 >= tokens
+    }
+
+    /// The prompt as the first part of an answer, and what was held back for it.
     fn begin(&mut self, index: usize, frames: &mut Frames) {
-        let Some(choice) = self.choices.get_mut(index) else { return };
-        if mem::replace(&mut choice.has_begun, true) || !self.shape.echo {
-            return;
-        }
         let number = index / (self.shape.n as usize).max(1);
+        let has_ended = self.samples.get(index).is_some_and(|sample| sample.finished.is_some());
+        let is_ready = has_ended || self.is_scored(number);
+        let Some(choice) =
+            self.choices.get_mut(index).filter(|choice| is_ready && !choice.has_begun)
+        else {
+            return;
+        };
+        choice.has_begun = true;
+        let held = mem::take(&mut choice.held);
+        if self.shape.echo {
+            self.tell_prompt(index, number, frames);
+        }
+        if !held.is_empty()
+            && let Some(sample) = self.samples.get_mut(index)
+        {
+            let tokens = sample.take_pending();
+            self.say(index, held, &tokens, frames);
+        }
+    }
+
+    fn tell_prompt(&mut self, index: usize, number: usize, frames: &mut Frames) {
+        let Some(choice) = self.choices.get_mut(index) else { return };
         let Some(prompt) = self.prompts.get(number) else { return };
         let known = self.prompt_logprobs.get(number).map_or(&[][..], |known| &**known);
         let mut logprobs = CompletionLogprobs::default();
@@ -202,6 +229,12 @@ impl Emit for CompletionEmit {
                 if let Some(known) = self.prompt_logprobs.get_mut(prompt) {
                     known.append(&mut logprobs);
                 }
+                let first = prompt * self.shape.n as usize;
+                for index in first..first + self.shape.n as usize {
+                    if self.samples.get(index).is_some_and(|sample| sample.tokens > 0) {
+                        self.begin(index, frames);
+                    }
+                }
             }
             GenerationEvent::Token { token, logprobs, .. } => {
                 if sample.take(token, logprobs) {
@@ -209,8 +242,13 @@ impl Emit for CompletionEmit {
                 }
             }
             GenerationEvent::Text { text, .. } => {
-                let tokens = sample.take_pending();
-                self.say(index, text, &tokens, frames);
+                let Some(choice) = self.choices.get_mut(index) else { return };
+                if choice.has_begun {
+                    let tokens = sample.take_pending();
+                    self.say(index, text, &tokens, frames);
+                } else {
+                    choice.held.push_str(&text);
+                }
             }
             GenerationEvent::Finished(finished) => {
                 sample.finish(finished);

@@ -1,7 +1,5 @@
 //! SGLang's native answers: every event of a stream has the whole text so far, unless increments are asked for.
 
-use std::mem;
-
 use understory::request::{FinishReason, GenerationEvent, TokenLogprobs};
 use understory::text::Tokenizer;
 
@@ -98,7 +96,14 @@ impl GenerateEmit {
         }
     }
 
-    /// The prompt's scores, once they are complete: when its first sample has a token or ends.
+    /// Whether the prompt's scores are complete, or none are wanted. They may come behind the first token.
+    fn is_scored(&self, number: usize) -> bool {
+        let tokens = self.prompts.get(number).map_or(0, |prompt| prompt.tokens.len());
+        let known = self.prompt_logprobs.get(number).map_or(0, Vec::len);
+        self.shape.logprobs_from.is_none() || known + 1 >= tokens
+    }
+
+    /// Takes down the prompt's scores.
     fn score_prompt(&mut self, number: usize) {
         let Some(from) = self.shape.logprobs_from.filter(|_| self.shape.logprobs) else { return };
         let (Some(prompt), Some(input)) = (self.prompts.get(number), self.inputs.get_mut(number))
@@ -145,7 +150,8 @@ impl GenerateEmit {
     }
 
     fn send(&mut self, index: usize, frames: &mut Frames) {
-        if !self.shape.stream {
+        let has_ended = self.samples.get(index).is_some_and(|sample| sample.finished.is_some());
+        if !self.shape.stream || !(has_ended || self.is_scored(self.prompt_of(index))) {
             return;
         }
         if let Some(shown) = self.shown(index) {
@@ -171,11 +177,12 @@ impl Emit for GenerateEmit {
                 if let Some(known) = self.prompt_logprobs.get_mut(prompt) {
                     known.append(&mut logprobs);
                 }
-            }
-            GenerationEvent::Token { token, logprobs, .. } => {
-                if sample.take(token, logprobs) {
+                if self.is_scored(prompt) {
                     self.score_prompt(prompt);
                 }
+            }
+            GenerationEvent::Token { token, logprobs, .. } => {
+                sample.take(token, logprobs);
             }
             GenerationEvent::Text { text, .. } => {
                 let tokens = sample.take_pending();

@@ -3,6 +3,7 @@
 //! Streams are server-sent events, written by hand: a chunk for each piece of text, which is a token's; no comments,
 //! `event:` or `id:` lines where clients read lines of `data:` alone.
 
+mod base64;
 mod chat;
 mod completions;
 mod frames;
@@ -13,6 +14,7 @@ mod speech;
 
 use understory::request::GenerationEvent;
 
+pub(crate) use base64::base64;
 pub(crate) use chat::{ChatEmit, ChatShape};
 pub(crate) use completions::{CompletionEmit, CompletionShape, EchoedPrompt};
 pub(crate) use frames::Frames;

@@ -4,6 +4,7 @@ mod answer;
 mod body;
 mod connection;
 mod control;
+mod embeddings;
 mod events;
 mod guard;
 mod info;
@@ -13,7 +14,6 @@ mod running;
 mod serve;
 mod state;
 
-pub(crate) use guard::random_id;
 pub(crate) use info::Load;
 pub use serve::refuse_until;
 pub use state::{Server, ServerError};

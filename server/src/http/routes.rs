@@ -11,7 +11,7 @@ use axum::routing::{MethodRouter, get, post};
 use super::answer::{Intake, generate};
 use super::guard::guard;
 use super::state::Server;
-use super::{control, info};
+use super::{control, embeddings, info};
 use crate::intake;
 use crate::protocol::Refused;
 
@@ -22,6 +22,7 @@ impl Server {
             .route("/v1/chat/completions", generating(intake::chat, "messages"))
             .route("/v1/completions", generating(intake::completion, "prompt"))
             .route("/generate", generating_put(intake::generate, "input_ids"))
+            .route("/v1/embeddings", post(embeddings::embeddings))
             .route("/v1/models", get(info::models))
             .route("/v1/models/{*name}", get(info::model))
             .route("/health", get(info::health))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use grammar::{GrammarCompiler, GrammarOptions};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use understory::engine::Engine;
@@ -76,6 +77,7 @@ impl Server {
             fingerprint.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
         metrics.describe(&engine, &options.served_model_name);
         let context = Context {
+            grammars: GrammarCompiler::new(&tokenizer, GrammarOptions::default()),
             tokenizer,
             names: options.served_model_name.clone(),
             fingerprint: format!("fp_{fingerprint}"),

@@ -59,7 +59,7 @@ pub(crate) fn plan(
         .priority(fields.priority.unwrap_or_default())
         .namespace(caller.namespace(fields.cache_salt.as_deref()));
     if let Some(structure) = structure {
-        request = request.constraint(structure.constraint()?);
+        request = request.constraint(structure.constraint(context, shape.logprobs)?);
     }
     let stream = shape.stream;
     let head = context.head("chatcmpl", caller, fields.model.as_deref());

@@ -49,7 +49,7 @@ pub(crate) fn completion(context: &Context, body: &[u8], caller: &Caller) -> Res
             .priority(fields.priority.unwrap_or_default())
             .namespace(caller.namespace(fields.cache_salt.as_deref()));
         if let Some(structure) = &structure {
-            request = request.constraint(structure.constraint()?);
+            request = request.constraint(structure.constraint(context, shape.logprobs)?);
         }
         requests.push(request);
         let text = match prompt {

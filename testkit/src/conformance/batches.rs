@@ -180,7 +180,7 @@ fn compare_scores(
     check.same_answers(what, &renumbered, found)
 }
 
-fn same_bits(what: &str, expected: &[Answer], found: &[Answer]) -> Result<(), Failure> {
+pub(super) fn same_bits(what: &str, expected: &[Answer], found: &[Answer]) -> Result<(), Failure> {
     let bits = |answers: &[Answer]| -> Vec<Vec<u32>> {
         let bits_of = |answer: &Answer| answer.by_token().iter().map(|x| x.to_bits()).collect();
         answers.iter().map(bits_of).collect()

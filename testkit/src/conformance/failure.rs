@@ -78,6 +78,9 @@ pub enum CaseError {
     /// Its weights.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// A weight of more dimensions than a tensor can have.
+    #[error("the case has a weight that is no vector, matrix or stack of matrices")]
+    Rank,
     /// It asks for more pages, slots or positions than it set up.
     #[error("the case has too few {what}")]
     TooFew {

@@ -24,8 +24,10 @@
 
 mod batches;
 mod check;
+mod experts;
 mod failure;
 mod faults;
+mod layers;
 mod models;
 mod operations;
 mod outputs;
@@ -48,7 +50,9 @@ pub use failure::{CaseError, Failure};
 /// The cases, by name. [`conformance_suite!`](crate::conformance_suite) lists all of them.
 pub mod cases {
     pub use super::batches::*;
+    pub use super::experts::*;
     pub use super::faults::*;
+    pub use super::layers::*;
     pub use super::operations::*;
     pub use super::outputs::*;
     pub use super::programs::*;
@@ -134,6 +138,22 @@ macro_rules! conformance_suite {
             attention_sinks_take_probability,
             attention_reaches_back_over_hundreds_of_positions,
             page_groups_have_tables_of_their_own,
+            gates_have_more_functions_than_silu_and_gelu,
+            one_gate_gates_a_whole_row,
+            learned_factors_multiply_columns,
+            neighbouring_columns_are_selected,
+            norms_need_no_weight,
+            norms_of_divided_rows_span_all_columns,
+            queries_are_scaled_by_position,
+            rope_of_frequency_zero_turns_nothing,
+            attention_reads_the_kv_of_an_earlier_layer,
+            experts_are_weighed_by_their_scores,
+            experts_add_their_own_biases,
+            experts_read_every_format,
+            experts_take_one_row_and_many,
+            experts_that_no_row_chose_are_not_computed,
+            equal_scores_choose_the_lower_expert,
+            company_changes_no_bit_of_experts,
             llama_agrees_with_the_reference,
             llama_3_agrees_with_the_reference,
             llama_with_biases_agrees_with_the_reference,

@@ -3,7 +3,7 @@
 use engine_core::model::{ModelConfig, Op, Program, WeightId, build};
 use engine_core::weights::{Format, MapWeights, Shape, Tensor};
 
-use super::failure::Failure;
+use super::failure::{CaseError, Failure};
 use crate::random::Random;
 
 /// Tokens of every model here. No multiple of anything, and few enough that one `u8` can ask for
@@ -87,11 +87,10 @@ fn add_weights(
 ) -> Result<(), Failure> {
     let mut random = Random::new(seed);
     for (index, weight) in (0..).zip(program.weights()) {
-        let (shape, format) = match weight.shape[..] {
-            [rows, cols] => (Shape::matrix(rows, cols), format(&weight.name)),
-            _ => (Shape::Vector(weight.shape.iter().product()), vector_format),
-        };
         let purpose = purpose(program, WeightId(index));
+        let shape = Shape::from_dims(&weight.shape).ok_or(CaseError::Rank)?;
+        let is_vector = matches!(shape, Shape::Vector(_)) || matches!(purpose, Purpose::Bias);
+        let format = if is_vector { vector_format } else { format(&weight.name) };
         let values: Vec<f32> =
             (0..shape.rows() * shape.cols()).map(|_| value(purpose, &mut random)).collect();
         weights.insert(weight.name.clone(), Tensor::from_f32(format, shape, &values)?);
@@ -126,10 +125,23 @@ fn purpose(program: &Program, id: WeightId) -> Purpose {
         Op::Logits { weight, .. } if *weight == id => Some(Purpose::Matrix(1.0 / columns.sqrt())),
         Op::Linear { weight, .. } if *weight == id => Some(Purpose::Matrix(1.7 / columns.sqrt())),
         Op::Linear { bias: Some(bias), .. } if *bias == id => Some(Purpose::Bias),
-        Op::RmsNorm { weight, weight_offset, .. } if *weight == id => {
+        Op::RmsNorm { weight, weight_offset, .. } if *weight == Some(id) => {
             Some(Purpose::Norm(1.0 - weight_offset))
         }
         Op::Attention(attention) if attention.sinks == Some(id) => Some(Purpose::Sinks),
+        Op::Multiply { weight, .. } if *weight == id => Some(Purpose::Norm(1.0)),
+        Op::MixtureOfExperts(mixture) => {
+            let layers = [mixture.gate, mixture.up, mixture.down];
+            if layers.iter().any(|layer| layer.weight == id) {
+                Some(Purpose::Matrix(1.7 / columns.sqrt()))
+            } else if layers.iter().any(|layer| layer.bias == Some(id)) {
+                Some(Purpose::Bias)
+            } else if mixture.routing.scales == Some(id) {
+                Some(Purpose::Norm(1.0))
+            } else {
+                (mixture.routing.selection_bias == Some(id)).then_some(Purpose::Bias)
+            }
+        }
         _ => None,
     };
     program.ops().iter().find_map(of_op).unwrap_or(Purpose::Matrix(1.0))

@@ -13,7 +13,7 @@ use super::models::{Model, VOCAB_SIZE, prompt};
 use super::session::{RowPlan, Setup};
 
 /// Columns of the values. A whole number of small quantized blocks, and no power of two.
-const WIDTH: usize = 96;
+pub(super) const WIDTH: usize = 96;
 
 /// Embedding rows come out in every format, scaled as Gemma does.
 pub fn embedding_looks_rows_up_and_scales_them(check: &Check<'_>) -> Result<(), Failure> {
@@ -238,7 +238,7 @@ pub fn page_groups_have_tables_of_their_own(check: &Check<'_>) -> Result<(), Fai
 }
 
 /// `embedding`, the operation, and the logits after every token.
-fn program(
+pub(super) fn program(
     body: impl FnOnce(&mut ProgramBuilder, ValueId) -> ValueId,
 ) -> Result<Program, ProgramError> {
     program_of_width(WIDTH, body)
@@ -300,7 +300,7 @@ fn in_every_format(
     Ok(())
 }
 
-fn one_program(
+pub(super) fn one_program(
     check: &Check<'_>,
     program: impl Fn() -> Result<Program, ProgramError>,
 ) -> Result<(), Failure> {
@@ -308,7 +308,7 @@ fn one_program(
 }
 
 /// Log probabilities after each token of a prompt that is computed at once.
-fn score_a_prompt(check: &Check<'_>, model: &Model) -> Result<(), Failure> {
+pub(super) fn score_a_prompt(check: &Check<'_>, model: &Model) -> Result<(), Failure> {
     check.agree("a prompt", model, &Setup::new(), |session| {
         session.open(0, SlotSampling::greedy());
         session.run(&[RowPlan::known(0, &prompt(23, 9)).score_all()])
@@ -328,7 +328,7 @@ fn attend(
 
 /// Log probabilities after each token of a prompt that is computed in chunks, some of them one
 /// token long, none of them whole pages.
-fn attend_in_chunks(check: &Check<'_>, model: &Model) -> Result<(), Failure> {
+pub(super) fn attend_in_chunks(check: &Check<'_>, model: &Model) -> Result<(), Failure> {
     check.agree("a prompt in chunks", model, &Setup::new(), |session| {
         let tokens = prompt(60, 10);
         session.open(0, SlotSampling::greedy());

@@ -7,20 +7,23 @@ use super::kv::{PagedKv, Part};
 use super::matrix::Matrix;
 use super::ops::{dot, soft_cap};
 
-/// Writes K and V of a row's new tokens, then attends from each of them to what it may see.
+/// Writes K and V of a row's new tokens, unless an earlier layer did, then attends from each of them to what it may see.
 ///
 /// `first_position` is that of the first new token; `sinks` is `[heads]`.
 pub(super) fn attention(
     op: &Attention,
-    [query, key, value]: [&Matrix; 3],
+    query: &Matrix,
+    new: Option<[&Matrix; 2]>,
     sinks: Option<&[f32]>,
     kv: &mut PagedKv,
     table: &[PageId],
     first_position: usize,
 ) -> Matrix {
     let layer = op.layer as usize;
-    for row in 0..key.rows() {
-        kv.write(table, layer, first_position + row, key.row(row), value.row(row));
+    if let Some([key, value]) = new {
+        for row in 0..key.rows() {
+            kv.write(table, layer, first_position + row, key.row(row), value.row(row));
+        }
     }
     let head_dim = op.head_dim as usize;
     let queries_per_kv_head = (op.heads / op.kv_heads) as usize;

@@ -33,6 +33,7 @@
 
 mod attention;
 mod executor;
+mod experts;
 mod kv;
 mod matrix;
 mod model;

@@ -1,11 +1,14 @@
 //! A program with its weights, and the loop that interprets it.
 
 use engine_core::backend::BackendError;
-use engine_core::model::{Attention, Op, Program, ValueId, Weight, WeightId};
+use engine_core::model::{
+    Attention, ExpertLinear, MixtureOfExperts, Op, Program, ValueId, Weight, WeightId,
+};
 use engine_core::weights::Weights;
 use engine_core::{PageId, Token};
 
 use super::attention::attention;
+use super::experts::{Layer, Parts, mixture};
 use super::kv::PagedKv;
 use super::matrix::Matrix;
 use super::{BACKEND, ops};
@@ -14,7 +17,7 @@ use super::{BACKEND, ops};
 #[derive(Clone, Debug)]
 pub(super) struct Model {
     program: Program,
-    /// By [`WeightId`]; a vector is a matrix of one row.
+    /// By [`WeightId`]; a vector is a matrix of one row, a stack is one matrix of all rows.
     weights: Vec<Matrix>,
 }
 
@@ -74,9 +77,11 @@ impl Model {
             Op::Embed { weight, scale, out } => {
                 (*out, ops::embed(self.weight(*weight), row.tokens, *scale))
             }
-            Op::RmsNorm { input, residual, weight, weight_offset, epsilon, out } => {
-                let weight = self.weight(*weight).elements();
-                let normalize = |x: &Matrix| ops::rms_norm(x, weight, *weight_offset, *epsilon);
+            Op::RmsNorm { input, residual, weight, run, weight_offset, epsilon, out } => {
+                let weight = weight.map(|weight| self.weight(weight).elements());
+                let run = *run as usize;
+                let normalize =
+                    |x: &Matrix| ops::rms_norm(x, weight, run, *weight_offset, *epsilon);
                 match residual {
                     None => (*out, normalize(read(*input))),
                     Some(residual) => {
@@ -103,16 +108,29 @@ impl Model {
                 (*out, rotated)
             }
             Op::Attention(op) => {
-                let Attention { query, key, value, out, group, sinks, .. } = op;
+                let Attention { query, new, out, group, sinks, .. } = op;
                 let group = usize::from(group.0);
                 let sinks = sinks.map(|sinks| self.weight(sinks).elements());
-                let inputs = [read(*query), read(*key), read(*value)];
+                let new = new.map(|new| [read(new.key), read(new.value)]);
                 let table = row.tables[group];
-                (*out, attention(op, inputs, sinks, &mut kv[group], table, row.position))
+                (*out, attention(op, read(*query), new, sinks, &mut kv[group], table, row.position))
+            }
+            Op::ScaleByPosition { input, beta, original_context, out } => {
+                let input = read(*input);
+                (*out, ops::scale_by_position(input, row.position, *beta, *original_context))
             }
             Op::GatedActivation { gate, up, activation, out } => {
-                let function = ops::gate(*activation);
-                (*out, ops::gated_activation(read(*gate), read(*up), function))
+                (*out, ops::gated_activation(read(*gate), read(*up), *activation))
+            }
+            Op::MixtureOfExperts(op) => {
+                (op.out, mixture(op, read(op.input), read(op.scores), &self.parts(op)))
+            }
+            Op::Multiply { input, weight, out } => {
+                (*out, ops::multiply(read(*input), self.weight(*weight).elements()))
+            }
+            Op::SelectColumns { input, first, out } => {
+                let columns = self.program.values()[out.index()].width as usize;
+                (*out, ops::select_columns(read(*input), *first as usize, columns))
             }
             Op::Add { left, right, out } => (*out, read(*left).zip(read(*right), |x, y| x + y)),
             Op::Scale { input, factor, out } => (*out, read(*input).map(|x| x * factor)),
@@ -125,6 +143,22 @@ impl Model {
             }
         };
         values[out.index()] = result;
+    }
+
+    fn parts(&self, op: &MixtureOfExperts) -> Parts<'_> {
+        let layer = |linear: ExpertLinear| Layer {
+            weight: self.weight(linear.weight),
+            bias: linear.bias.map(|bias| self.weight(bias)),
+        };
+        let of_each =
+            |weight: Option<WeightId>| weight.map(|weight| self.weight(weight).elements());
+        Parts {
+            gate: layer(op.gate),
+            up: layer(op.up),
+            down: layer(op.down),
+            selection_bias: of_each(op.routing.selection_bias),
+            scales: of_each(op.routing.scales),
+        }
     }
 
     fn weight(&self, id: WeightId) -> &Matrix {

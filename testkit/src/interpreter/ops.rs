@@ -18,15 +18,23 @@ pub(super) fn embed(table: &Matrix, tokens: &[Token], scale: f32) -> Matrix {
     out
 }
 
-/// `x / sqrt(mean(x²) + epsilon) * (weight + offset)` over each run of `weight.len()` columns.
-pub(super) fn rms_norm(input: &Matrix, weight: &[f32], offset: f32, epsilon: f32) -> Matrix {
+/// `x / sqrt(mean(x²) + epsilon) * (weight + offset)` over each run of `run` columns; no weight
+/// stands for ones.
+pub(super) fn rms_norm(
+    input: &Matrix,
+    weight: Option<&[f32]>,
+    run: usize,
+    offset: f32,
+    epsilon: f32,
+) -> Matrix {
     let mut out = input.clone();
     for row in 0..input.rows() {
-        for run in out.row_mut(row).chunks_mut(weight.len()) {
+        for run in out.row_mut(row).chunks_mut(run) {
             let squares: f64 = run.iter().map(|&x| f64::from(x).powi(2)).sum();
             let root = (squares / run.len() as f64 + f64::from(epsilon)).sqrt();
-            for (x, &weight) in run.iter_mut().zip(weight) {
-                *x = (f64::from(*x) / root * (f64::from(weight) + f64::from(offset))) as f32;
+            for (column, x) in run.iter_mut().enumerate() {
+                let weight = weight.map_or(1.0, |weight| f64::from(weight[column]));
+                *x = (f64::from(*x) / root * (weight + f64::from(offset))) as f32;
             }
         }
     }
@@ -78,23 +86,76 @@ pub(super) fn rope(
     out
 }
 
-/// `activation(gate) * up`
-pub(super) fn gated_activation(gate: &Matrix, up: &Matrix, activation: Gate) -> Matrix {
-    gate.zip(up, |gate, up| (activation(f64::from(gate)) * f64::from(up)) as f32)
+/// `activation(gate, up)`, where the gate has as many columns as `up`, or one.
+pub(super) fn gated_activation(gate: &Matrix, up: &Matrix, activation: Activation) -> Matrix {
+    let mut out = up.clone();
+    for row in 0..up.rows() {
+        for (column, x) in out.row_mut(row).iter_mut().enumerate() {
+            let gate = gate.row(row)[column % gate.columns()];
+            *x = gated(activation, gate.into(), (*x).into()) as f32;
+        }
+    }
+    out
 }
 
-/// A nonlinearity.
-pub(super) type Gate = fn(f64) -> f64;
-
 /// The function of an activation.
-pub(super) fn gate(activation: Activation) -> Gate {
+pub(super) fn gated(activation: Activation, gate: f64, up: f64) -> f64 {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match activation {
-        Activation::Silu => |x| x / (1.0 + (-x).exp()),
-        Activation::GeluTanh => |x| {
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
-            0.5 * x * (1.0 + inner.tanh())
-        },
+        Activation::Identity => gate * up,
+        Activation::Sigmoid => sigmoid(gate) * up,
+        Activation::Silu => gate * sigmoid(gate) * up,
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
+            0.5 * gate * (1.0 + inner.tanh()) * up
+        }
+        Activation::ClampedSwiglu { slope, limit } => {
+            let (slope, limit) = (f64::from(slope), f64::from(limit));
+            // Not `clamp` and `min`, which lose a NaN or panic on one.
+            let gate = if gate > limit { limit } else { gate };
+            let up = if up > limit { limit } else { up };
+            let up = if up < -limit { -limit } else { up };
+            gate * sigmoid(slope * gate) * (up + 1.0)
+        }
     }
+}
+
+/// `input * (1 + beta * ln(1 + floor(position / original_context)))`
+///
+/// The factor is rounded to f32, as it is where models are trained.
+pub(super) fn scale_by_position(
+    input: &Matrix,
+    first_position: usize,
+    beta: f32,
+    original_context: u32,
+) -> Matrix {
+    let mut out = input.clone();
+    for row in 0..input.rows() {
+        let passed = (first_position + row) / original_context as usize;
+        let factor = (1.0 + f64::from(beta) * (passed as f64).ln_1p()) as f32;
+        out.row_mut(row).iter_mut().for_each(|x| *x *= factor);
+    }
+    out
+}
+
+/// `input * weight`, where the weight has one number, or one for each column.
+pub(super) fn multiply(input: &Matrix, weight: &[f32]) -> Matrix {
+    let mut out = input.clone();
+    for row in 0..input.rows() {
+        for (column, x) in out.row_mut(row).iter_mut().enumerate() {
+            *x *= weight[column % weight.len()];
+        }
+    }
+    out
+}
+
+/// Columns `first..first + columns`.
+pub(super) fn select_columns(input: &Matrix, first: usize, columns: usize) -> Matrix {
+    let mut out = Matrix::zeros(input.rows(), columns);
+    for row in 0..input.rows() {
+        out.row_mut(row).copy_from_slice(&input.row(row)[first..first + columns]);
+    }
+    out
 }
 
 /// `cap * tanh(x / cap)`

@@ -108,7 +108,7 @@ fn kernel_shape(
         element: geometry.kv_element,
         tokens: shape.tokens(),
         heads: of_device(placement.widths[attention.query.index()]),
-        kv_heads: of_device(placement.widths[attention.key.index()]),
+        kv_heads: placement.kv_heads(attention.kv_heads as usize) / placement.devices,
         head_dim,
         pages: geometry.pages[group] + 1,
         page_size: geometry.page_size,
@@ -192,9 +192,7 @@ impl Lowering<'_> {
         let (devices, group) = (self.placement.devices, usize::from(attention.group.0));
         let layer = kv_index(self.program, attention);
         let query = self.value(attention.query)?;
-        let key = self.value(attention.key)?;
-        let value = self.value(attention.value)?;
-        let destinations = self.destinations(group);
+        let new = self.new_kv(attention)?;
         let rows = self.rows.as_mut().ok_or_else(missing)?;
         let name = rows.kernel(&mut self.function, kernels, &shape).ok_or_else(missing)?;
         let tables = rows.tables(&mut self.function, group, &self.tables[group]);
@@ -207,23 +205,20 @@ impl Lowering<'_> {
         let across = if devices == 1 { Sharding::REPLICATED } else { Sharding::along(1) };
         let whole = Sharding::REPLICATED;
         let kv_sharding = kv_sharding(self.placement);
-        let inputs = [
-            (&query, across),
-            (&key, across),
-            (&value, across),
-            (&self.kv[layer], kv_sharding),
-            (&destinations, whole),
-            (&self.token_slots, whole),
-            (&rows.kv_lens, whole),
-            (&tables, whole),
-            (&rows.bounds, whole),
-            (&rows.count, whole),
-        ];
+        let mut inputs = vec![(&query, across), (&self.kv[layer], kv_sharding)];
+        inputs.push((&self.token_slots, whole));
+        let of_rows = [&rows.kv_lens, &tables, &rows.bounds, &rows.count];
+        inputs.extend(of_rows.map(|value| (value, whole)));
+        if let Some([key, value, destinations]) = &new {
+            inputs.extend([(key, across), (value, across), (destinations, whole)]);
+        }
         let body = |f: &mut Function, local: &[Value]| {
-            let [query, key, value, kv, destinations, slots, rows @ ..] = local else {
-                return Vec::new();
+            let [query, kv, slots, rows @ ..] = local else { return Vec::new() };
+            let (rows, new) = rows.split_at(of_rows.len());
+            let kv = match new {
+                [key, value, destinations] => heads.write(f, key, value, kv, destinations),
+                _ => kv.clone(),
             };
-            let kv = heads.write(f, key, value, kv, destinations);
             let out = heads.call(f, (&name, &shape), query, &kv, rows);
             vec![heads.without_padding(f, &out, slots), kv]
         };

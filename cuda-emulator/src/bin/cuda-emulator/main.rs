@@ -7,7 +7,8 @@
 //! the kernel could not be run.
 
 mod argument;
-mod ptxas;
+mod list;
+mod roofline;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -76,6 +77,12 @@ struct Command {
     /// Models an L2 cache of this size in megabytes.
     #[arg(long, value_name = "MEGABYTES")]
     l2: Option<u64>,
+    /// Estimates the least time of the launch on real devices from its counts.
+    #[arg(long)]
+    roofline: bool,
+    /// Shows the machine code that ptxas makes for an architecture.
+    #[arg(long, value_name = "ARCHITECTURE", num_args = 0..=1, default_missing_value = "sm_80")]
+    sass: Option<String>,
     /// How many values of each buffer to show after the run.
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -105,14 +112,18 @@ fn execute(command: &Command, out: &mut impl Write) -> Result<bool, Failure> {
     if let Some(path) = &command.ptx {
         std::fs::write(path, &ptx)?;
     }
+    if let Some(architecture) = &command.sass {
+        list::machine_code(command, &ptx, architecture, out)?;
+        return Ok(true);
+    }
     let mut memory = Memory::default();
     let program = Program::load(&ptx, &mut memory)?;
     match &command.kernel {
         None => {
-            list(command, &program, &ptx, out)?;
+            list::list(command, &program, &ptx, out)?;
             Ok(true)
         }
-        Some(name) => run(command, &program, name, memory, out),
+        Some(name) => run(command, &program, name, memory, &ptx, out),
     }
 }
 
@@ -141,63 +152,6 @@ fn ptx(command: &Command) -> Result<String, Failure> {
         writeln!(io::stderr(), "{}", compiled.log.trim())?;
     }
     Ok(compiled.ptx)
-}
-
-fn list(
-    command: &Command,
-    program: &Program,
-    ptx: &str,
-    out: &mut impl Write,
-) -> Result<(), Failure> {
-    let hardware = ptxas::resources(ptx, &program.module().target);
-    let mut all = Vec::new();
-    for name in program.kernel_names() {
-        let found = program.kernel(name);
-        let resources = hardware.get(name);
-        match found {
-            Ok(kernel) => {
-                let sizes: Vec<usize> = kernel.parameters().iter().map(|one| one.bytes).collect();
-                if command.json {
-                    all.push(json!({
-                        "kernel": name,
-                        "parameters": sizes,
-                        "static_shared": kernel.static_shared_bytes(),
-                        "local": kernel.local_bytes(),
-                        "max_threads": kernel.max_threads(),
-                        "instructions": kernel.instructions(),
-                        "virtual_registers": kernel.virtual_registers(),
-                        "registers": resources.map(|r| r.registers),
-                        "spilled": resources.map(|r| r.spilled),
-                    }));
-                    continue;
-                }
-                writeln!(out, "{name}")?;
-                writeln!(out, "  parameters of {sizes:?} bytes")?;
-                writeln!(
-                    out,
-                    "  {} bytes of shared memory, {} of local memory a thread, {} instructions",
-                    kernel.static_shared_bytes(),
-                    kernel.local_bytes(),
-                    kernel.instructions()
-                )?;
-                if let Some(resources) = resources {
-                    writeln!(
-                        out,
-                        "  {} registers, {} bytes spilled (ptxas)",
-                        resources.registers, resources.spilled
-                    )?;
-                }
-            }
-            Err(error) if command.json => {
-                all.push(json!({ "kernel": name, "error": error.to_string() }));
-            }
-            Err(error) => writeln!(out, "{name}\n  can't be run: {error}")?,
-        }
-    }
-    if command.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
-    }
-    Ok(())
 }
 
 fn checks(command: &Command) -> Result<Checks, Failure> {
@@ -234,6 +188,7 @@ fn run(
     program: &Program,
     name: &str,
     mut memory: Memory,
+    ptx: &str,
     out: &mut impl Write,
 ) -> Result<bool, Failure> {
     let kernel = program.kernel(name)?;
@@ -242,13 +197,7 @@ fn run(
         let found = command.argument.len();
         return Err(format!("{name} takes {expected} arguments, {found} are given").into());
     }
-    let mut arguments = Arguments::new();
-    let mut buffers = Vec::new();
-    for argument in &command.argument {
-        let place = argument.place(&mut memory)?;
-        arguments = place.append(arguments);
-        buffers.extend(place.buffer());
-    }
+    let (arguments, buffers) = place(command, &mut memory)?;
     let options = Options {
         checks: checks(command)?,
         counting: Counting {
@@ -264,6 +213,7 @@ fn run(
         grid: axes(&command.grid),
         block: axes(&command.block),
         dynamic_shared: command.shared,
+        cluster: None,
     };
     let outcome = launch(&kernel, &memory, &shape, arguments.bytes(), &options)?;
     let shown: Vec<Vec<f64>> = buffers
@@ -271,9 +221,12 @@ fn run(
         .filter(|_| command.show > 0)
         .map(|buffer| buffer.values(&memory, command.show))
         .collect::<Result<_, _>>()?;
+    let estimates =
+        if command.roofline { roofline::estimates(command, name, ptx)? } else { Vec::new() };
     if command.json {
         let report = json!({
             "kernel": name,
+            "roofline": estimates,
             "reports": outcome.reports,
             "counts": outcome.counts,
             "buffers": shown,
@@ -281,8 +234,24 @@ fn run(
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         print(&outcome, &shown, options.counting.l2.is_some(), out)?;
+        roofline::print(&estimates, out)?;
     }
     Ok(outcome.errors().next().is_none())
+}
+
+/// Puts the arguments into device memory: the parameter block, and the buffers.
+fn place(
+    command: &Command,
+    memory: &mut Memory,
+) -> Result<(Arguments, Vec<argument::Buffer>), Failure> {
+    let mut arguments = Arguments::new();
+    let mut buffers = Vec::new();
+    for argument in &command.argument {
+        let place = argument.place(memory)?;
+        arguments = place.append(arguments);
+        buffers.extend(place.buffer());
+    }
+    Ok((arguments, buffers))
 }
 
 fn print(

@@ -1,10 +1,9 @@
 //! Atomic operations.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use crate::check::Access;
 use crate::count::{Class, Sectors};
 use crate::machine::action::Action;
+use crate::machine::bulk::Update;
 use crate::machine::context::{Context, Place, lanes};
 use crate::machine::float::{Bf16, F16, Half, canonical};
 use crate::machine::form::Form;
@@ -50,15 +49,19 @@ pub(super) const TABLE: &[Op] = &[
             "red(|.global|.shared).(inc|dec).u32 [d0], r1",
             "red(|.global|.shared).add.noftz.(f16|bf16) [d0], h1",
             "red(|.global|.shared).add.noftz.(f16x2|bf16x2) [d0], r1",
+            "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.(add|min|max|inc|dec).u32 [r0], r1, [r2]",
+            "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.(and|or|xor).b32 [r0], r1, [r2]",
+            "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u64 [r0], d1, [r2]",
         ],
         compile: |form| atomic(form, false),
     },
 ];
 
-/// The new value from the old one and the operands.
-type Update = fn(u64, u64, u64) -> u64;
-
 fn atomic(form: &mut Form<'_, '_>, returns: bool) -> Compiled {
+    if form.flag("async") {
+        form.class = Class::Copy;
+        return super::bulk::reduce_async(form);
+    }
     let acquires = form.flag("acquire") || form.flag("acq_rel");
     let releases = form.flag("release") || acquires;
     form.ignore(&["relaxed", "cta", "cluster", "gpu", "sys", "noftz"]);
@@ -152,23 +155,8 @@ fn apply<'m>(
     f: impl Fn(u64) -> u64,
 ) -> u64 {
     match place {
-        Place::Global(allocation, offset) => match size {
-            2 => {
-                let cell = allocation.cell16(offset);
-                let change = |old| Some(f(u64::from(old)) as u16);
-                u64::from(cell.fetch_update(Relaxed, Relaxed, change).unwrap_or_else(|old| old))
-            }
-            4 => {
-                let cell = allocation.cell32(offset);
-                let change = |old| Some(f(u64::from(old)) as u32);
-                u64::from(cell.fetch_update(Relaxed, Relaxed, change).unwrap_or_else(|old| old))
-            }
-            _ => {
-                let cell = allocation.cell64(offset);
-                cell.fetch_update(Relaxed, Relaxed, |old| Some(f(old))).unwrap_or_else(|old| old)
-            }
-        },
-        // A block runs on one host thread.
+        Place::Global(allocation, offset) => allocation.update(offset, size as u64, f),
+        // A cluster runs on one host thread.
         other => {
             let old = context.load(other, 0, size);
             context.store(other, 0, size, f(old));
@@ -177,7 +165,7 @@ fn apply<'m>(
     }
 }
 
-fn update(name: &str, ty: Type) -> Option<Update> {
+pub(super) fn update(name: &str, ty: Type) -> Option<Update> {
     let f: Update = match (name, ty) {
         ("add", Type::U32 | Type::S32) => {
             |old, a, _| u64::from((old as u32).wrapping_add(a as u32))

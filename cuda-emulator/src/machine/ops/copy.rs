@@ -1,12 +1,10 @@
-//! `cp.async`: copies from device memory to shared memory that the thread does not wait for.
+//! `cp`: copies between device memory and shared memory that the thread does not wait for.
 
 use crate::check::Access;
 use crate::count::{Class, Sectors};
 use crate::machine::action::Action;
-use crate::machine::context::{Context, Place, Trap, lanes};
-use crate::machine::copies::Flying;
+use crate::machine::context::{Context, Copy, Place, Trap, lanes};
 use crate::machine::form::Form;
-use crate::machine::registers::LANES;
 use crate::ptx::{PtxError, Space};
 
 use super::Op;
@@ -25,13 +23,43 @@ pub(super) const TABLE: &[Op] = &[Op {
         "cp.async.commit_group",
         "cp.async.wait_group 1",
         "cp.async.wait_all",
+        "cp.async.mbarrier.arrive(|.noinc)(|.shared|.shared::cta).b64 [r0]",
+        "cp.async.bulk.(shared::cluster|shared::cta).global.mbarrier::complete_tx::bytes [r0], [d0], r1, [r2]",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [r0], [d0], r1, [r2], d1",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [r0], [d0], r1, [r2], h0",
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [r0], [r1], r2, [r3]",
+        "cp.async.bulk.global.shared::cta.bulk_group(|.L2::cache_hint) [d0], [r0], r1",
+        "cp.async.bulk.prefetch.L2.global [d0], r0",
+        "cp.async.bulk.tensor.1d.(shared::cluster|shared::cta).global(|.tile).mbarrier::complete_tx::bytes [r0], [d0, {r1}], [r2]",
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [r0], [d0, {r1, r2}], [r3]",
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [r0], [d0, {r1, r2}], [r3], d1",
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [r0], [d0, {r1, r2, r3}], [r4], h0",
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [r0], [d0, {r1, r2, r3, r4}], [r5]",
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [r0], [d0, {r1, r2, r3, r4, r5}], [r6]",
+        "cp.async.bulk.tensor.2d.global.shared::cta(|.tile).bulk_group(|.L2::cache_hint) [d0, {r1, r2}], [r0]",
+        "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [d0, {r1, r2, r3, r4, r5}], [r0]",
+        "cp.async.bulk.prefetch.tensor.2d.L2.global [d0, {r1, r2}]",
+        "cp.async.bulk.commit_group",
+        "cp.async.bulk.wait_group(|.read) 0",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.(u32|s32|u64|f32|f64) [d0], [r0], r1",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.(f16|bf16) [d0], [r0], r1",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.(min|max).(u32|s32|u64|s64) [d0], [r0], r1",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.(and|or|xor).(b32|b64) [d0], [r0], r1",
+        "cp.reduce.async.bulk.tensor.2d.global.shared::cta.(add|min|max|and|or|xor)(|.tile).bulk_group [d0, {r1, r2}], [r0]",
     ],
     compile: cp,
 }];
 
 fn cp(form: &mut Form<'_, '_>) -> Compiled {
-    if !form.flag("async") || form.flag("bulk") {
+    let reduces = form.flag("reduce");
+    if !form.flag("async") {
         return Err(form.missing("async"));
+    }
+    if form.flag("bulk") {
+        return super::bulk::copy(form, reduces);
+    }
+    if form.flag("mbarrier") {
+        return super::mbarrier::arrive_after_copies(form);
     }
     if form.flag("commit_group") {
         form.expect(0)?;
@@ -109,9 +137,9 @@ fn copy(form: &mut Form<'_, '_>) -> Compiled {
             }
             let offset = offset as usize;
             if context.env.checks.shadows_shared() {
-                context.issue_copy(lane, offset, bytes);
+                context.issue_copy(lane, offset, bytes)?;
             }
-            context.core.copies.start(lane, offset, bytes, data);
+            context.core.copies.start(lane, Copy { offset, bytes, data });
         }
         if context.env.count_memory {
             if loaded > 0 {
@@ -151,18 +179,16 @@ fn read(
 }
 
 /// Writes copies that have arrived.
-fn arrive(context: &mut Context<'_, '_>, copies: &[Flying]) -> Result<(), Trap> {
-    for copy in copies {
-        let (offset, bytes) = (copy.offset as usize, usize::from(copy.bytes));
-        let lane = usize::from(copy.lane) % LANES;
+fn arrive(context: &mut Context<'_, '_>, copies: &[(usize, Copy)]) -> Result<(), Trap> {
+    for (lane, Copy { offset, bytes, data }) in copies {
         if context.env.checks.shadows_shared() {
-            context.block.shadow.set_pending(offset, bytes, false);
+            context.block.shadow.arrived(*offset, *bytes);
         }
-        let place = context.shared(lane, offset as u64, bytes as u64, Access::Write)?;
-        for start in (0..bytes).step_by(bytes.min(8)) {
-            let part = bytes.min(8);
+        let place = context.shared(*lane, *offset as u64, *bytes as u64, Access::Write)?;
+        for start in (0..*bytes).step_by((*bytes).min(8)) {
+            let part = (*bytes).min(8);
             let mut value = [0; 8];
-            value[..part].copy_from_slice(&copy.data[start..start + part]);
+            value[..part].copy_from_slice(&data[start..start + part]);
             context.store(place, start, part, u64::from_le_bytes(value));
         }
     }

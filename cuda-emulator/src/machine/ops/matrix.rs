@@ -177,7 +177,7 @@ const K: usize = 32;
 
 /// How elements lie in a fragment register.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Element {
+pub(super) enum Element {
     F16,
     Bf16,
     Tf32,
@@ -188,7 +188,7 @@ enum Element {
 }
 
 impl Element {
-    fn from_type(ty: Type) -> Option<Self> {
+    pub(super) fn from_type(ty: Type) -> Option<Self> {
         Some(match ty {
             Type::F16 => Self::F16,
             Type::Bf16 => Self::Bf16,
@@ -201,8 +201,12 @@ impl Element {
         })
     }
 
+    pub(super) fn is_whole(self) -> bool {
+        matches!(self, Self::Signed | Self::Unsigned)
+    }
+
     /// Elements of a register.
-    fn packed(self) -> usize {
+    pub(super) fn packed(self) -> usize {
         match self {
             Self::Tf32 => 1,
             Self::F16 | Self::Bf16 => 2,
@@ -211,7 +215,7 @@ impl Element {
     }
 
     #[inline(always)]
-    fn real(self, register: u32, index: usize) -> f32 {
+    pub(super) fn real(self, register: u32, index: usize) -> f32 {
         match self {
             Self::F16 => F16::widen((register >> (16 * index)) as u16),
             Self::Bf16 => Bf16::widen((register >> (16 * index)) as u16),
@@ -223,7 +227,7 @@ impl Element {
     }
 
     #[inline(always)]
-    fn whole(self, register: u32, index: usize) -> i32 {
+    pub(super) fn whole(self, register: u32, index: usize) -> i32 {
         let byte = (register >> (8 * index)) as u8;
         if self == Self::Signed { i32::from(byte as i8) } else { i32::from(byte) }
     }
@@ -250,9 +254,8 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
         return Err(form.missing("a shape that these types have"));
     }
     let shape = Shape { a: list(form, 1, 2 * registers)?, b: list(form, 2, registers)?, k };
-    let is_whole = |element| matches!(element, Element::Signed | Element::Unsigned);
     match (d, c) {
-        (Type::S32, Type::S32) if is_whole(a) && is_whole(b) => {
+        (Type::S32, Type::S32) if a.is_whole() && b.is_whole() => {
             let (d, c) = (form.targets::<i32, 4>(0)?, form.sources::<i32, 4>(3)?);
             Ok(tensor(k, move |registers| {
                 let sums = shape.multiply_whole(registers, a, b);
@@ -270,7 +273,7 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
                 }
             }))
         }
-        (Type::F32, Type::F32) if !is_whole(a) && !is_whole(b) => {
+        (Type::F32, Type::F32) if !a.is_whole() && !b.is_whole() => {
             let (d, c) = (form.targets::<f32, 4>(0)?, form.sources::<f32, 4>(3)?);
             Ok(tensor(k, move |registers| {
                 let mut sums = [[0f32; N]; M];

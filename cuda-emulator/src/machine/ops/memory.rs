@@ -48,6 +48,8 @@ pub(super) const TABLE: &[Op] = &[
             "ld.global.v4.(b16|u16) {h0, h1, h2, h3}, [d2]",
             "ld.global.v4.u8 {h0, h1, h2, h3}, [d2]",
             "ld.shared.v4.f32 {r0, r1, r2, r3}, [r4]",
+            "ld.shared::cluster.(b32|u32|f32) r0, [r4]",
+            "ld.shared::cluster.v4.f32 {r0, r1, r2, r3}, [r4]",
             "ld.param.(u32|f32|b32) r0, [parameter]",
             "ld.param.(u64|b64) d0, [parameter]",
         ],
@@ -70,13 +72,17 @@ pub(super) const TABLE: &[Op] = &[
             "st.global.v4.(b32|u32|f32) [d0], {r0, r1, r2, r3}",
             "st.global.v2.(b64|u64|f64) [d2], {d0, d1}",
             "st.shared.v4.(b32|f32) [r4], {r0, r1, r2, r3}",
+            "st.shared::cluster.(b32|u32|f32) [r4], r0",
+            "st.async(|.weak).shared::cluster.mbarrier::complete_tx::bytes.(b32|u32|s32|f32) [r0], r1, [r2]",
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.(b64|u64) [r0], d1, [r2]",
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.(b32|f32) [r0], {r1, r2, r3, r4}, [r5]",
         ],
         compile: st,
     },
     Op {
         name: "cvta",
         class: Class::Move,
-        forms: &["cvta(|.to).(global|shared|local|const|param).u64 d0, d1"],
+        forms: &["cvta(|.to).(global|shared|shared::cluster|local|const|param).u64 d0, d1"],
         compile: cvta,
     },
     Op {
@@ -348,6 +354,10 @@ fn extend(value: u64, size: usize, signed: bool, width: Width) -> u64 {
 }
 
 fn st(form: &mut Form<'_, '_>) -> Compiled {
+    if form.flag("async") {
+        form.class = Class::Copy;
+        return super::bulk::store_async(form);
+    }
     let Shape { count, ty, space, orders, releases } = shape(form, "release")?;
     form.class = class_of(space);
     let elements = form.vector(1)?;

@@ -5,14 +5,18 @@
 mod arithmetic;
 mod atomic;
 mod bits;
+mod bulk;
+mod cluster;
 mod convert;
 mod copy;
 mod floating;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod predicate;
 mod sync;
 mod vote;
+mod wgmma;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -24,6 +28,8 @@ use super::action::Action;
 use super::form::Form;
 
 pub(super) use sync::assertion;
+pub(crate) use wgmma::Wgmma;
+pub(super) use wgmma::watch_registers;
 
 /// An instruction.
 pub(super) struct Op {
@@ -36,7 +42,7 @@ pub(super) struct Op {
     pub(super) compile: fn(&mut Form<'_, '_>) -> Result<Action, PtxError>,
 }
 
-const TABLES: [&[Op]; 11] = [
+const TABLES: [&[Op]; 14] = [
     arithmetic::TABLE,
     floating::TABLE,
     bits::TABLE,
@@ -48,6 +54,9 @@ const TABLES: [&[Op]; 11] = [
     copy::TABLE,
     matrix::TABLE,
     sync::TABLE,
+    mbarrier::TABLE,
+    cluster::TABLE,
+    wgmma::TABLE,
 ];
 
 static BY_NAME: LazyLock<HashMap<&'static str, &'static Op>> =

@@ -33,6 +33,8 @@ pub(super) const TABLE: &[Op] = &[
             "barrier(|.cta).sync(|.aligned) 0",
             "barrier.cta.arrive(|.aligned) 1, 64",
             "barrier.cta.red.popc.aligned.u32 r0, 0, p0",
+            "barrier.cluster.arrive(|.release|.relaxed)(|.aligned)",
+            "barrier.cluster.wait(|.acquire)(|.aligned)",
         ],
         compile: bar,
     },
@@ -40,7 +42,16 @@ pub(super) const TABLE: &[Op] = &[
     Op {
         name: "fence",
         class: Class::Barrier,
-        forms: &["fence(|.sc|.acq_rel).(cta|gpu|sys)"],
+        forms: &[
+            "fence(|.sc|.acq_rel).(cta|cluster|gpu|sys)",
+            "fence.(acquire|release).sync_restrict::shared::cta.cluster",
+            "fence.mbarrier_init.release.cluster",
+            "fence.proxy.async(|.global|.shared::cta|.shared::cluster)",
+            "fence.proxy.async::generic.(acquire|release).sync_restrict::shared::cluster.cluster",
+            "fence.proxy.alias",
+            "fence.proxy.tensormap::generic.release.gpu",
+            "fence.proxy.tensormap::generic.acquire.gpu [d0], 128",
+        ],
         compile: fence,
     },
     Op {
@@ -123,20 +134,63 @@ pub(in crate::machine) fn assertion() -> Action {
 }
 
 fn fence(form: &mut Form<'_, '_>) -> Compiled {
-    form.ignore(&["sc", "acq_rel", "proxy", "async"]);
-    // Other blocks are not concerned by a fence for the own one.
-    let block_only = form.flag("cta");
-    form.ignore(&["gl", "gpu", "sys", "cluster"]);
+    if form.flag("mbarrier_init") {
+        form.ignore(&["release", "cluster"]);
+        form.expect(0)?;
+        return Ok(Action::warp(|context, _| {
+            let warp = context.warp();
+            for barrier in context.block.mbarriers.values_mut() {
+                barrier.fenced |= barrier.owner.0 == warp;
+            }
+            Ok(())
+        }));
+    }
+    if form.flag("proxy") {
+        return proxy_fence(form);
+    }
+    form.ignore(&["sc", "acq_rel", "acquire", "release"]);
+    form.ignore(&["sync_restrict::shared::cta", "sync_restrict::shared::cluster"]);
+    // Other blocks are not concerned by a fence for the own one or the cluster.
+    let near = form.flag("cta") || form.flag("cluster");
+    form.ignore(&["gl", "gpu", "sys"]);
     form.expect(0)?;
     Ok(Action::warp(move |context, _| {
-        if !block_only {
+        if !near {
             context.fence();
         }
         Ok(())
     }))
 }
 
+/// Between ordinary and asynchronous accesses. Other proxies see what is there anyway.
+fn proxy_fence(form: &mut Form<'_, '_>) -> Compiled {
+    let one_way = form.flag("async::generic");
+    if one_way || form.flag("async") {
+        form.ignore(&["acquire", "release", "cluster", "global", "shared::cta", "shared::cluster"]);
+        form.ignore(&["sync_restrict::shared::cta", "sync_restrict::shared::cluster"]);
+        form.expect(0)?;
+        return Ok(Action::warp(|context, _| {
+            let warp = context.warp();
+            context.cluster.clocks.fence(warp);
+            Ok(())
+        }));
+    }
+    if !form.flag("alias") && !form.flag("tensormap::generic") {
+        return Err(form.missing("async, alias or tensormap::generic"));
+    }
+    form.ignore(&["acquire", "release", "cta", "cluster", "gpu", "sys"]);
+    if form.count() > 0 {
+        form.expect(2)?;
+        form.address(0, crate::ptx::Space::Generic)?;
+        form.number(1)?;
+    }
+    Ok(Action::nothing())
+}
+
 fn bar(form: &mut Form<'_, '_>) -> Compiled {
+    if form.flag("cluster") {
+        return super::cluster::barrier(form);
+    }
     form.flag("cta");
     if form.flag("warp") {
         if !form.flag("sync") {

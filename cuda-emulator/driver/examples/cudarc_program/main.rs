@@ -4,6 +4,8 @@
 //!
 //! Each case panics if something is not as the CUDA documentation says.
 
+mod devices;
+
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL as GLOBAL;
@@ -70,6 +72,12 @@ fn main() {
         "capture-misuse" => capture_misuse(),
         "allocation-failure" => allocation_failure(),
         "bad-module" => bad_module(),
+        "peers" => devices::peers(),
+        "pools" => devices::pools(),
+        "registration" => devices::registration(),
+        "tensor-map" => devices::tensor_map(),
+        "launch-attributes" => devices::launch_attributes(),
+        "occupancy" => devices::occupancy(),
         other => panic!("no case {other:?}"),
     }
     println!("{case} is as it should be");

@@ -3,15 +3,14 @@
 //! The library is loaded by its path. [`Nvrtc::find`] takes the one that `CUDA_EMULATOR_NVRTC`
 //! names, or the pinned one of the PyPI package, which is fetched once into a cache directory.
 
-mod fetch;
-
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
 use libloading::Library;
 
-pub use fetch::{PACKAGE, VERSION, cache_directory, toolkit_headers};
+use crate::packages;
+pub use crate::packages::{PACKAGE, PackageError, VERSION, cache_directory, toolkit_headers};
 
 /// What NVRTC could not do.
 #[derive(Debug, thiserror::Error)]
@@ -44,28 +43,9 @@ pub enum NvrtcError {
     /// A name or source with a zero byte.
     #[error("{0} holds a zero byte")]
     ZeroByte(&'static str),
-    /// No directory to keep the library in.
-    #[error(
-        "no cache directory: set UNDERSTORY_CACHE, XDG_CACHE_HOME or HOME, or CUDA_EMULATOR_NVRTC \
-         to the path of libnvrtc"
-    )]
-    NoCache,
-    /// The package can't be fetched.
-    #[error("cannot fetch {package} through pip: {reason}")]
-    Fetch {
-        /// Name and version.
-        package: String,
-        /// What pip says.
-        reason: String,
-    },
-    /// The package isn't what it should be.
-    #[error("{}: {reason}", .path.display())]
-    Package {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The library's package isn't there.
+    #[error("{0}; or set CUDA_EMULATOR_NVRTC to the path of libnvrtc")]
+    Package(#[from] PackageError),
 }
 
 type Program = *mut c_void;
@@ -143,7 +123,7 @@ impl Nvrtc {
     pub fn find() -> Result<Self, NvrtcError> {
         match std::env::var_os("CUDA_EMULATOR_NVRTC").filter(|path| !path.is_empty()) {
             Some(path) => Self::open(Path::new(&path)),
-            None => Self::open(&fetch::library()?),
+            None => Self::open(&packages::nvrtc()?),
         }
     }
 

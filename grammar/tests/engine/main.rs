@@ -1,0 +1,7 @@
+//! Grammars through an engine, on tiny models with random weights.
+
+mod hostile;
+mod identical;
+mod kinds;
+mod schemas;
+mod support;
