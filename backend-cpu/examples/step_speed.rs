@@ -3,10 +3,9 @@
 //!     cargo run --release -p backend-cpu --example step_speed -- MODEL [STREAMS] [THREADS] [PROMPT] [NEW] [COMPUTE] [KV]
 //!
 //! MODEL is a GGUF file or a directory as Hugging Face lays it out. Each of STREAMS sequences has PROMPT
-//! tokens and generates NEW more, greedily; steps are launched one ahead. Prints the time of the
-//! prefill and of
-//! decoding. COMPUTE is `exact`, `bf16`, `int8` or `auto` (default), and KV the format of KV (default
-//! `f32`).
+//! tokens and generates NEW more, greedily; steps are launched one ahead. COMPUTE is `exact`, `bf16`,
+//! `int8` or `auto` (default), and KV the format of KV (default `f32`). Prints the time of the prefill
+//! and of decoding.
 
 use std::{error::Error, sync::Arc, time::Instant};
 

@@ -54,12 +54,17 @@ impl LoadedWeights {
         (compute, fast): (Compute, &[Compute]),
     ) -> Result<WeightPlaces<'a>, BackendError> {
         let mut places = Vec::with_capacity(program.weights().len());
-        for weight in program.weights() {
+        let exact = kept_exact(program);
+        for (index, weight) in program.weights().iter().enumerate() {
             let tensor = weights.tensor(&weight.name)?;
             check_weight_shape(weight, &tensor)?;
+            let compute = match exact.contains(&index) {
+                true => Compute::Exact,
+                false => compute.of(tensor.format(), fast),
+            };
             let place = match self.by_name.get(&weight.name) {
                 Some(known) => *known,
-                None => self.add(&weight.name, &tensor, compute.of(tensor.format(), fast))?,
+                None => self.add(&weight.name, &tensor, compute)?,
             };
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
@@ -121,6 +126,25 @@ impl LoadedWeights {
         let vectors = self.vectors.iter().map(|vector| size_of_val(vector.as_slice()) as u64);
         matrices.chain(vectors).sum()
     }
+}
+
+/// Matrices, by index, that are exact in any precision: routers, since a small change may choose
+/// another expert, and the biases of experts, which multiply nothing.
+fn kept_exact(program: &Program) -> Vec<usize> {
+    let mixtures = program.ops().iter().filter_map(|op| match op {
+        Op::MixtureOfExperts(mixture) => Some(mixture),
+        _ => None,
+    });
+    let mut exact = Vec::new();
+    for mixture in mixtures {
+        let layers = [mixture.gate, mixture.up, mixture.down];
+        exact.extend(layers.iter().filter_map(|layer| layer.bias).map(WeightId::index));
+        exact.extend(program.ops().iter().filter_map(|op| match op {
+            Op::Linear { weight, out, .. } if *out == mixture.scores => Some(weight.index()),
+            _ => None,
+        }));
+    }
+    exact
 }
 
 /// Where a program's weights are.

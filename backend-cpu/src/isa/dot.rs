@@ -50,6 +50,18 @@ pub(crate) trait DotIsa: Isa {
     /// half of `inputs`.
     fn dot_pairs(self, sum: Self::F32, weights: Self::Pairs, inputs: u32) -> Self::F32;
 
+    /// The greatest lane, in any order of comparison.
+    #[inline(always)]
+    fn greatest_of_all(self, a: Self::F32) -> f32 {
+        self.greatest(a)
+    }
+
+    /// The sum of all lanes, in any order of addition: for sums that are exact.
+    #[inline(always)]
+    fn sum_of_all(self, a: Self::F32) -> f32 {
+        self.sum(a)
+    }
+
     /// Stores integral values between -128 and 127 as bytes.
     fn store_i8(self, value: Self::F32, to: &mut [i8; LANES]);
     /// Rounds to bf16, to nearest, ties to even. NaN stays NaN.

@@ -95,6 +95,16 @@ macro_rules! common {
         }
 
         #[inline(always)]
+        fn greatest_of_all(self, a: __m512) -> f32 {
+            intrinsics!(_mm512_reduce_max_ps(a))
+        }
+
+        #[inline(always)]
+        fn sum_of_all(self, a: __m512) -> f32 {
+            intrinsics!(_mm512_reduce_add_ps(a))
+        }
+
+        #[inline(always)]
         fn store_i8(self, value: __m512, to: &mut [i8; LANES]) {
             intrinsics!({
                 let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value));

@@ -102,12 +102,10 @@ impl DotOp for Quantize<'_> {
 fn quantize<S: DotIsa>(isa: S, values: [S::F32; 2]) -> RowBlock {
     let zero = isa.splat(0.0);
     let mut greatest = zero;
-    let mut poison = zero;
     for value in values {
         greatest = isa.max(greatest, isa.max(value, isa.sub(zero, value)));
-        poison = isa.mul_add(value, zero, poison);
     }
-    let greatest = isa.greatest(greatest);
+    let greatest = isa.greatest_of_all(greatest);
     let inverse = if greatest > f32::MIN_POSITIVE * 128.0 { 127.0 / greatest } else { 0.0 };
     let mut bytes = [[0; LANES]; 2];
     let mut sum = zero;
@@ -116,9 +114,11 @@ fn quantize<S: DotIsa>(isa: S, values: [S::F32; 2]) -> RowBlock {
         sum = isa.add(sum, quant);
         isa.store_i8(quant, bytes);
     }
-    // Whole numbers below 2^24: exact in any order.
-    let sum = isa.sum(sum) as i32;
-    let scale = greatest / 127.0 + isa.sum(poison);
+    // Whole numbers below 2^24, so exact in any order; or not a number, as a value that is not
+    // finite makes a quant that is none.
+    let sum = isa.sum_of_all(sum);
+    let scale = if sum.is_nan() { f32::NAN } else { greatest / 127.0 };
+    let sum = sum as i32;
     let mut quants = [0; 8];
     for (word, bytes) in quants.iter_mut().zip(bytes.as_flattened().as_chunks::<4>().0) {
         *word = i32::from_le_bytes(bytes.map(i8::cast_unsigned));
