@@ -17,6 +17,7 @@ PARTS = {
     "tokenizers": "reference.tokenizer_fixtures",
     "gguf": "reference.tiny_ggufs",
     "blocks": "reference.blocks",
+    "quantized": "reference.quantized",
     "chat": "reference.chat_templates",
     "sampling": "reference.sampling",
     "smollm2": "reference.smollm2",

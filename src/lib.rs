@@ -45,8 +45,8 @@
 //! # Features
 //!
 //! `cpu` (default): the embedded backend, which needs nothing installed. `hub` (default): models
-//! from the Hugging Face hub. `xla`: TPUs and other devices through a PJRT plugin. None changes
-//! what another does.
+//! from the Hugging Face hub. `xla`: TPUs and other devices through a PJRT plugin. `grammar`:
+//! structured output. None changes what another does.
 
 #![forbid(unsafe_code)]
 
@@ -71,18 +71,21 @@ pub use serde_json;
 pub use backend_cpu as cpu;
 #[cfg(feature = "xla")]
 pub use backend_xla as xla;
+/// Structured output.
+#[cfg(feature = "grammar")]
+pub use grammar;
 
 /// What most programs import.
 pub mod prelude {
     pub use crate::backend::{Backend, Compute, KvFormat, Progress};
-    pub use crate::engine::{Engine, EngineOptions, Generation, KvMemory, Shutdown};
+    pub use crate::engine::{Engine, EngineOptions, FitEstimate, Generation, KvMemory, Shutdown};
     pub use crate::error::{EngineError, GenerateError, GenerationError, SubmitError};
     pub use crate::request::{
         FinishReason, Finished, GenerationEvent, Output, Prompt, Request, SamplingParams,
     };
     pub use crate::source::{FetchOptions, ModelSource};
     pub use crate::text::ChatMessage;
-    pub use crate::{BackendChoice, LoadError, Namespace, Token, one_line};
+    pub use crate::{BackendChoice, LoadError, Loader, Namespace, Token, one_line};
 }
 
 /// The programs in the README are compiled.

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use engine_core::backend::Progress;
-use engine_core::engine::{Engine, EngineOptions};
+use engine_core::engine::{Engine, EngineOptions, FitEstimate};
 use engine_core::error::EngineError;
+use engine_core::model::open_model;
 
 use crate::source::{FetchOptions, ModelSource, SourceError};
 use crate::{BackendChoice, BackendChoiceError};
@@ -115,6 +116,23 @@ impl<'a> Loader<'a> {
         let path = source.resolve(&self.fetch, progress)?;
         let backend = choice.open(&self.fetch, progress)?;
         Ok(Engine::builder().options(self.options).load(path, backend.as_ref(), progress)?)
+    }
+}
+
+impl Loader<'_> {
+    /// What [`start`](Self::start) would take of the device, and what the engine would hold. Fetches
+    /// as `start` does, and reads the model's headers, but loads no weights.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`].
+    pub fn estimate(mut self) -> Result<FitEstimate, LoadError> {
+        let progress = self.progress.as_mut();
+        let (source, choice) = (self.source?, self.backend?);
+        let path = source.resolve(&self.fetch, progress)?;
+        let backend = choice.open(&self.fetch, progress)?;
+        let model = open_model(&path).map_err(EngineError::from)?;
+        Ok(Engine::builder().options(self.options).estimate(&model, backend.as_ref())?)
     }
 }
 

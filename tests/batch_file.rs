@@ -505,3 +505,51 @@ fn a_dead_engine_is_the_answer_to_every_line() {
     let message = answers[1]["error"]["message"].as_str().unwrap();
     assert!(message.contains("shutting down"), "{message}");
 }
+
+/// What each line of a file with forms is answered.
+fn formed() -> Vec<Value> {
+    let line = |format: Value| {
+        json!({"prompt": "a", "max_tokens": 40, "seed": 3, "response_format": format}).to_string()
+    };
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["n"], "additionalProperties": false});
+    let lines = [
+        line(json!({"type": "text"})),
+        line(json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}})),
+        line(json!({"type": "regex", "pattern": "(ab|cd){3}"})),
+        line(json!({"type": "choice", "choices": ["yes", "no"]})),
+        line(json!({"type": "json_schema", "json_schema": {"schema": {"uniqueItems": true}}})),
+        line(json!("json")),
+    ];
+    answer(&engine(|_| {}), &BatchOptions::default(), lines.join("\n").as_bytes()).0
+}
+
+#[test]
+#[cfg(feature = "grammar")]
+fn an_answer_has_the_form_that_its_line_states() {
+    let answers = formed();
+    assert!(answers[0]["error"].is_null());
+    let document: Value = serde_json::from_str(answers[1]["text"].as_str().unwrap()).unwrap();
+    assert!((0..10).contains(&document["n"].as_i64().unwrap()), "{document}");
+    assert_eq!(answers[1]["finish_reason"], "stop");
+    let text = answers[2]["text"].as_str().unwrap();
+    assert!(text.len() == 6 && text.replace("ab", "").replace("cd", "").is_empty(), "{text}");
+    assert!(["yes", "no"].contains(&answers[3]["text"].as_str().unwrap()));
+    let error = answers[4]["error"].as_str().unwrap();
+    assert!(error.contains("line 5") && error.contains("uniqueItems is not supported"), "{error}");
+    let error = answers[5]["error"].as_str().unwrap();
+    assert!(error.contains("response_format must be an object"), "{error}");
+}
+
+#[test]
+#[cfg(not(feature = "grammar"))]
+fn a_form_is_refused_by_a_build_without_grammars() {
+    let answers = formed();
+    assert!(answers[0]["error"].is_null());
+    for answer in &answers[1..5] {
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.contains("needs a build with the feature `grammar`"), "{error}");
+    }
+    let error = answers[5]["error"].as_str().unwrap();
+    assert!(error.contains("response_format must be an object"), "{error}");
+}

@@ -3,8 +3,8 @@
 use crate::program::Program;
 use crate::weights::Weights;
 use crate::{
-    BackendError, Batch, Capabilities, CompileOptions, Deadline, GroupId, KvFormat, Limits, Masks,
-    PageCopy, StepError, StepResult, Ticket,
+    BackendError, Batch, Capabilities, CompileOptions, Compute, Deadline, Footprint, GroupId,
+    KvFormat, Limits, Masks, PageCopy, StepError, StepResult, Ticket, kit,
 };
 
 /// A device, or several that act as one.
@@ -21,6 +21,53 @@ pub trait Backend: Send + Sync {
         format: KvFormat,
     ) -> u64 {
         format.bytes(program.kv_elements(group).saturating_mul(page_size.into()))
+    }
+
+    /// Bytes that a program's weights take on the device, for products in a precision; by default
+    /// those that they are stored in.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing or can't be read.
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        compute: Compute,
+    ) -> Result<u64, BackendError> {
+        let _ = compute;
+        program.weights().iter().try_fold(0u64, |sum, weight| {
+            Ok(sum.saturating_add(weights.tensor(&weight.name)?.data().len() as u64))
+        })
+    }
+
+    /// Bytes of the values between operations, for steps of up to `limits`: by default in f32, each
+    /// in a place of its own until it is not needed any more.
+    fn activation_bytes(&self, program: &Program, limits: &Limits) -> u64 {
+        kit::activation_bytes(program, limits)
+    }
+
+    /// What [`compile`](Self::compile) will take of the device's memory, found without loading
+    /// anything.
+    ///
+    /// # Errors
+    ///
+    /// As for [`weight_bytes`](Self::weight_bytes).
+    fn footprint(
+        &self,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Result<Footprint, BackendError> {
+        let mut all = Footprint::default();
+        all.kv = kit::kv_bytes(self, programs, &options.limits.pages, options);
+        for program in programs {
+            all.weights =
+                all.weights.saturating_add(self.weight_bytes(program, weights, options.compute)?);
+            let activations = self.activation_bytes(program, &options.limits);
+            all.activations = all.activations.saturating_add(activations);
+        }
+        Ok(all)
     }
 
     /// Turns programs (a target, then drafts; at least one) into one executor. The programs share
@@ -121,6 +168,11 @@ pub trait Executor: Send {
     fn wait_transfer(&mut self, ticket: Ticket, deadline: Deadline) -> Result<(), StepError> {
         let _ = (ticket, deadline);
         Err(StepError::Unsupported { what: "transfers between tiers" })
+    }
+
+    /// What it took of the device's memory; `None` where nobody counts.
+    fn footprint(&self) -> Option<Footprint> {
+        None
     }
 
     /// Shapes that were compiled or captured after [`warm_up`](Executor::warm_up). Stays at 0

@@ -46,7 +46,7 @@ pub use check::{BatchBounds, BatchError};
 pub use clip::{Clip, clip};
 pub use compute::{Compute, UnknownName};
 pub use error::BackendError;
-pub use options::{Capabilities, CompileOptions, KvFormat, Limits};
+pub use options::{Capabilities, CompileOptions, Footprint, KvFormat, Limits};
 pub use radix_cache::{PageId, Token};
 pub use result::{OutputResult, RowFailure, Sampled, StepError, StepResult};
 pub use slots::{AdapterId, SlotId, SlotSampling, SlotState, Slots};

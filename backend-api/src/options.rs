@@ -155,3 +155,27 @@ impl FromStr for KvFormat {
         known.ok_or_else(|| UnknownName::new(text, &Self::ALL))
     }
 }
+
+/// What an executor takes of a device's memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Footprint {
+    /// Weights, as they are kept there.
+    pub weights: u64,
+    /// KV of all page groups, those of the host tier left out.
+    pub kv: u64,
+    /// Values between operations, of the largest step.
+    pub activations: u64,
+}
+
+impl Footprint {
+    /// All of these.
+    pub fn new(weights: u64, kv: u64, activations: u64) -> Self {
+        Self { weights, kv, activations }
+    }
+
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.kv).saturating_add(self.activations)
+    }
+}

@@ -4,14 +4,15 @@ use std::thread::available_parallelism;
 
 use backend_api::{
     Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
-    KvFormat, kit,
+    KvFormat, Limits, kit,
     program::{PageGroup, Program},
     weights::Weights,
 };
 
 use crate::{
     executor::{
-        BACKEND, Compiled, CpuExecutor, Driver, KvMemory, LoadedWeights, Machine, Workers, compile,
+        BACKEND, Compiled, CpuExecutor, Driver, KvMemory, LoadedWeights, Machine, WeightPlaces,
+        Workers, compile, loaded_bytes,
     },
     kernels::kv::{KvLayer, PageShape},
     memory,
@@ -138,6 +139,22 @@ impl Backend for CpuBackend {
         page_shape(group, page_size).page_bytes(format).saturating_mul(group.layers.into())
     }
 
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        compute: Compute,
+    ) -> Result<u64, BackendError> {
+        loaded_bytes(program, weights, (compute, &self.fast_computes()))
+    }
+
+    fn activation_bytes(&self, program: &Program, limits: &Limits) -> u64 {
+        compile(program, &WeightPlaces::planned(program)).map_or_else(
+            |_| kit::activation_bytes(program, limits),
+            |it| it.activation_bytes(limits),
+        )
+    }
+
     fn compile(
         &self,
         programs: &[Program],
@@ -154,9 +171,10 @@ impl Backend for CpuBackend {
             .map(|program| compile(program, &loaded.load(program, weights, compute)?))
             .collect::<Result<Vec<Compiled>, _>>()?;
         let activations = compiled.iter().map(|it| it.activation_bytes(limits));
+        let activations = activations.fold(0, u64::saturating_add);
         let pages = [&limits.pages, host_pages];
         let kv = pages.map(|pages| kit::kv_bytes(self, programs, pages, options));
-        let needed = activations.chain(kv).fold(0, u64::saturating_add);
+        let needed = kv.into_iter().fold(activations, u64::saturating_add);
         let beside = loaded.bytes();
         let what = format!("memory for KV and activations beside {beside} bytes of weights");
         kit::check_memory(what, needed, memory::available_bytes())?;
@@ -171,10 +189,12 @@ impl Backend for CpuBackend {
         let tiers = pages.map(|pages| kv_memory(programs, pages, options));
         let workers = Workers::new(self.pool()?, self.simd);
         let driver = Driver::new(workers, loaded, machines, tiers, limits.slots as usize);
+        let footprint = driver.footprint();
         let bounds = BatchBounds::new(programs, options);
         let groups = programs.iter().map(|program| program.groups().len()).collect();
         let host_pages = host_pages.clone();
-        Ok(Box::new(CpuExecutor::start("understory-cpu", driver, bounds, groups, host_pages)?))
+        let executor = CpuExecutor::start("understory-cpu", driver, bounds, groups, host_pages)?;
+        Ok(Box::new(executor.with_footprint(footprint)))
     }
 }
 

@@ -93,6 +93,18 @@ impl Ptxas {
         self.assemble(ptx, architecture, Path::new("/dev/null")).map(|log| parse(&log))
     }
 
+    /// The machine code of a module, as drivers load it.
+    ///
+    /// # Errors
+    ///
+    /// PTX that ptxas refuses for the architecture.
+    pub fn binary(&self, ptx: &str, architecture: &str) -> Result<Vec<u8>, PtxasError> {
+        let folder = tempfile::tempdir().map_err(|reason| self.failed(reason))?;
+        let file = folder.path().join("module.cubin");
+        self.assemble(ptx, architecture, &file)?;
+        std::fs::read(&file).map_err(|reason| self.failed(reason))
+    }
+
     /// The machine code of a module's kernels as text, one instruction a line.
     ///
     /// # Errors

@@ -28,6 +28,72 @@ fn kernels_are_listed_with_what_they_take() {
 }
 
 #[test]
+fn registers_and_occupancy_come_from_ptxas() {
+    let output = run(&["norm.ptx", "--block", "256", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let kernel = &json[0];
+    for architecture in ["sm_80", "sm_89", "sm_90", "sm_100"] {
+        let found = &kernel["ptxas"][architecture];
+        let registers = found["registers"].as_u64().expect("a number");
+        assert!((8..=40).contains(&registers), "{architecture}: {found}");
+        assert_eq!(found["shared"], 128, "{architecture}");
+        assert_eq!(found["spill_stores"], 0, "{architecture}");
+    }
+    // So few registers are never short: 64 or 48 warps.
+    for (gpu, blocks) in
+        [("A100", 8), ("H100", 8), ("H200", 8), ("B200", 8), ("L4", 6), ("RTX 4090", 6)]
+    {
+        assert_eq!(kernel["occupancy"][gpu]["blocks"], blocks, "{gpu}");
+        assert_eq!(kernel["occupancy"][gpu]["limit"], "warps", "{gpu}");
+    }
+    let listed = text(&run(&["norm.ptx", "--block", "256"]).stdout);
+    assert!(listed.contains("A100: 8 blocks of 256 threads a multiprocessor, 100 %"), "{listed}");
+    assert!(listed.contains("0 spilled and 0 loaded back (ptxas)"), "{listed}");
+}
+
+#[test]
+fn machine_code_is_shown_and_counted() {
+    let output = run(&["prefill.ptx", "--sass", "sm_80", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for name in ["HMMA", "LDSM", "LDGSTS", "EXIT"] {
+        assert!(json["instructions"][name].as_u64() > Some(0), "{name}: {}", json["instructions"]);
+    }
+    let refused = run(&["prefill.ptx", "--sass", "sm_70"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("ptxas refuses the PTX for sm_70"));
+}
+
+#[test]
+fn a_roofline_is_estimated_for_every_device() {
+    let arguments = [
+        "bugs.ptx",
+        "--kernel",
+        "touch",
+        "--grid",
+        "1024",
+        "--block",
+        "256",
+        "--arg",
+        "i32[262144]=iota",
+        "--roofline",
+    ];
+    let json: serde_json::Value =
+        serde_json::from_slice(&run(&[&arguments[..], &["--json"]].concat()).stdout).expect("JSON");
+    let estimates = json["roofline"].as_array().expect("a list");
+    assert_eq!(estimates.len(), 6);
+    for one in estimates {
+        assert_eq!(one["bound"], "memory", "{one}");
+    }
+    // A megabyte is read and written: at 2.039 TB/s.
+    let time = estimates[0]["microseconds"].as_f64().expect("a number");
+    assert!((time - 2.0 * 1048.576e3 / 2.039e6).abs() < 0.01, "{time}");
+    let shown = text(&run(&arguments).stdout);
+    assert!(shown.contains("real kernels take longer"), "{shown}");
+    assert!(shown.contains("RTX 4090"), "{shown}");
+}
+
+#[test]
 fn a_clean_run_shows_counts_and_results() {
     let output = run(&[
         "bugs.ptx",

@@ -28,6 +28,8 @@ fn paged_prefill_gives_attention_on_tensor_cores_without_bank_conflicts() {
         let counts = outcome.counts;
         assert_eq!(counts.shared_wavefronts, counts.shared_wavefronts_ideal);
         assert!(counts.of(Class::Tensor) > 0);
+        // bf16: two bytes.
+        assert_eq!(counts.tensor_work, 2 * counts.tensor_operations);
     }
 }
 
@@ -55,6 +57,11 @@ fn sampling_follows_the_noise_and_zero_temperature_takes_the_best() {
     for temperature in [0.0, 0.7] {
         cases::sample(SAMPLE, temperature, &Options::default()).unwrap();
     }
+}
+
+#[test]
+fn noise_on_the_border_between_tokens_takes_the_later_one() {
+    cases::sample_borders(SAMPLE, &Options::default()).unwrap();
 }
 
 #[test]

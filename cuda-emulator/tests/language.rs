@@ -6,6 +6,7 @@ use cuda_emulator::{Arguments, Memory, Options, Program, Schedule};
 use support::{Device, assert_clean, shape};
 
 const LANGUAGE: &str = include_str!("../fixtures/language.ptx");
+const FUNCTIONS: &str = include_str!("../fixtures/functions.ptx");
 
 fn gcd(a: i32, b: i32) -> i32 {
     if b == 0 { a } else { gcd(b, a % b) }
@@ -135,4 +136,81 @@ fn blocks_that_wait_for_each_other_get_their_turns() {
         let expected: Vec<i32> = (0..12).map(|i| 1 << i).collect();
         assert_eq!(device.download::<i32>(out, 12), expected, "{schedule:?}");
     }
+}
+
+fn moves(disks: i32, from: usize, to: usize, pegs: &mut [i32; 3]) -> i32 {
+    if disks == 0 {
+        return 0;
+    }
+    let other = 3 - from - to;
+    let first = moves(disks - 1, from, other, pegs);
+    pegs[from] -= 1;
+    pegs[to] += 1;
+    first + 1 + moves(disks - 1, other, to, pegs)
+}
+
+#[test]
+fn functions_call_themselves_with_variables_of_their_own() {
+    let mut device = Device::new(FUNCTIONS);
+    let out = device.room::<i32>(50 * 3);
+    let arguments = Arguments::new().with(out);
+    assert_clean(&device.run("recursion", shape([1, 1, 1], 50), &arguments, &Options::default()));
+    let expected: Vec<i32> = (0..50)
+        .flat_map(|thread| {
+            let disks = thread % 6;
+            let mut pegs = [disks, 0, 0];
+            let count = moves(disks, 0, 2, &mut pegs);
+            let sum: i32 = (0..=thread % 9).map(|level| level * (level + thread)).sum();
+            [count, pegs[0] * 100 + pegs[1] * 10 + pegs[2], sum]
+        })
+        .collect();
+    assert_eq!(device.download::<i32>(out, 50 * 3), expected);
+}
+
+#[test]
+fn lanes_call_different_functions_through_pointers() {
+    let mut device = Device::new(FUNCTIONS);
+    let out = device.room::<i32>(64 * 2);
+    let arguments = Arguments::new().with(out).with(3);
+    assert_clean(&device.run("pointers", shape([1, 1, 1], 64), &arguments, &Options::default()));
+    let operations: [fn(i32, i32) -> i32; 4] =
+        [|a, b| a + b, |a, b| a - b, |a, b| a * b, |a, b| a.min(b)];
+    let expected: Vec<i32> = (0..64)
+        .flat_map(|i| {
+            let area = if i % 2 == 0 { i * i } else { i * 3 };
+            [operations[(i as usize + 3) % 4](i, 7), area]
+        })
+        .collect();
+    assert_eq!(device.download::<i32>(out, 64 * 2), expected);
+}
+
+#[test]
+fn a_recursion_without_end_is_stopped() {
+    // Compilers make loops of such functions.
+    let device = Device::new(
+        ".version 8.8\n.target sm_80\n.address_size 64\n
+         .func deeper(.param .b32 level) {
+             .reg .b32 r<2>; .local .align 4 .b8 own[64];
+             ld.param.u32 r0, [level]; st.local.u32 [own], r0;
+             { .param .b32 next; st.param.b32 [next], r0; call deeper, (next); }
+             ret; }
+         .visible .entry endless() {
+             { .param .b32 first; st.param.b32 [first], 1; call deeper, (first); }
+             ret; }",
+    );
+    let options = Options { instruction_limit: 1 << 20, ..Options::default() };
+    let outcome = device.run("endless", shape([1, 1, 1], 32), &Arguments::new(), &options);
+    let fault = outcome.fault().expect("the stack is full");
+    assert!(fault.to_string().contains("bytes of stack of a thread"), "{fault}");
+}
+
+#[test]
+fn a_pointer_to_no_function_is_not_called() {
+    let mut device = Device::new(FUNCTIONS);
+    let out = device.room::<i32>(32);
+    let arguments = Arguments::new().with(out).with(0x1234u64);
+    let grid = shape([1, 1, 1], 32);
+    let outcome = device.run("wild_pointer", grid, &arguments, &Options::default());
+    let fault = outcome.fault().expect("no function is there");
+    assert!(fault.to_string().contains("call of 0x1234"), "{fault}");
 }

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc, NvrtcError};
 
-const KERNELS: [(&str, &str); 8] = [
+const KERNELS: [(&str, &str); 9] = [
     ("bugs", "compute_80"),
     ("decode", "compute_80"),
+    ("functions", "compute_80"),
     ("hopper", "compute_90a"),
     ("language", "compute_80"),
     ("matvec", "compute_80"),
@@ -80,4 +81,47 @@ fn a_library_that_is_not_there_is_an_error() {
         error.to_string().starts_with("cannot load NVRTC from /no/such/libnvrtc.so"),
         "{error}"
     );
+}
+
+/// Everything that is fetched, into a cache that holds nothing: the hashes are checked.
+#[test]
+fn packages_are_fetched_into_an_empty_cache() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_cuda-emulator"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/norm.cu"))
+        .arg("--json")
+        .env("UNDERSTORY_CACHE", cache.path())
+        .env_remove("CUDA_EMULATOR_NVRTC")
+        .env_remove("CUDA_EMULATOR_PTXAS")
+        .output()
+        .expect("the command starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(json[0]["ptxas"]["sm_80"]["registers"].as_u64() > Some(0), "{json}: {said}");
+    let fetched = |path: &str| cache.path().join("pypi").join(path).is_file();
+    assert!(fetched("nvidia-cuda-nvrtc-cu12-12.9.86/libnvrtc.so.12"));
+    assert!(fetched("nvidia-cuda-nvcc-cu12-12.9.86/ptxas"));
+}
+
+/// A cache that can't be written, and a proxy that isn't there: an error that says what failed.
+#[test]
+fn a_package_that_cannot_be_fetched_is_an_error() {
+    let run = |cache: &Path| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_cuda-emulator"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/norm.cu"))
+            .env("UNDERSTORY_CACHE", cache)
+            .env("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+            .env("PIP_RETRIES", "0")
+            .env_remove("CUDA_EMULATOR_NVRTC")
+            .output()
+            .expect("the command starts")
+    };
+    let cache = tempfile::tempdir().expect("a folder");
+    let output = run(cache.path());
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("cannot fetch nvidia-cuda-nvrtc-cu12==12.9.86 through pip"), "{said}");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    assert_eq!(run(&file.path().join("inside")).status.code(), Some(2));
 }

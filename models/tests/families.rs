@@ -90,6 +90,23 @@ fn the_model_type_of_the_text_decides_within_one_class() {
 }
 
 #[test]
+fn ministral_3_scales_queries_by_what_its_rope_says() {
+    let of = |changes| small("Ministral3ForCausalLM", changes).expect("valid");
+    let scaling = |config: &ModelConfig| {
+        config.query_scaling.map(|scaling| (scaling.beta, scaling.original_context))
+    };
+    let default = of(json!({}));
+    assert_eq!(scaling(&default), Some((0.1, 16_384)));
+    assert_eq!((default.head_dim, rope(&default.layers[0]).theta), (128, 1e6));
+    assert_eq!(rope(&default.layers[0]).rotary(256).attention_factor, 1.0);
+    let parameters = json!({"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4,
+        "original_max_position_embeddings": 64, "llama_4_scaling_beta": 0.5});
+    assert_eq!(scaling(&of(json!({"rope_parameters": parameters}))), Some((0.5, 64)));
+    let plain = json!({"rope_type": "default", "rope_theta": 1e4});
+    assert_eq!(scaling(&of(json!({"rope_parameters": plain}))), None);
+}
+
+#[test]
 fn layers_without_positions_are_listed_or_counted() {
     let rotates = |changes| -> Vec<bool> {
         let config = small("SmolLM3ForCausalLM", changes).expect("valid");

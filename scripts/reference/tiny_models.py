@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from .common import FIXTURES, float32_numbers, versions, write_json
+from .tiny_experts import tiny_experts
 from .tiny_families import tiny_families
 from .tiny_model import TinyModel
 
@@ -181,6 +182,7 @@ def tiny_models() -> dict[str, TinyModel]:
             classic_rope_spelling=True,
         ),
         **tiny_families(),
+        **tiny_experts(),
     }
 
 
@@ -216,10 +218,21 @@ def _randomize(model, tiny: TinyModel) -> None:
     """Draws weights large enough that no layer, bias or norm is negligible in the logits."""
     generator = torch.Generator().manual_seed(tiny.seed)
     is_gemma = model.config.model_type.startswith("gemma")
+    is_gemma_4 = model.config.model_type.startswith("gemma4")
+    # Gemma 4 keeps its factor of a layer as a buffer.
+    factors = [named for named in model.named_buffers() if named[0].endswith("layer_scalar")]
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted([*model.named_parameters(), *factors]):
             noise = torch.randn(parameter.shape, generator=generator)
-            if is_gemma and name.endswith(("model.norm.weight", "language_model.norm.weight")):
+            if name.endswith(("layer_scalar", "router.per_expert_scale", "router.scale")):
+                parameter.copy_(1.0 + 0.2 * noise)
+            elif name.endswith("sinks"):
+                parameter.copy_(noise)
+            elif name.endswith("_bias"):
+                parameter.copy_(0.5 * noise)
+            elif is_gemma_4 and "norm" in name:
+                parameter.copy_(1.0 + 0.2 * noise)
+            elif is_gemma and name.endswith(("model.norm.weight", "language_model.norm.weight")):
                 # Gemma's embeddings are small, or each token would predict itself; its last norm
                 # makes up for it. Gemma multiplies by one plus the weight.
                 parameter.copy_(0.2 * noise + 1.0)
@@ -295,8 +308,12 @@ def load(directory: Path, dtype: torch.dtype, changes: dict | None = None):
     """The model of a directory, with some fields of its configuration changed."""
     config = AutoConfig.from_pretrained(directory)
     config.get_text_config().update(changes or {})
+    # Faster ways to compute experts know no float64.
+    has_experts = getattr(config.get_text_config(), "num_experts_per_tok", None) is not None
+    has_experts |= getattr(config.get_text_config(), "num_experts", None) is not None
+    experts = {"experts_implementation": "eager"} if has_experts else {}
     model = _class_of(config).from_pretrained(
-        directory, config=config, dtype=dtype, attn_implementation="eager"
+        directory, config=config, dtype=dtype, attn_implementation="eager", **experts
     )
     return model.eval()
 

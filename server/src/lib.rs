@@ -22,7 +22,10 @@
 //! | `emit` | from the engine's events to chunks and answers: pure state machines |
 //! | `http` | routes, connections, limits, clients that leave |
 //! | `metrics` | numbers for Prometheus, under the field's names |
-//! | `config` | flags, keys, certificates |
+//! | [`config`] | flags, keys, certificates |
+//! | [`tools`], [`reasoning`] | calls and thoughts, told from content |
+//! | [`kv_events`] | changes of the cache, for routers |
+//! | `page` | the page at `/` |
 //!
 //! Nothing here waits on the runtime's threads for the engine, and dropping what answers a client gives the client's
 //! request up.
@@ -33,7 +36,9 @@ pub mod config;
 mod emit;
 mod http;
 mod intake;
+pub mod kv_events;
 mod metrics;
+mod page;
 mod protocol;
 pub mod reasoning;
 pub mod tools;

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use understory::prelude::*;
 use understory_server::config::{ServeArguments, with_file};
+use understory_server::kv_events::KvEvents;
 use understory_server::{Metrics, Server, refuse_until};
 
 /// Runs large language models. Requests that share a prefix share its KV cache.
@@ -76,6 +77,13 @@ fn serve(arguments: &ServeArguments) -> Outcome<()> {
 
     let server = Server::new(engine.clone(), options.clone(), metrics)?;
     describe(&engine, &options.served_model_name);
+    let _published = match options.kv_events {
+        Some(config) => {
+            let names = server.namespace_names();
+            Some(runtime.block_on(KvEvents::start(engine.clone(), config, names))?)
+        }
+        None => None,
+    };
     let scheme = if tls.is_some() { "https" } else { "http" };
     eprintln!("listening on {scheme}://{address}");
     runtime.block_on(server.serve(listener, tls, stop));
@@ -89,7 +97,7 @@ fn start(arguments: &ServeArguments) -> Outcome<Engine> {
     let mut bars = bars::Bars::default();
     let path = source.resolve(&fetch, &mut bars)?;
     let backend = backend.open(&fetch, &mut bars)?;
-    let builder = Engine::builder().options(arguments.engine.options());
+    let builder = Engine::builder().options(arguments.engine_options());
     let builder = builder.source(arguments.engine.source());
     Ok(builder.load(path, backend.as_ref(), &mut bars)?)
 }

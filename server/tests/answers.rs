@@ -129,14 +129,14 @@ fn a_call_is_told_before_its_arguments_and_these_as_they_come() {
     let mut parser = parser(ToolFormat::Hermes);
     let mut deltas = Vec::new();
     parser.push("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\"", &mut deltas);
-    let Delta::Call { index: 0, id, name } = &deltas[0] else { panic!("{deltas:?}") };
+    let Delta::Call { index: 0, id, name } = deltas[0].clone() else { panic!("{deltas:?}") };
     assert_eq!(name, "f");
     assert!(id.strip_prefix("call_").is_some_and(|id| id.len() == 24));
     assert_eq!(deltas[1..], [Delta::Arguments { index: 0, text: "{\"a\"".into() }]);
     deltas.clear();
     parser.push(": 1}}</tool_call>\n<tool_call>{\"name\": \"f\", \"arguments\": {", &mut deltas);
     assert_eq!(deltas[0], Delta::Arguments { index: 0, text: ": 1}".into() });
-    assert!(matches!(&deltas[1], Delta::Call { index: 1, id: other, .. } if other != id));
+    assert!(matches!(&deltas[1], Delta::Call { index: 1, id: other, .. } if *other != id));
     assert_eq!(deltas[2..], [Delta::Arguments { index: 1, text: "{".into() }]);
 }
 

@@ -104,6 +104,10 @@ impl TokenConstraint for Breaks {
         self.after += tokens as u32;
     }
 
+    fn problem(&self) -> Option<String> {
+        Some("has nothing more to say".to_owned())
+    }
+
     fn duplicate(&self) -> Box<dyn TokenConstraint> {
         Box::new(self.clone())
     }
@@ -118,7 +122,11 @@ fn a_constraint_that_panics_or_allows_nothing_ends_its_own_request() {
             request(&prompt(1, 15), 12).constraint(Box::new(Breaks { after: 3, by_panic }));
         let (events, error) = read_all(engine.submit(broken).unwrap());
         assert_eq!(tokens_of(&events), foretold(&prompt(1, 15), 3));
-        assert!(matches!(error, Some(GenerationError::Constraint { sample: 0, .. })), "{error:?}");
+        let Some(error @ GenerationError::Constraint { sample: 0, .. }) = error else {
+            panic!("{error:?}");
+        };
+        let reason = if by_panic { "on purpose" } else { "has nothing more to say" };
+        assert!(error.to_string().contains(reason), "{error}");
         assert_eq!(free.wait().unwrap()[0].tokens, foretold(&prompt(2, 15), 30));
     }
 }

@@ -18,6 +18,16 @@ fn the_text_model_of_mistral_small_3_equals_transformers() {
 }
 
 #[test]
+fn ministral_3_with_queries_that_grow_equals_transformers() {
+    check_directory("ministral3");
+}
+
+#[test]
+fn ministral_3_from_gguf_equals_transformers() {
+    check_gguf("ministral3");
+}
+
+#[test]
 fn gemma_3_with_two_rotary_bases_equals_transformers() {
     check_directory("gemma3");
 }

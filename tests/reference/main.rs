@@ -6,10 +6,12 @@
 mod backends;
 mod comparison;
 mod driver;
+mod experts;
 mod families;
 mod fixtures;
 mod gemma2;
 mod gemma3;
 mod recorded;
+mod served;
 mod smollm2;
 mod tiny;

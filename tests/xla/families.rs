@@ -7,18 +7,27 @@ use crate::comparison::check_model;
 use crate::fixtures::{self, Expected};
 use crate::support::{open, xla};
 
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 21] = [
+    "llama-tied",
+    "qwen3",
     "gemma2",
     "gemma3",
     "gemma3-wrapped",
+    "gemma4",
+    "gemma4-moe",
     "glm4",
+    "gpt-oss",
     "granite",
+    "ministral3",
     "mistral",
     "mistral-small-3",
+    "mixtral",
     "olmo2",
     "olmo3",
     "phi3",
     "phi4-mini",
+    "qwen2-moe",
+    "qwen3-moe",
     "smollm3",
 ];
 
@@ -26,11 +35,20 @@ const FAMILIES: [&str; 12] = [
 fn each_family_equals_transformers_on_1_and_2_devices() {
     let backends: Vec<Box<dyn Backend>> = [1, 2].map(|devices| open(&xla(devices))).into();
     for name in FAMILIES {
-        let model = open_model(&fixtures::path(&format!("tiny/{name}"))).unwrap();
-        let mut expected: Expected = fixtures::read(&format!("tiny/{name}/expected.json"));
-        // The longest prompt, beyond the windows: each shape takes seconds to compile.
-        expected.prompts.retain(|prompt| prompt.name == "ninety");
-        assert_eq!(expected.prompts.len(), 1, "{name}");
-        check_model(&backends, name, &model, &expected);
+        check(&backends, name);
     }
+}
+
+#[test]
+fn qwen2_with_three_heads_equals_transformers_on_1_device() {
+    check(&[open(&xla(1))], "qwen2");
+}
+
+fn check(backends: &[Box<dyn Backend>], name: &str) {
+    let model = open_model(&fixtures::path(&format!("tiny/{name}"))).unwrap();
+    let mut expected: Expected = fixtures::read(&format!("tiny/{name}/expected.json"));
+    // The longest prompt, beyond the windows: each shape takes seconds to compile.
+    expected.prompts.retain(|prompt| prompt.name == "ninety");
+    assert_eq!(expected.prompts.len(), 1, "{name}");
+    check_model(backends, name, &model, &expected);
 }

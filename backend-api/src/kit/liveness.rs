@@ -1,6 +1,35 @@
 //! When values are needed, and what can lie in the same memory.
 
-use crate::program::{Program, ValueId};
+use crate::{
+    Limits,
+    program::{Program, RowsOf, ValueId},
+};
+
+/// Bytes of a program's values in f32, for steps of up to `limits`: values whose lives don't overlap,
+/// and that have one shape, lie in the same memory.
+pub fn activation_bytes(program: &Program, limits: &Limits) -> u64 {
+    let liveness = Liveness::new(program, &[program.logits(), program.hidden()]);
+    let mut buffers = Buffers::<(u32, u64)>::default();
+    let mut places = vec![None; program.values().len()];
+    for (index, op) in program.ops().iter().enumerate() {
+        for value in op.outputs() {
+            let Some(described) = program.values().get(value.index()) else { continue };
+            let rows = match described.rows {
+                RowsOf::Tokens => limits.tokens,
+                RowsOf::Outputs => limits.outputs,
+            };
+            places[value.index()] = Some(buffers.take((rows, described.width.into())));
+        }
+        for value in liveness.dying_after(index) {
+            if let Some(buffer) = places.get_mut(value.index()).and_then(Option::take) {
+                buffers.give_back(buffer);
+            }
+        }
+    }
+    let values =
+        buffers.into_kinds().into_iter().map(|(rows, width)| width.saturating_mul(rows.into()));
+    values.fold(0, u64::saturating_add).saturating_mul(size_of::<f32>() as u64)
+}
 
 /// For each operation of a program the values that are not needed after it.
 #[derive(Clone, Debug)]

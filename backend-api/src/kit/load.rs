@@ -64,7 +64,7 @@ pub fn check_options(
 /// Bytes of KV that so many pages take on the backend; `pages` has an entry for each group of the
 /// programs, one program after another.
 pub fn kv_bytes(
-    backend: &dyn Backend,
+    backend: &(impl Backend + ?Sized),
     programs: &[Program],
     pages: &[u32],
     options: &CompileOptions,

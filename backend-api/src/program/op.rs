@@ -67,7 +67,7 @@ pub enum Op {
         out: ValueId,
     },
     /// `out = input × weightᵀ (+ bias)`. The weight's split says how devices share it; with
-    /// [`Split::Rows`] the results are summed over devices, and the bias is added once.
+    /// [`Split::Rows`](super::Split::Rows) the results are summed over devices, and the bias is added once.
     Linear {
         /// `[rows, in_features]`.
         input: ValueId,

@@ -106,6 +106,14 @@ pub enum WeightsError {
         /// What does not fit.
         source: TensorError,
     },
+    /// A tensor that is quantized in several parts which don't fit together.
+    #[error("tensor `{name}` can't be put together from its quantized parts: {reason}", name = clip(name))]
+    Quantized {
+        /// The tensor.
+        name: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// The file that holds the tensor is malformed where the tensor needs the file to be right.
     #[error("{} can't give tensor `{name}`", path.display(), name = clip(name))]
     File {

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use backend_api::{InputToken, Mask, Masks, PageCopy, PageId, RowFailure, StepError, Tier};
+use backend_api::{
+    Footprint, InputToken, Mask, Masks, PageCopy, PageId, RowFailure, StepError, Tier,
+};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::{
@@ -94,6 +96,13 @@ impl Driver {
             deferred: HashMap::new(),
             sampling: Sampling::default(),
         }
+    }
+
+    /// What its memory takes, counted.
+    pub(crate) fn footprint(&self) -> Footprint {
+        let kv = self.kv.iter().flatten().map(KvLayer::bytes).sum();
+        let activations = self.machines.iter().map(Machine::buffer_bytes).sum();
+        Footprint::new(self.weights.bytes(), kv, activations)
     }
 
     /// Does what comes in until nobody can send any more.

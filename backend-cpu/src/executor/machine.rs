@@ -49,6 +49,11 @@ impl Machine {
         }
     }
 
+    /// Bytes of its buffers.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        self.buffers.iter().map(|buffer| size_of_val(buffer.as_slice()) as u64).sum()
+    }
+
     /// Runs the program. `kv` is the memory of all page groups of the executor, by layer.
     /// Afterwards [`take_logits`](Self::take_logits) and [`take_hidden`](Self::take_hidden) have
     /// what was computed.

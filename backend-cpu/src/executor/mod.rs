@@ -19,8 +19,8 @@ use std::thread::{self, JoinHandle};
 
 use backend_api::kit::{Tickets, check_copies};
 use backend_api::{
-    BackendError, Batch, BatchBounds, Deadline, Executor, Limits, Masks, PageCopy, Progress,
-    StepError, StepResult, Ticket,
+    BackendError, Batch, BatchBounds, Deadline, Executor, Footprint, Limits, Masks, PageCopy,
+    Progress, StepError, StepResult, Ticket,
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -29,7 +29,7 @@ pub(crate) use self::{
     driver::{Driver, KvMemory},
     forward::Workers,
     machine::Machine,
-    weights::LoadedWeights,
+    weights::{LoadedWeights, WeightPlaces, loaded_bytes},
 };
 use self::{
     driver::{Command, Done, OwnedMask},
@@ -53,6 +53,7 @@ pub(crate) struct CpuExecutor {
     /// Steps whose memory can be used again.
     #[expect(clippy::vec_box, reason = "they cross the channels as boxes")]
     spare: Vec<Box<OwnedBatch>>,
+    footprint: Option<Footprint>,
 }
 
 /// What a ticket stands for.
@@ -96,7 +97,14 @@ impl CpuExecutor {
             driver: Some(driver),
             tickets: Tickets::default(),
             spare: Vec::new(),
+            footprint: None,
         })
+    }
+
+    /// The same executor, whose memory was counted.
+    pub(crate) fn with_footprint(mut self, footprint: Footprint) -> Self {
+        self.footprint = Some(footprint);
+        self
     }
 
     fn send(&mut self, command: Command) -> Result<(), StepError> {
@@ -145,6 +153,10 @@ impl CpuExecutor {
 }
 
 impl Executor for CpuExecutor {
+    fn footprint(&self) -> Option<Footprint> {
+        self.footprint
+    }
+
     fn limits(&self) -> &Limits {
         self.bounds.limits()
     }

@@ -1,11 +1,11 @@
 //! Weights in memory, repacked for the kernels.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use backend_api::{
     BackendError, Compute,
     kit::check_weight_shape,
-    program::{Op, Program, WeightId},
+    program::{Op, Program, Weight, WeightId},
     weights::{Shape, Tensor, Weights, WeightsError},
 };
 
@@ -69,15 +69,11 @@ impl LoadedWeights {
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
         }
-        let mut ones = HashMap::new();
-        for op in program.ops() {
-            if let Op::RmsNorm { weight: None, run, .. } = op {
-                ones.entry(*run).or_insert_with(|| {
-                    self.vectors.push(vec![1.0; *run as usize]);
-                    VectorId(self.vectors.len() - 1)
-                });
-            }
-        }
+        let ones = |run: u32| {
+            self.vectors.push(vec![1.0; run as usize]);
+            (run, VectorId(self.vectors.len() - 1))
+        };
+        let ones = runs_of_ones(program).into_iter().map(ones).collect();
         Ok(WeightPlaces { program, places, ones })
     }
 
@@ -145,6 +141,45 @@ fn kept_exact(program: &Program) -> Vec<usize> {
         }));
     }
     exact
+}
+
+/// Bytes that the weights of a program take once they are loaded for a precision.
+///
+/// # Errors
+/// A weight that is missing or can't be read.
+pub(crate) fn loaded_bytes(
+    program: &Program,
+    weights: &dyn Weights,
+    (compute, fast): (Compute, &[Compute]),
+) -> Result<u64, BackendError> {
+    let exact = kept_exact(program);
+    let mut bytes: usize =
+        runs_of_ones(program).iter().map(|run| *run as usize * size_of::<f32>()).sum();
+    for (index, weight) in program.weights().iter().enumerate() {
+        let tensor = weights.tensor(&weight.name)?;
+        let format = tensor.format();
+        let compute = match exact.contains(&index) {
+            true => Compute::Exact,
+            false => compute.of(format, fast),
+        };
+        bytes += match tensor.shape() {
+            Shape::Vector(len) => len * size_of::<f32>(),
+            Shape::Matrix { rows, cols } => Matrix::bytes_of(format, (rows, cols), compute),
+            Shape::Stack { count, rows, cols } => {
+                count * Matrix::bytes_of(format, (rows, cols), compute)
+            }
+        };
+    }
+    Ok(bytes as u64)
+}
+
+/// The lengths of norms without a weight, each once.
+fn runs_of_ones(program: &Program) -> BTreeSet<u32> {
+    let run = |op: &Op| match op {
+        Op::RmsNorm { weight: None, run, .. } => Some(*run),
+        _ => None,
+    };
+    program.ops().iter().filter_map(run).collect()
 }
 
 /// Where a program's weights are.
@@ -219,6 +254,20 @@ impl WeightPlaces<'_> {
         match self.places.get(weight.index()) {
             Some(WeightPlace::Stack(id)) => Ok(*id),
             _ => Err(self.unsupported(weight, "as a stack of matrices")),
+        }
+    }
+
+    /// Places of weights that aren't loaded, for a program that is compiled to be measured.
+    pub(crate) fn planned(program: &Program) -> WeightPlaces<'_> {
+        let place = |(index, weight): (usize, &Weight)| match weight.shape.len() {
+            1 => WeightPlace::Vector(VectorId(index)),
+            2 => WeightPlace::Matrix(MatrixId(index)),
+            _ => WeightPlace::Stack(StackId(index)),
+        };
+        WeightPlaces {
+            program,
+            places: program.weights().iter().enumerate().map(place).collect(),
+            ones: runs_of_ones(program).into_iter().map(|run| (run, VectorId(0))).collect(),
         }
     }
 

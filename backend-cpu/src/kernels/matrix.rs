@@ -99,6 +99,28 @@ impl Matrix {
         })
     }
 
+    /// Bytes in memory of a matrix in `format`, once it is [packed](Self::pack) for a precision.
+    pub(crate) fn bytes_of(
+        format: Format,
+        (columns, depth): (usize, usize),
+        compute: Compute,
+    ) -> usize {
+        match (compute, format) {
+            (Compute::Int8, Format::Q4_0) => Panels::<Q4_0Quads>::bytes_of(columns, depth),
+            (Compute::Int8, Format::Q4_1) => Panels::<Q4_1Quads>::bytes_of(columns, depth),
+            (Compute::Int8, Format::Q8_0) => Panels::<Q8_0Quads>::bytes_of(columns, depth),
+            (Compute::Int8, Format::F32 | Format::F16 | Format::BF16)
+                if depth.is_multiple_of(Q8_0Quads::DEPTH) =>
+            {
+                Panels::<Q8_0Quads>::bytes_of(columns, depth)
+            }
+            (Compute::Bf16, Format::F32 | Format::F16 | Format::BF16) => {
+                Panels::<Bf16Pairs>::bytes_of(columns, depth)
+            }
+            _ => PackedMatrix::bytes_of(format, columns, depth),
+        }
+    }
+
     /// Inputs: elements of an activation row.
     pub(crate) fn depth(&self) -> usize {
         match self {

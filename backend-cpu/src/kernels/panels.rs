@@ -28,6 +28,13 @@ macro_rules! packed_matrix {
                     $(Format::$format => Self::$variant(Panels::pack(tensor)),)*
                 }
             }
+
+            /// Bytes in memory of a matrix of `columns` outputs and `depth` inputs, once it is packed.
+            pub(crate) fn bytes_of(format: Format, columns: usize, depth: usize) -> usize {
+                match format {
+                    $(Format::$format => Panels::<$block>::bytes_of(columns, depth),)*
+                }
+            }
         }
     };
 }
@@ -178,6 +185,11 @@ impl<B: Block> Panels<B> {
         this
     }
 
+    /// Bytes in memory of a matrix of `columns` outputs and `depth` inputs, once it is packed.
+    pub(crate) fn bytes_of(columns: usize, depth: usize) -> usize {
+        columns.div_ceil(LANES) * depth.div_ceil(B::DEPTH) * size_of::<B>()
+    }
+
     /// Inputs.
     pub(crate) fn depth(&self) -> usize {
         self.depth
@@ -283,6 +295,7 @@ mod tests {
                 let tensor = Tensor::from_f32(format, Shape::matrix(rows, cols), &values).unwrap();
                 let expected = tensor.to_f32();
                 let packed = PackedMatrix::pack(&tensor);
+                assert_eq!(PackedMatrix::bytes_of(format, rows, cols), packed.bytes(), "{format}");
                 if rows == LANES {
                     assert_eq!(packed.bytes(), tensor.data().len(), "{format}");
                 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use backend_api::{
-    Batch, Masks, SlotSampling, Token, Want,
+    Batch, Masks, ProgramId, SlotSampling, Token, Want,
     kit::{OutputRow, output_rows},
 };
 
@@ -70,6 +70,7 @@ impl SamplerInput {
             input.set(place, Field::Start, place as u32);
             input.set(place, Field::Proposal, NONE);
         }
+        input.switch(Switch::Counts, (batch.program == ProgramId::default()).into());
         for (place, row) in logits_rows(batch).enumerate() {
             if is_meant(row.output) {
                 input.add(batch, place, &row);

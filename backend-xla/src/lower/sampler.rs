@@ -70,10 +70,12 @@ pub(crate) enum Switch {
     Top,
     /// How many rows of its chain any row has before it, at most.
     Chain,
+    /// Whether what is sampled is counted: what a draft samples is a proposal, and is not.
+    Counts,
 }
 
 impl Switch {
-    pub(crate) const COUNT: usize = Self::Chain as usize + 1;
+    pub(crate) const COUNT: usize = Self::Counts as usize + 1;
 }
 
 /// Length of the control vector: the switches, then each field for all outputs.
@@ -130,7 +132,7 @@ pub(crate) struct SamplerShape {
 /// likeliest tokens, `[outputs, 2 * MOST_TOP]`: ids, then the bits of their log probabilities.
 ///
 /// Every row has a reply. Of a chain only the rows count up to the first whose token is not its
-/// proposal: their tokens are counted, and the last of them is the slot's next token.
+/// proposal: their tokens are counted if the switch says so, and the last of them is the slot's next token.
 pub(crate) fn sampler(shape: SamplerShape, partitions: usize) -> Module {
     let SamplerShape { slots, outputs, vocab_size, counted } = shape;
     let wide = Type::new(Element::F32, &[outputs, vocab_size]);
@@ -169,10 +171,13 @@ pub(crate) fn sampler(shape: SamplerShape, partitions: usize) -> Module {
     let token = f.select(&is_sampled, &sampled, &given);
     let slot = control.field(&mut f, Field::Slot);
     let (is_used, is_last) = rows.verify(&mut f, &token);
-    let slot_of_used = f.select(&is_used, &slot, &padding);
+    let is_counted = control.is_on(&mut f, Switch::Counts);
+    let is_counted = f.broadcast_to(&is_counted, &is_used, &[]);
+    let is_counted = f.and(&is_used, &is_counted);
+    let slot_of_counted = f.select(&is_counted, &slot, &padding);
     let slot_of_last = f.select(&is_last, &slot, &padding);
     let next_tokens = f.put(&next_tokens, &slot_of_last, &token);
-    let counts = rows.count(&mut f, &counts, &slot_of_used, &token);
+    let counts = rows.count(&mut f, &counts, &slot_of_counted, &token);
 
     let status = rows.status(&mut f, &is_sampled, &nothing_allowed);
     let (replies, likeliest) = rows.reply(&mut f, &token, &status);

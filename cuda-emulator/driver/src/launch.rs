@@ -1,6 +1,6 @@
 //! Launches, occupancy, and tensor maps.
 
-use cuda_emulator::driver::{Answer, Driver, LaunchOptions, Status};
+use cuda_emulator::driver::{Answer, Driver, Status};
 use cuda_emulator::{Launch, Swizzle, TensorMap, TensorType};
 
 use crate::state::{Handle, call, device_call, put, say};
@@ -27,20 +27,13 @@ pub struct Attribute {
 }
 
 impl Configuration {
-    fn shape(&self) -> Launch {
-        Launch {
-            grid: self.grid,
-            block: self.block,
-            dynamic_shared: self.dynamic_shared,
-            cluster: None,
-        }
-    }
-
-    /// What the attributes ask for. Hints change nothing: cache policy, synchronization policy,
-    /// scheduling, priority, memory domains, carveout. A launch that may begin before the one in
-    /// front of it ends begins after it, which it must allow for.
-    unsafe fn options(&self) -> Answer<LaunchOptions> {
-        let mut options = LaunchOptions::default();
+    /// The shape of the launch, and whether it is cooperative. Hints change nothing: cache policy,
+    /// synchronization policy, scheduling, priority, memory domains, carveout. A launch that may
+    /// begin before the one in front of it ends begins after it, which it must allow for.
+    unsafe fn read(&self) -> Answer<(Launch, bool)> {
+        let (grid, block, dynamic_shared) = (self.grid, self.block, self.dynamic_shared);
+        let mut shape = Launch { grid, block, dynamic_shared, cluster: None };
+        let mut cooperative = false;
         if self.attributes.is_null() && self.count > 0 {
             return Err(Status::INVALID_VALUE);
         }
@@ -49,15 +42,15 @@ impl Configuration {
             let attribute = unsafe { &*self.attributes.add(index) };
             let [first, second, third, ..] = attribute.value;
             match attribute.id {
-                2 => options.cooperative = first != 0,
-                4 => options.cluster = Some([first, second, third]),
+                2 => cooperative = first != 0,
+                4 => shape.cluster = Some([first, second, third]),
                 0 | 1 | 3 | 5 | 6 | 8 | 9 | 10 | 14 => {}
                 // Events that a kernel triggers, and nodes that kernels update.
                 7 | 11..=13 => return Err(Status::NOT_SUPPORTED),
                 _ => return Err(Status::INVALID_VALUE),
             }
         }
-        Ok(options)
+        Ok((shape, cooperative))
     }
 }
 
@@ -123,10 +116,9 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
         let asked = unsafe { configuration.as_ref() }.ok_or(Status::INVALID_VALUE)?;
         let stream = driver.stream(device, asked.stream)?;
         // SAFETY: the program vouches for its attributes and parameters.
-        let (options, bytes) =
-            unsafe { (asked.options()?, block(driver, function, parameters, extra)?) };
-        let shape = Launch { cluster: options.cluster, ..asked.shape() };
-        driver.launch(stream, function, shape, options, bytes)
+        let ((shape, cooperative), bytes) =
+            unsafe { (asked.read()?, block(driver, function, parameters, extra)?) };
+        driver.launch(stream, function, shape, cooperative, bytes)
     })
 }
 
@@ -274,8 +266,8 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveClusters(
         // SAFETY: the program's pointer, null allowed.
         let asked = unsafe { configuration.as_ref() }.ok_or(Status::INVALID_VALUE)?;
         // SAFETY: the program vouches for its attributes.
-        let cluster = unsafe { asked.options()? }.cluster.unwrap_or([1; 3]);
-        let found = driver.active_clusters(device, function, &asked.shape(), cluster)?;
+        let (shape, _) = unsafe { asked.read()? };
+        let found = driver.active_clusters(device, function, &shape)?;
         // SAFETY: the program's pointer, null allowed.
         unsafe { put(clusters, found) }
     })

@@ -115,6 +115,11 @@ fn launch_attributes_are_checked() {
 }
 
 #[test]
+fn clusters_come_from_the_launch_the_function_or_the_kernel() {
+    assert_eq!(succeeds("clusters", &[HOPPER]), "");
+}
+
+#[test]
 fn occupancy_follows_threads_and_shared_memory() {
     // A ptxas that isn't there: registers are not known.
     assert_eq!(succeeds("occupancy", &[("CUDA_EMULATOR_PTXAS", "/none")]), "");

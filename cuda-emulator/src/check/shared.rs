@@ -352,7 +352,8 @@ mod tests {
     #[test]
     fn bytes_between_variables_are_closed() {
         let (mut shadow, clocks) = shadow();
-        shadow.reset(64, &[10..32]);
+        let gap = 10..32;
+        shadow.reset(64, std::slice::from_ref(&gap));
         assert_eq!(shadow.access(&clocks, 8, 2, Access::Write, 0, 1), None);
         assert_eq!(shadow.access(&clocks, 10, 2, Access::Write, 0, 1), Some(Finding::Gap));
         assert_eq!(shadow.access(&clocks, 32, 4, Access::Write, 0, 1), None);

@@ -23,7 +23,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 pub use config::Config;
-pub use module::LaunchOptions;
 pub use status::{Answer, Status};
 pub use work::{Callback, CaptureMode, CaptureStatus, HostAddress};
 

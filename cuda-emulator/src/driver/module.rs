@@ -19,15 +19,6 @@ const PORTABLE_CLUSTER: u32 = 8;
 /// The number of the attribute with the most shared memory of a block.
 const SHARED_ATTRIBUTE: u32 = 97;
 
-/// What a launch asks for beyond its shape.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LaunchOptions {
-    /// Blocks of a cluster along x, y and z; none for what the kernel says.
-    pub cluster: Option<[u32; 3]>,
-    /// Whether blocks may wait for each other.
-    pub cooperative: bool,
-}
-
 impl Driver {
     /// `cuModuleLoadData` with PTX text.
     ///
@@ -147,6 +138,7 @@ impl Driver {
             9 if (-1..=100).contains(&value) => Ok(()),
             // The shape of clusters, if the kernel doesn't say; whether they may be larger than
             // every device allows.
+            11..=13 if state.kernel.cluster.is_some() => Err(Status::NOT_PERMITTED),
             11..=13 if value >= 0 => {
                 if let Some(axis) = state.cluster.get_mut(number as usize - 11) {
                     *axis = value as u32;
@@ -178,7 +170,10 @@ impl Driver {
             // The versions of PTX and of the binary.
             5 | 6 => self.config.capability as i32,
             8 => state.dynamic_shared as i32,
-            11..=13 => state.cluster.get(number as usize - 11).map_or(0, |axis| *axis as i32),
+            11..=13 => {
+                let cluster = kernel.cluster.unwrap_or(state.cluster);
+                cluster.get(number as usize - 11).map_or(0, |axis| *axis as i32)
+            }
             14 => i32::from(state.large_clusters),
             7 | 9 | 10 | 15 | 16 => 0,
             _ => return Err(Status::INVALID_VALUE),
@@ -192,13 +187,14 @@ impl Driver {
         Ok((each, kernel.parameter_bytes()))
     }
 
-    /// `cuLaunchKernel` and `cuLaunchKernelEx`, with the parameter block.
+    /// `cuLaunchKernel` and `cuLaunchKernelEx`, with the parameter block. The blocks of a
+    /// `cooperative` launch may wait for each other.
     pub fn launch(
         &mut self,
         stream: u64,
         function: u64,
-        shape: Launch,
-        options: LaunchOptions,
+        mut shape: Launch,
+        cooperative: bool,
         parameters: Vec<u8>,
     ) -> Answer<()> {
         let state = self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?;
@@ -218,12 +214,11 @@ impl Driver {
         if shape.dynamic_shared > state.dynamic_shared {
             return Err(Status::INVALID_VALUE);
         }
-        let own = state.cluster.map(|axis| axis.max(1));
-        if self.check_cluster(state, &shape, options.cluster.unwrap_or(own))? > 1 {
-            return Err(Status::NOT_SUPPORTED);
-        }
+        let asked = (state.cluster != [0; 3]).then_some(state.cluster);
+        shape.cluster = shape.cluster.or(asked).or(kernel.cluster);
+        self.check_cluster(state, &shape)?;
         let device = self.streams.get(&stream).ok_or(Status::INVALID_HANDLE)?.device;
-        if options.cooperative {
+        if cooperative {
             // All blocks must be on the device at once.
             let blocks = self.occupancy(function, threads as i32, shape.dynamic_shared as usize)?;
             let most = i64::from(blocks) * i64::from(self.attribute(device, MULTIPROCESSORS)?);
@@ -312,15 +307,9 @@ impl Driver {
 
     /// `cuOccupancyMaxActiveClusters`: clusters of a shape that fit on a device at once, as if every
     /// multiprocessor could hold blocks of any cluster.
-    pub fn active_clusters(
-        &self,
-        device: usize,
-        function: u64,
-        shape: &Launch,
-        cluster: [u32; 3],
-    ) -> Answer<i32> {
+    pub fn active_clusters(&self, device: usize, function: u64, shape: &Launch) -> Answer<i32> {
         let state = self.functions.get(&function).ok_or(Status::INVALID_HANDLE)?;
-        let size = self.check_cluster(state, shape, cluster)?;
+        let size = self.check_cluster(state, shape)?;
         let threads = shape.block.into_iter().fold(1u32, u32::saturating_mul);
         let threads = i32::try_from(threads).map_err(|_| Status::INVALID_VALUE)?;
         let blocks = self.occupancy(function, threads, shape.dynamic_shared as usize)?;
@@ -338,7 +327,11 @@ impl Driver {
     }
 
     /// Blocks of a cluster, if the device and the grid allow it.
-    fn check_cluster(&self, function: &Function, shape: &Launch, cluster: [u32; 3]) -> Answer<u32> {
+    fn check_cluster(&self, function: &Function, shape: &Launch) -> Answer<u32> {
+        let cluster = shape.cluster.unwrap_or([1; 3]);
+        if function.kernel.cluster.is_some_and(|declared| declared != cluster) {
+            return Err(Status::INVALID_CLUSTER_SIZE);
+        }
         let size = cluster.into_iter().fold(1u32, u32::saturating_mul);
         let most = if function.large_clusters { 16 } else { PORTABLE_CLUSTER };
         let divides = shape

@@ -88,7 +88,8 @@ pub fn estimate(gpu: &Gpu, counts: &Counts, demand: &Demand, blocks: u64) -> Opt
     let mut units = vec![
         (Bound::Memory, dram / bandwidth),
         (Bound::L2, cycles(sectors as f64 * 32.0, L2_BYTES)),
-        (Bound::Tensor, counts.tensor_operations as f64 / (gpu.tensor * filled)),
+        // The rate is that of elements of 2 bytes.
+        (Bound::Tensor, counts.tensor_work as f64 / (2.0 * gpu.tensor * filled)),
         (Bound::Issue, cycles(counts.warp_instructions() as f64, ISSUE)),
         (Bound::Float, cycles(of(Class::Float), gpu.float_rate)),
         (Bound::Integer, cycles(integer, INTEGER)),
@@ -131,7 +132,7 @@ mod tests {
         // FlashAttention-2, forward, 16 heads of 128 dimensions, 16,384 tokens: 4 n^2 d operations a
         // head. Its paper measures up to 230 Tflop/s on an A100.
         let operations: u64 = 4 * 16_384 * 16_384 * 128 * 16;
-        let counts = Counts { tensor_operations: operations, ..Counts::default() };
+        let counts = Counts { tensor_work: 2 * operations, ..Counts::default() };
         let blocks = 16_384 / 128 * 16;
         let demand = Demand { threads: 128, registers: Some(255), shared: 80 << 10 };
         let found = estimate(&GPUS[0], &counts, &demand, blocks).unwrap();
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn few_blocks_use_few_multiprocessors() {
-        let counts = Counts { tensor_operations: 1 << 40, ..Counts::default() };
+        let counts = Counts { tensor_work: 1 << 41, ..Counts::default() };
         let all = estimate(&GPUS[0], &counts, &DEMAND, 108).unwrap();
         let one = estimate(&GPUS[0], &counts, &DEMAND, 1).unwrap();
         assert!((one.microseconds / all.microseconds - 108.0).abs() < 1e-6);

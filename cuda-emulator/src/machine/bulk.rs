@@ -72,11 +72,11 @@ impl TensorMap {
         'rows: for row in 0..rows {
             let mut rest = row;
             let mut address = self.address.wrapping_add(first as u64 * bytes);
-            for dimension in 1..self.rank() {
+            for (dimension, first) in coordinates.iter().enumerate().take(self.rank()).skip(1) {
                 let size = self.tile_size(dimension);
                 let step = rest % size * self.step(dimension);
                 rest /= size;
-                let index = i64::from(coordinates[dimension]) + step as i64;
+                let index = i64::from(*first) + step as i64;
                 let limit = self.sizes.get(dimension).copied().unwrap_or(1);
                 if index < 0 || index as u64 >= limit {
                     continue 'rows;
@@ -197,7 +197,8 @@ impl<'m> Context<'_, 'm> {
         }
         let checks = self.env.checks;
         let (offset, bytes) = (flight.offset, flight.data.len() as u64);
-        let access = if flight.update.is_some() { Access::Atomic } else { Access::Write };
+        // Reductions of several threads may meet.
+        let alone = flight.update.is_none();
         let Some((state, clocks)) = self.split(rank) else { return Ok(()) };
         let size = state.shared.len() as u64;
         if offset.saturating_add(bytes) > size {
@@ -213,9 +214,10 @@ impl<'m> Context<'_, 'm> {
         let fenced = barrier.fenced;
         let finding = if checks.shadows_shared() {
             let (offset, bytes) = (offset as usize, bytes as usize);
-            let found = state.shadow.access(clocks, offset, bytes, access, warp, at);
+            let access = Access::Write;
+            let found = alone.then(|| state.shadow.access(clocks, offset, bytes, access, warp, at));
             state.shadow.expect(offset, bytes);
-            found
+            found.flatten()
         } else {
             None
         };

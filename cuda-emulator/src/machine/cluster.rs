@@ -178,6 +178,9 @@ impl Cluster {
                     Progress::Yielded => moved = true,
                     Progress::Stuck => moved |= used > 0,
                 }
+                if self.state.polls > POLLS {
+                    return Err(self.deadlock());
+                }
                 if left == 0 {
                     self.next = rank + 1;
                     return Ok(Progress::Yielded);
@@ -185,9 +188,6 @@ impl Cluster {
             }
             if done == self.size {
                 return Ok(Progress::Done);
-            }
-            if self.state.polls > POLLS {
-                return Err(self.deadlock());
             }
             if !moved {
                 self.give_up_waits()?;

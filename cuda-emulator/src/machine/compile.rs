@@ -3,15 +3,18 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::count::Class;
-use crate::ptx::{Function, Instruction, Module, Operand, PtxError, PtxProblem, Statement};
+use crate::ptx::{
+    Function, Instruction, Module, Operand, PtxError, PtxProblem, Space, Statement, Variable,
+};
 
 use super::action::{Action, NOWHERE, Origin, Step};
-use super::context::lanes;
+use super::calls::CallGraph;
 use super::control::find_joins;
 use super::form::{Form, Uses};
 use super::kernel::{Kernel, Parameter};
-use super::names::{Names, Symbol};
+use super::names::{Names, Register, Symbol, Width};
 use super::ops;
+use super::stack::{Frame, LaterFrame, STACK_LIMIT, address_of};
 
 /// The most shared memory that variables can take; more is only had from the launch.
 const STATIC_SHARED_LIMIT: u64 = 48 << 10;
@@ -28,8 +31,11 @@ pub(crate) fn compile(
         uses: Vec::new(),
         calls: Vec::new(),
         entries: HashMap::new(),
-        callers: HashSet::new(),
+        graph: CallGraph::new(module),
+        frames: HashMap::new(),
+        frame_bytes: None,
     };
+    compiler.prepare_recursion()?;
     compiler.function(kernel)?;
     let registers = compiler.names.declared;
     let parameters = compiler.parameters(kernel);
@@ -67,23 +73,29 @@ pub(crate) fn compile(
     })
 }
 
-struct Compiler<'a> {
-    names: Names<'a>,
-    steps: Vec<Step>,
+pub(super) struct Compiler<'a> {
+    pub(super) names: Names<'a>,
+    pub(super) steps: Vec<Step>,
     origins: Vec<Origin>,
     /// Of each step, what registers it uses.
     uses: Vec<Uses>,
-    /// Calls whose entry is not known yet: the step, the caller and the callee.
-    calls: Vec<(usize, String, String)>,
+    /// Calls whose entry is not known yet: the step and the callee.
+    pub(super) calls: Vec<(usize, String)>,
     entries: HashMap<String, u32>,
-    callers: HashSet<(String, String)>,
+    pub(super) graph: CallGraph,
+    /// Of functions that may be active more than once.
+    pub(super) frames: HashMap<String, LaterFrame>,
+    /// Bytes of the current function's frame, if it has one.
+    frame_bytes: Option<u64>,
 }
 
 /// Labels of a function, under the scope that they stand in, and the branches to them.
 #[derive(Default)]
-struct Labels {
+pub(super) struct Labels {
     known: HashMap<(u32, String), u32>,
-    tables: HashMap<(u32, String), Vec<String>>,
+    /// Sizes of results and parameters of functions that are called through pointers.
+    pub(super) prototypes: HashMap<String, (Vec<u64>, Vec<u64>)>,
+    pub(super) tables: HashMap<(u32, String), Vec<String>>,
     branches: Vec<Pending>,
     /// Scopes around the current place, innermost last.
     chain: Vec<u32>,
@@ -115,7 +127,7 @@ impl Compiler<'_> {
     /// Compiles what the kernel calls, and what that calls.
     fn called_functions(&mut self) -> Result<(), PtxError> {
         let mut done = 0;
-        while let Some((step, _, callee)) = self.calls.get(done).cloned() {
+        while let Some((step, callee)) = self.calls.get(done).cloned() {
             done += 1;
             let entry = match self.entries.get(&callee) {
                 Some(entry) => *entry,
@@ -135,26 +147,6 @@ impl Compiler<'_> {
                 step.action = Action::Call { entry };
             }
         }
-        self.refuse_recursion()
-    }
-
-    /// Registers and local memory of a function exist once, so it can't be active twice.
-    fn refuse_recursion(&self) -> Result<(), PtxError> {
-        for name in self.entries.keys() {
-            let mut seen = HashSet::new();
-            let mut open: Vec<&str> = vec![name];
-            while let Some(caller) = open.pop() {
-                for (_, callee) in self.callers.iter().filter(|(from, _)| from == caller) {
-                    if callee == name {
-                        let line = self.names.function(name).map_or(0, |function| function.line);
-                        return Err(PtxProblem::Recursion(name.clone()).at(line));
-                    }
-                    if seen.insert(callee.as_str()) {
-                        open.push(callee);
-                    }
-                }
-            }
-        }
         Ok(())
     }
 
@@ -163,6 +155,7 @@ impl Compiler<'_> {
             return Err(PtxProblem::External(function.name.clone()).at(function.line));
         };
         self.names.enter(function)?;
+        let before = self.begin_frame(&function.name);
         let mut labels = Labels { chain: vec![0], ..Labels::default() };
         let mut line = function.line;
         for statement in body {
@@ -187,6 +180,13 @@ impl Compiler<'_> {
                     labels.tables.insert(key, targets.clone());
                 }
                 Statement::Registers(ty, names) => self.names.registers(*ty, names, line)?,
+                Statement::Prototype(name, results, parameters) => {
+                    let sizes = (results.clone(), parameters.clone());
+                    labels.prototypes.insert(name.clone(), sizes);
+                }
+                Statement::Variable(variable) if variable.space == Space::Local => {
+                    self.local_variable(variable, line)?;
+                }
                 Statement::Variable(variable) => self.names.variable(variable, line)?,
                 Statement::Instruction(instruction) => {
                     line = instruction.line;
@@ -196,6 +196,7 @@ impl Compiler<'_> {
         }
         // A body may end without `ret`.
         self.push_step(Action::Return, None, Class::Control, None);
+        self.end_frame(function, before)?;
         self.resolve(&labels)
     }
 
@@ -229,7 +230,71 @@ impl Compiler<'_> {
         rows
     }
 
-    fn push_step(
+    /// Makes room for frames, if any function may be active more than once.
+    fn prepare_recursion(&mut self) -> Result<(), PtxError> {
+        if !self.graph.has_recursion() {
+            return Ok(());
+        }
+        // Frames come first, so that their addresses are known.
+        self.names.local.place(STACK_LIMIT as u64, 16);
+        // What a function holds must not enclose the parameters of others.
+        for function in self.names.module().functions.iter().filter(|f| !f.is_kernel) {
+            self.names.signature(function)?;
+            if self.graph.is_recursive(&function.name) {
+                self.frames.insert(function.name.clone(), LaterFrame::default());
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the function's registers, predicates and local memory begin.
+    fn begin_frame(&mut self, name: &str) -> [usize; 4] {
+        self.frame_bytes = self.frames.contains_key(name).then_some(0);
+        let names = &self.names;
+        let local = names.local.bytes as usize;
+        [names.template.len(), names.widths.len(), names.predicates as usize, local]
+    }
+
+    fn end_frame(
+        &mut self,
+        function: &Function,
+        [row, width, predicate, local]: [usize; 4],
+    ) -> Result<(), PtxError> {
+        let Some(later) = self.frames.get(&function.name) else { return Ok(()) };
+        let signature = self.names.signature(function)?;
+        let parameters = signature.parameters.iter();
+        let mut locals: Vec<_> =
+            parameters.map(|(at, bytes)| *at as usize..(at + bytes) as usize).collect();
+        locals.push(local..self.names.local.bytes as usize);
+        let frame = Frame {
+            rows: row..self.names.template.len(),
+            widths: self.names.widths.get(width..).unwrap_or(&[]).to_vec(),
+            predicates: predicate..self.names.predicates as usize,
+            locals,
+            bytes: self.frame_bytes.unwrap_or(0).next_multiple_of(16) as usize,
+        };
+        // A function is compiled once.
+        _ = later.set(frame);
+        Ok(())
+    }
+
+    /// A local variable; in a frame its address is put into a register.
+    fn local_variable(&mut self, variable: &Variable, line: u32) -> Result<(), PtxError> {
+        let Some(bytes) = &mut self.frame_bytes else { return self.names.variable(variable, line) };
+        let at = bytes.next_multiple_of(variable.align.max(1));
+        *bytes = at.saturating_add(variable.bytes);
+        if *bytes > STACK_LIMIT as u64 {
+            let (what, value, limit) = ("a frame", *bytes, STACK_LIMIT as u64);
+            return Err(PtxProblem::TooLarge { what, value, limit }.at(line));
+        }
+        let row = self.names.wide_register();
+        let register = Register { row, width: Width::Double };
+        self.names.declare(&variable.name, Symbol::Register(register), line)?;
+        self.push_step(address_of(row, at), None, Class::Move, None);
+        Ok(())
+    }
+
+    pub(super) fn push_step(
         &mut self,
         action: Action,
         guard: Option<(u32, bool)>,
@@ -262,7 +327,7 @@ impl Compiler<'_> {
         let mnemonic = instruction.name.split('.').next().unwrap_or_default();
         match mnemonic {
             "bra" | "brx" => return self.branch(instruction, guard, labels, mnemonic == "brx"),
-            "call" => return self.call(instruction, guard, function),
+            "call" => return self.call(instruction, guard, function, labels),
             _ => {}
         }
         let op = ops::find(mnemonic)
@@ -348,126 +413,4 @@ impl Compiler<'_> {
         }
         Ok(())
     }
-
-    /// A call: arguments are copied to where the function expects them, and results back.
-    fn call(
-        &mut self,
-        instruction: &Instruction,
-        guard: Option<(u32, bool)>,
-        caller: &str,
-    ) -> Result<(), PtxError> {
-        let mut form = Form::new(&mut self.names, instruction, Class::Control);
-        form.flag("uni");
-        form.finish()?;
-        let line = instruction.line;
-        let (results, rest) = match instruction.operands.as_slice() {
-            [Operand::List(results), rest @ ..] => (results.as_slice(), rest),
-            rest => (&[][..], rest),
-        };
-        let (name, arguments) = match rest {
-            [Operand::Name(name)] => (name, &[][..]),
-            [Operand::Name(name), Operand::List(arguments)] => (name, arguments.as_slice()),
-            _ => return Err(form.operand_error(0, "only calls of named functions are supported")),
-        };
-        let Some(function) = form.names.function(name) else {
-            return Err(PtxProblem::External(name.clone()).at(line));
-        };
-        if function.body.is_none() {
-            return self.call_system(instruction, guard, name, results);
-        }
-        let signature = self.names.signature(function)?;
-        let ins = self.moves(arguments, &signature.parameters, true, line, name)?;
-        let outs = self.moves(results, &signature.results, false, line, name)?;
-        self.push_step(copy_local(ins), guard, Class::Control, Some(instruction));
-        self.calls.push((self.steps.len(), caller.to_owned(), name.clone()));
-        self.callers.insert((caller.to_owned(), name.clone()));
-        self.push_step(Action::Call { entry: 0 }, guard, Class::Control, Some(instruction));
-        self.push_step(copy_local(outs), guard, Class::Control, Some(instruction));
-        Ok(())
-    }
-
-    /// Pairs of local memory: from, to and size.
-    fn moves(
-        &mut self,
-        actual: &[Operand],
-        formal: &[(u64, u64)],
-        inward: bool,
-        line: u32,
-        name: &str,
-    ) -> Result<Vec<(usize, usize, usize)>, PtxError> {
-        let (expected, found) = (formal.len(), actual.len());
-        if expected != found {
-            let instruction = format!("call {name}");
-            return Err(PtxProblem::Operands { instruction, expected, found }.at(line));
-        }
-        let mut all = Vec::new();
-        for (operand, (place, bytes)) in actual.iter().zip(formal) {
-            let Operand::Name(variable) = operand else {
-                return Err(PtxProblem::External(name.to_owned()).at(line));
-            };
-            let Some(Symbol::Address(at, crate::ptx::Space::Local)) = self.names.resolve(variable)
-            else {
-                return Err(PtxProblem::Unknown(variable.clone()).at(line));
-            };
-            let (from, to) = if inward { (at, *place) } else { (*place, at) };
-            all.push((from as usize, to as usize, *bytes as usize));
-        }
-        Ok(all)
-    }
-
-    /// Functions that the system has: `assert` stops the kernel, `printf` prints nothing.
-    fn call_system(
-        &mut self,
-        instruction: &Instruction,
-        guard: Option<(u32, bool)>,
-        name: &str,
-        results: &[Operand],
-    ) -> Result<(), PtxError> {
-        let action = match name {
-            "__assertfail" => ops::assertion(),
-            "vprintf" => {
-                let zeros = match results {
-                    [Operand::Name(result)] => match self.names.resolve(result) {
-                        Some(Symbol::Address(at, _)) => Some(at as usize),
-                        _ => None,
-                    },
-                    _ => None,
-                };
-                clear_local(zeros)
-            }
-            _ => return Err(PtxProblem::External(name.to_owned()).at(instruction.line)),
-        };
-        self.push_step(action, guard, Class::Control, Some(instruction));
-        Ok(())
-    }
-}
-
-fn copy_local(moves: Vec<(usize, usize, usize)>) -> Action {
-    Action::warp(move |context, mask| {
-        let stride = context.env.kernel.local_bytes;
-        for lane in lanes(mask) {
-            for (from, to, bytes) in &moves {
-                let from = lane * stride + from;
-                let to = lane * stride + to;
-                if from.max(to) + bytes <= context.core.local.len() {
-                    context.core.local.copy_within(from..from + bytes, to);
-                }
-            }
-        }
-        Ok(())
-    })
-}
-
-fn clear_local(at: Option<usize>) -> Action {
-    Action::warp(move |context, mask| {
-        let stride = context.env.kernel.local_bytes;
-        for lane in lanes(mask) {
-            if let Some(place) =
-                at.and_then(|at| context.core.local.get_mut(lane * stride + at..)?.get_mut(..4))
-            {
-                place.fill(0);
-            }
-        }
-        Ok(())
-    })
 }

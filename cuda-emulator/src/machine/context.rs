@@ -17,6 +17,7 @@ use super::memory::{Allocation, Near, View};
 use super::names::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW};
 use super::ops::Wgmma;
 use super::registers::{LANES, Registers};
+use super::stack::Saved;
 
 /// Why a warp can't go on.
 #[derive(Debug)]
@@ -155,6 +156,9 @@ pub(crate) struct Core {
     /// What it waits for, and whether that took too long.
     pub(crate) waiting: Option<Waiting>,
     pub(crate) expired: bool,
+    /// Bytes of frames of each lane, and what functions that are active twice held.
+    pub(crate) stack: [usize; LANES],
+    pub(crate) saved: Vec<Saved>,
     /// The phase of the cluster's barrier that it waited for last.
     pub(crate) cluster_waits: u64,
     /// Instructions executed.

@@ -9,7 +9,7 @@ use crate::ptx::{Module, PtxError, PtxProblem, Space};
 use super::action::{Origin, Step};
 use super::compile;
 use super::memory::{Memory, MemoryError};
-use super::names::Special;
+use super::names::{Special, function_address};
 use super::registers::Row;
 
 /// A module whose variables have their places in device memory.
@@ -77,7 +77,12 @@ impl Program {
             bytes.resize(usize::try_from(variable.bytes).unwrap_or(0), 0);
             for (offset, name, addend) in &variable.addresses {
                 let unknown = || PtxProblem::Unknown(name.clone()).at(0);
-                let address = variables.get(name).ok_or_else(unknown)?.wrapping_add_signed(*addend);
+                let function = || {
+                    let at = module.functions.iter().position(|function| function.name == *name)?;
+                    Some(function_address(at))
+                };
+                let address = variables.get(name).copied().or_else(function);
+                let address = address.ok_or_else(unknown)?.wrapping_add_signed(*addend);
                 let at = usize::try_from(*offset).unwrap_or(usize::MAX);
                 if let Some(place) = bytes.get_mut(at..at.saturating_add(8)) {
                     place.copy_from_slice(&address.to_le_bytes());

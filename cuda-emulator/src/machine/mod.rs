@@ -7,6 +7,7 @@ mod action;
 mod arguments;
 mod block;
 mod bulk;
+mod calls;
 mod cluster;
 mod compile;
 mod context;
@@ -22,6 +23,7 @@ mod names;
 mod ops;
 mod random;
 mod registers;
+mod stack;
 mod tensor_map;
 mod warp;
 

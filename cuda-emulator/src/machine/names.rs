@@ -15,6 +15,15 @@ pub(crate) const PARAM_WINDOW: u64 = 0x30_0000_0000;
 /// Size of each of these windows.
 pub(crate) const WINDOW: u64 = 0x10_0000_0000;
 
+/// Where the addresses of functions begin, and how far apart they are.
+const FUNCTIONS: u64 = 0x50_0000_0000;
+const FUNCTION_STEP: u64 = 16;
+
+/// The address of a module's function of this index.
+pub(crate) fn function_address(index: usize) -> u64 {
+    FUNCTIONS + index as u64 * FUNCTION_STEP
+}
+
 /// The most rows of registers of a kernel.
 const ROW_LIMIT: u64 = 1 << 17;
 /// The most local memory of a thread, in bytes.
@@ -191,6 +200,8 @@ pub(crate) struct Names<'a> {
     pub(crate) specials: HashMap<Special, u32>,
     /// What the registers of a warp hold at first.
     pub(crate) template: Vec<Row>,
+    /// Rows that each register takes, in order.
+    pub(crate) widths: Vec<usize>,
     pub(crate) predicates: u32,
     carry: Option<u32>,
     /// Registers that the text declares, in units of 32 bits.
@@ -217,6 +228,7 @@ impl<'a> Names<'a> {
             constants: HashMap::new(),
             specials: HashMap::new(),
             template: Vec::new(),
+            widths: Vec::new(),
             predicates: 0,
             carry: None,
             declared: 0,
@@ -228,6 +240,10 @@ impl<'a> Names<'a> {
             in_kernel: true,
             signatures: HashMap::new(),
         }
+    }
+
+    pub(crate) fn module(&self) -> &'a Module {
+        self.module
     }
 
     pub(crate) fn function(&self, name: &str) -> Option<&'a Function> {
@@ -323,6 +339,7 @@ impl<'a> Names<'a> {
     /// New rows that hold `low`, and for wide values `high` above it, in every lane.
     fn rows(&mut self, wide: bool, low: u32, high: u32) -> u32 {
         let row = self.template.len() as u32;
+        self.widths.push(if wide { 2 } else { 1 });
         if wide {
             let value = u64::from(high) << 32 | u64::from(low);
             let rows: [Row; 2] = bytemuck::cast([value; LANES]);
@@ -333,12 +350,25 @@ impl<'a> Names<'a> {
         row
     }
 
+    /// A predicate that the text doesn't name.
+    pub(crate) fn predicate(&mut self) -> u32 {
+        self.predicates += 1;
+        self.predicates - 1
+    }
+
+    /// A register of 64 bits that the text doesn't name.
+    pub(crate) fn wide_register(&mut self) -> u32 {
+        self.rows(true, STALE, STALE)
+    }
+
     /// The predicate that holds the carry of integer arithmetic.
     pub(crate) fn carry(&mut self) -> u32 {
-        *self.carry.get_or_insert_with(|| {
-            self.predicates += 1;
-            self.predicates - 1
-        })
+        if let Some(carry) = self.carry {
+            return carry;
+        }
+        let carry = self.predicate();
+        self.carry = Some(carry);
+        carry
     }
 
     pub(crate) fn declare(
@@ -426,6 +456,10 @@ impl<'a> Names<'a> {
         }
         if let Some(at) = self.module_shared.get(name) {
             return Some(Symbol::Address(*at, Space::Shared));
+        }
+        if let Some(at) = self.module.functions.iter().position(|f| f.name == name && !f.is_kernel)
+        {
+            return Some(Symbol::Address(function_address(at), Space::Generic));
         }
         let variable = self.module.variables.iter().find(|variable| variable.name == name)?;
         if variable.space == Space::Shared {

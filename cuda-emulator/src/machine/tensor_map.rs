@@ -192,6 +192,9 @@ pub enum TensorMapError {
     Fill(TensorType),
 }
 
+/// A list's name, what is allowed in words, the list, and what is allowed.
+type Rule<'a> = (&'static str, &'static str, Vec<u64>, &'a dyn Fn(u64) -> bool);
+
 impl TensorMap {
     /// The dimensions.
     pub fn rank(&self) -> usize {
@@ -251,7 +254,7 @@ impl TensorMap {
         if !self.address.is_multiple_of(align) {
             return Err(TensorMapError::Address { address: self.address, align });
         }
-        let rules: [(&'static str, &'static str, Vec<u64>, &dyn Fn(u64) -> bool); 4] = [
+        let rules: [Rule<'_>; 4] = [
             ("size", "1 to 2^32", self.sizes.clone(), &|v| (1..=1 << 32).contains(&v)),
             (
                 "stride",
@@ -373,7 +376,8 @@ mod tests {
 
     #[test]
     fn maps_against_the_rules_are_refused() {
-        let rules: [(&str, fn(&mut TensorMap)); 9] = [
+        type Change = fn(&mut TensorMap);
+        let rules: [(&str, Change); 9] = [
             ("dimensions", |map| map.sizes = Vec::new()),
             ("entries", |map| map.strides = vec![16]),
             ("not a multiple of 16", |map| map.address += 8),

@@ -77,6 +77,8 @@ impl Warp {
         core.waiting = None;
         core.expired = false;
         core.cluster_waits = 0;
+        core.stack = [0; LANES];
+        core.saved.clear();
         core.executed = 0;
         let threads: u32 = env.block.iter().product();
         let here = threads.saturating_sub((index * LANES) as u32).min(32);

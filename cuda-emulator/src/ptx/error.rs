@@ -98,9 +98,6 @@ pub enum PtxProblem {
         /// What it was given.
         found: usize,
     },
-    /// A function that calls itself, directly or through others.
-    #[error("function {0:?} is recursive: recursion is not supported")]
-    Recursion(String),
     /// A call of a function without a body.
     #[error("function {0:?} has no body here")]
     External(String),

@@ -167,11 +167,16 @@ fn take_number(text: &str) -> &str {
 fn number(word: &str) -> Option<Kind<'static>> {
     let prefix = word.get(..2).unwrap_or("");
     let digits = word.get(2..).unwrap_or("");
+    // All digits must be there.
+    let bits = |count| {
+        let whole = digits.len() == count && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        whole.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+    };
     if prefix.eq_ignore_ascii_case("0f") {
-        return u32::from_str_radix(digits, 16).ok().map(Kind::Single);
+        return bits(8).map(|bits| Kind::Single(bits as u32));
     }
     if prefix.eq_ignore_ascii_case("0d") {
-        return u64::from_str_radix(digits, 16).ok().map(Kind::Double);
+        return bits(16).map(Kind::Double);
     }
     let whole = word.strip_suffix('U').unwrap_or(word);
     let digits = whole.get(2..).unwrap_or("");

@@ -101,8 +101,11 @@ pub enum Statement {
     Registers(Type, Vec<(String, Option<u32>)>),
     /// A variable.
     Variable(Variable),
-    /// The targets of an indirect branch, under a name.
+    /// The targets of an indirect branch or call, under a name.
     Targets(String, Vec<String>),
+    /// The sizes of the results and parameters of functions that an indirect call leads to, under a
+    /// name.
+    Prototype(String, Vec<u64>, Vec<u64>),
     /// An instruction.
     Instruction(Instruction),
 }

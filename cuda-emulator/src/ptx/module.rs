@@ -92,6 +92,9 @@ impl<'a> Parser<'a> {
         let mut names = HashSet::new();
         loop {
             let word = match self.peek() {
+                Kind::End if self.module.version == (0, 0) => {
+                    return Err(self.unexpected("a .version directive"));
+                }
                 Kind::End => return Ok(()),
                 Kind::Sign(';') => {
                     self.at += 1;
@@ -111,7 +114,10 @@ impl<'a> Parser<'a> {
                 }
                 ".address_size" => {
                     self.at += 1;
-                    self.count("an address size", 64)?;
+                    if self.peek() != Kind::Integer(64) {
+                        return Err(self.unexpected("an address size of 64"));
+                    }
+                    self.at += 1;
                 }
                 ".file" => self.file()?,
                 ".section" => self.section()?,
@@ -287,7 +293,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn parameters(&mut self) -> Result<Vec<Variable>, PtxError> {
+    pub(super) fn parameters(&mut self) -> Result<Vec<Variable>, PtxError> {
         self.expect('(', "`(`")?;
         let mut all = Vec::new();
         while !self.accept(')') {

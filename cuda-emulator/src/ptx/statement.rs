@@ -43,12 +43,17 @@ impl Parser<'_> {
                     self.advance();
                     self.advance();
                     match self.peek() {
-                        Kind::Word(".branchtargets") => {
+                        Kind::Word(".branchtargets" | ".calltargets") => {
                             self.advance();
                             let targets = self.targets()?;
                             statements.push(Statement::Targets(word.to_owned(), targets));
                         }
-                        Kind::Word(".callprototype") => self.skip_statement()?,
+                        Kind::Word(".callprototype") => {
+                            self.advance();
+                            let (results, parameters) = self.prototype()?;
+                            let name = word.to_owned();
+                            statements.push(Statement::Prototype(name, results, parameters));
+                        }
                         _ => statements.push(Statement::Label(word.to_owned())),
                     }
                 }
@@ -116,6 +121,22 @@ impl Parser<'_> {
             other => return Err(self.fail(PtxProblem::Directive(other.to_owned()))),
         }
         Ok(())
+    }
+
+    /// `(results) _ (parameters)`, with what else is said before the `;`.
+    fn prototype(&mut self) -> Result<(Vec<u64>, Vec<u64>), PtxError> {
+        let sizes = |variables: Vec<super::Variable>| variables.iter().map(|v| v.bytes).collect();
+        let mut lists = [Vec::new(), Vec::new()];
+        if self.peek() == Kind::Sign('(') {
+            lists[0] = sizes(self.parameters()?);
+        }
+        self.word("`_`")?;
+        if self.peek() == Kind::Sign('(') {
+            lists[1] = sizes(self.parameters()?);
+        }
+        self.skip_statement()?;
+        let [results, parameters] = lists;
+        Ok((results, parameters))
     }
 
     fn targets(&mut self) -> Result<Vec<String>, PtxError> {

@@ -203,6 +203,26 @@ pub fn sample(ptx: &str, temperature: f32, options: &Options) -> Result<Outcome,
     Ok(outcome)
 }
 
+/// Tokens of equal weight, and noise on the very borders between them.
+pub fn sample_borders(ptx: &str, options: &Options) -> Result<(), Failure> {
+    let (vocabulary, borders) = (1024usize, [0usize, 1, 3, 4, 8, 127, 128, 512, 1021, 1023]);
+    let rows = borders.len();
+    let noise: Vec<f32> = borders.iter().map(|token| *token as f32 / vocabulary as f32).collect();
+    let mut run = Run::new(ptx, options)?;
+    let (tokens, probabilities) = (run.room::<i32>(rows), run.room::<f32>(rows));
+    let arguments = Arguments::new()
+        .with(tokens)
+        .with(probabilities)
+        .with(run.upload(&vec![1.5f32; rows * vocabulary]))
+        .with(run.upload(&noise))
+        .with(vocabulary as i32)
+        .with(1.0f32);
+    run.launch("sample", shape([rows as u32, 1, 1], 256), &arguments)?;
+    let found: Vec<i32> = run.memory.download(tokens, rows).expect("a good address");
+    let expected: Vec<i32> = borders.iter().map(|token| *token as i32).collect();
+    if found == expected { Ok(()) } else { Err(Failure::Wrong(format!("{found:?}"))) }
+}
+
 pub fn matvec(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
     let (rows, columns) = (37, 256);
     let mut numbers = Numbers::new(5);
@@ -275,6 +295,7 @@ pub fn all(kernel: &str, ptx: &str, options: &Options) -> Result<(), Failure> {
         "sample" => {
             sample(ptx, 0.0, options)?;
             sample(ptx, 0.7, options)?;
+            sample_borders(ptx, options)?;
         }
         _ => _ = matvec(ptx, options)?,
     }

@@ -11,9 +11,9 @@ use super::command::Queue;
 use super::constraints::Constraints;
 use super::driver::Driver;
 use super::facts::ModelFacts;
+use super::fit::{FitEstimate, Plan};
 use super::handle::{Engine, Inner};
 use super::intake::Intake;
-use super::limits::EngineLimits;
 use super::options::EngineOptions;
 use super::recorder::Recorded;
 use super::shared::Shared;
@@ -30,6 +30,8 @@ use crate::weights::Weights;
 
 /// Threads that tokenize what is submitted asynchronously.
 const MOST_TOKENIZERS: usize = 2;
+/// Of programs that don't say.
+const DEFAULT_CONTEXT: usize = 2048;
 
 /// Sets up an engine: either from a model's files ([`load`](Self::load)), or from a program of
 /// one's own ([`build`](Self::build)), in which case tokenizer, chat template and end tokens are
@@ -136,6 +138,32 @@ impl EngineBuilder {
         self.start(program, weights, Some(model), backend, progress)
     }
 
+    /// What the engine of [`load_model`](Self::load_model) would take and hold. Loads nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`load_model`](Self::load_model), as far as it is known without loading.
+    pub fn estimate(
+        &self,
+        model: &LoadedModel,
+        backend: &dyn Backend,
+    ) -> Result<FitEstimate, EngineError> {
+        let context = self.context_length.unwrap_or(model.config.context_length);
+        let program = model.program_for(self.options.context_length.unwrap_or(context))?;
+        self.estimate_program(&program, model.weights.as_ref(), context, backend)
+    }
+
+    fn estimate_program(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        context: usize,
+        backend: &dyn Backend,
+    ) -> Result<FitEstimate, EngineError> {
+        let plan = Plan::new(&self.options, program, weights, context, backend)?;
+        FitEstimate::new(plan, program, weights, backend)
+    }
+
     /// Compiles a program and starts it.
     ///
     /// # Errors
@@ -160,19 +188,16 @@ impl EngineBuilder {
         backend: &dyn Backend,
         progress: &mut dyn Progress,
     ) -> Result<Engine, EngineError> {
-        const DEFAULT_CONTEXT: usize = 2048;
         let options = &self.options;
-        let capabilities = backend.capabilities();
         let context = self.context_length.unwrap_or(DEFAULT_CONTEXT);
         let facts = ModelFacts::new(&program, weights, model, self.source, context);
-        let limits = EngineLimits::derive(options, &program, context, &facts, backend)?;
-        tracing::info!(?limits, backend = capabilities.description, "engine limits");
+        let plan = Plan::new(options, &program, weights, context, backend)?;
+        let Plan { limits, config, compile, .. } = plan;
+        let description = backend.capabilities().description;
+        tracing::info!(?limits, backend = description, "engine limits");
         for warning in &limits.warnings {
             tracing::warn!("{warning}");
         }
-
-        let config = limits.scheduler_config(options);
-        let compile = limits.compile_options(options, &capabilities, &config)?;
         let vocab_size = program.vocab_size();
         let mut executor = backend.compile(&[program], weights, &compile)?;
         let mut progress = FencedProgress { progress, panicked: None };
@@ -180,6 +205,7 @@ impl EngineBuilder {
         if let Some(reason) = progress.panicked {
             return Err(EngineError::Progress { reason });
         }
+        let footprint = executor.footprint();
         let scheduler = Scheduler::new(config.clone())?;
         let recorded = Recorded::new(scheduler, options.record_inputs.as_deref());
         let scheduler = recorded.map_err(|error| EngineError::Option {
@@ -209,6 +235,7 @@ impl EngineBuilder {
             shared,
             intake,
             limits,
+            footprint,
             facts,
             tokenizers,
             next_request: AtomicU64::new(0),

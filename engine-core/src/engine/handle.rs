@@ -18,6 +18,7 @@ use super::shared::Shared;
 use super::submitting::Submitting;
 use super::threads::{Threads, is_engine_thread};
 use super::workers::Workers;
+use crate::backend::Footprint;
 use crate::error::{EngineDead, GenerateError, SubmitError};
 use crate::request::{EmbedRequest, Embedding, Output, Request, SamplingParams};
 use crate::schedule::{RequestId, SequenceId};
@@ -47,6 +48,7 @@ pub(super) struct Inner {
     pub(super) shared: Arc<Shared>,
     pub(super) intake: Intake,
     pub(super) limits: EngineLimits,
+    pub(super) footprint: Option<Footprint>,
     pub(super) facts: ModelFacts,
     /// Tokenize for those who don't want to.
     pub(super) tokenizers: Workers,
@@ -142,6 +144,13 @@ impl Engine {
     /// What the engine can hold, and what is odd about it.
     pub fn limits(&self) -> &EngineLimits {
         &self.inner.limits
+    }
+
+    /// What the engine took of the device's memory, counted by the backend; `None` where the
+    /// backend doesn't count. [`EngineBuilder::estimate`](super::EngineBuilder::estimate) tells
+    /// beforehand.
+    pub fn footprint(&self) -> Option<Footprint> {
+        self.inner.footprint
     }
 
     /// What it runs.

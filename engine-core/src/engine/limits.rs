@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::facts::ModelFacts;
 use super::kv_sizes::{KvPages, KvSizes};
 use super::options::{EngineOptions, KvMemory};
 use crate::backend::weights::Format;
@@ -111,18 +110,17 @@ impl fmt::Display for LimitWarning {
 }
 
 impl EngineLimits {
-    /// Works them out.
+    /// Works them out. Weights take so many bytes on the device, most of them in a format.
     pub(super) fn derive(
         options: &EngineOptions,
         program: &Program,
         model_context: usize,
-        facts: &ModelFacts,
+        (weight_bytes, format): (u64, Option<Format>),
         backend: &dyn Backend,
     ) -> Result<Self, EngineError> {
-        let weight_bytes = facts.weight_bytes;
         let capabilities = &backend.capabilities();
         let page_size = page_size(options, capabilities)?;
-        let kv_format = kv_format(options, facts.format, capabilities)?;
+        let kv_format = kv_format(options, format, capabilities)?;
         positive("max_queued_requests", Some(options.max_queued_requests))?;
         let wanted_context = positive("context_length", options.context_length)?;
         let full_context = wanted_context.unwrap_or(model_context);

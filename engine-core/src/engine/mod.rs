@@ -33,6 +33,7 @@ mod constraints;
 mod driver;
 mod embeddings;
 mod facts;
+mod fit;
 mod flight;
 mod generation;
 mod handle;
@@ -54,6 +55,7 @@ mod workers;
 
 pub use builder::EngineBuilder;
 pub use facts::ModelFacts;
+pub use fit::{FitEstimate, GroupFit};
 pub use generation::{AbortHandle, Events, Generation};
 pub use handle::{Engine, Shutdown};
 pub use limits::{EngineLimits, LimitWarning};

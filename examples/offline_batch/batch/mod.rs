@@ -1,7 +1,7 @@
 //! A batch: requests in, a line each; answers out, a line each, in the same order.
 //!
-//! A line of the input is a request as [`json_request`](crate::json_request) reads it; blank lines
-//! are skipped. A line of the output is a JSON object with
+//! A line of the input is a request as [`json_request`](crate::json_request) reads it, beside which
+//! `response_format` may state the form of the answer (`format.rs`); blank lines are skipped. A line of the output is a JSON object with
 //!
 //! | field | value |
 //! | --- | --- |
@@ -24,6 +24,7 @@
 //! that format: `openai.rs` describes it. A file may mix both.
 
 mod answer;
+mod format;
 mod lines;
 mod openai;
 mod requests;

@@ -7,6 +7,7 @@ use understory::Namespace;
 use understory::prelude::*;
 
 use super::answer::{AnswerLine, Fault};
+use super::format::{FormatError, Formats, is_open};
 use super::lines::Line;
 use super::openai::{Envelope, EnvelopeError};
 use super::run::BatchOptions;
@@ -19,6 +20,7 @@ pub(super) struct RequestReader<'a> {
     namespaces: HashMap<String, Namespace>,
     /// Fields that were seen and have no meaning here.
     unknown: HashSet<String>,
+    formats: Formats,
 }
 
 /// A line that has been read, and the request that it makes.
@@ -29,6 +31,8 @@ pub(super) struct Prepared {
     /// How the answer is to be written.
     pub(super) envelope: Option<Envelope>,
     pub(super) request: Result<JsonRequest, Failure>,
+    /// The form of its answer, unless any will do.
+    pub(super) format: Option<Value>,
 }
 
 /// Why a line is not answered.
@@ -40,11 +44,20 @@ pub(super) enum Failure {
     Envelope(#[from] EnvelopeError),
     #[error(transparent)]
     Request(#[from] JsonRequestError),
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
 }
 
 impl<'a> RequestReader<'a> {
     pub(super) fn new(options: &'a BatchOptions) -> Self {
-        Self { options, namespaces: HashMap::new(), unknown: HashSet::new() }
+        Self {
+            options,
+            namespaces: HashMap::new(),
+            unknown: HashSet::new(),
+            formats: Formats::default(),
+        }
     }
 
     /// Reads a line. `report` is told each field without a meaning, once for each name.
@@ -57,19 +70,21 @@ impl<'a> RequestReader<'a> {
         let fields = str::from_utf8(&line.bytes)
             .map_err(|_| Failure::Encoding)
             .and_then(|text| Ok(JsonRequest::fields(text)?));
+        let mut format = None;
         let (envelope, request) = match fields {
-            Ok(fields) => self.request(fields, report),
+            Ok(fields) => self.request(fields, &mut format, report),
             Err(failure) => (None, Err(failure)),
         };
-        Prepared { index, line: line.number, envelope, request }
+        Prepared { index, line: line.number, envelope, request, format }
     }
 
     fn request(
         &mut self,
         fields: Map<String, Value>,
+        format: &mut Option<Value>,
         report: &mut dyn FnMut(String),
     ) -> (Option<Envelope>, Result<JsonRequest, Failure>) {
-        let (envelope, fields, mut unknown) = if Envelope::is_one(&fields) {
+        let (envelope, mut fields, mut unknown) = if Envelope::is_one(&fields) {
             let opened = Envelope::open(fields);
             match opened.body {
                 Ok(body) => (Some(opened.envelope), body, opened.unknown),
@@ -78,6 +93,7 @@ impl<'a> RequestReader<'a> {
         } else {
             (None, fields, Vec::new())
         };
+        *format = fields.remove("response_format").filter(|format| !is_open(format));
         let request = JsonRequest::from_fields(fields, &self.options.defaults);
         let request = request.map(|mut request| {
             let within = if envelope.is_some() { "body." } else { "" };
@@ -99,9 +115,14 @@ impl<'a> RequestReader<'a> {
         &mut self,
         engine: &Engine,
         request: &JsonRequest,
-    ) -> Result<Generation, SubmitError> {
+        format: Option<&Value>,
+    ) -> Result<Generation, Failure> {
         let namespace = self.namespace(request.namespace.clone());
-        engine.submit(request.clone().into_request(namespace))
+        let mut request = request.clone().into_request(namespace);
+        if let Some(format) = format {
+            request = request.constraint(self.formats.constraint(engine, format)?);
+        }
+        Ok(engine.submit(request)?)
     }
 
     fn namespace(&mut self, name: Option<String>) -> Namespace {

@@ -13,7 +13,7 @@ use understory::prelude::*;
 
 use super::answer::{AnswerLine, Fault, gather};
 use super::lines::{Line, read_ahead};
-use super::requests::{Prepared, RequestReader};
+use super::requests::{Failure, Prepared, RequestReader};
 use super::summary::{Summary, Tally};
 
 /// What holds for all requests.
@@ -152,7 +152,7 @@ fn submit(
             return Submitted::Refused(prepared.refused(&reason, Fault::Request));
         }
     };
-    match reader.submit(engine, request) {
+    match reader.submit(engine, request, prepared.format.as_ref()) {
         Ok(generation) => {
             let (index, envelope) = (prepared.index, prepared.envelope.take());
             let engine = engine.clone();
@@ -161,10 +161,12 @@ fn submit(
                 AnswerLine::new(index, envelope, gathered, &engine)
             }))
         }
-        Err(SubmitError::QueueFull { .. }) if !is_idle => Submitted::Full(prepared),
+        Err(Failure::Submit(SubmitError::QueueFull { .. })) if !is_idle => {
+            Submitted::Full(prepared)
+        }
         Err(error) => {
             let fault = match error {
-                SubmitError::ShuttingDown | SubmitError::Dead(_) => Fault::Engine,
+                Failure::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) => Fault::Engine,
                 _ => Fault::Request,
             };
             Submitted::Refused(prepared.refused(&one_line(&error), fault))

@@ -63,6 +63,14 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Constants between the parts.
     pub multipliers: Multipliers,
+    /// How queries grow with their position, beside rotary embedding.
+    pub query_scaling: Option<QueryScaling>,
+    /// The mixture of experts that stands where other layers have an MLP.
+    pub experts: Option<ExpertsConfig>,
+    /// Whether each query head has a learned logit that takes part in the softmax and has no value.
+    pub attention_sinks: bool,
+    /// Width of an input that each layer has of its own (Gemma 4); 0 is none.
+    pub per_layer_width: usize,
     /// Bound of the attention scores, `cap * tanh(score / cap)`.
     pub attention_soft_cap: Option<f32>,
     /// Bound of the logits.
@@ -77,6 +85,119 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Position embedding of queries and keys; `None` is a layer without (NoPE).
     pub rope: Option<Arc<Rope>>,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Inner width of the gated MLP.
+    pub intermediate_size: usize,
+    /// The earlier layer whose keys and values it reads, instead of its own.
+    pub kv_of: Option<usize>,
+    /// Whether values are what keys are before their norm and rotation.
+    pub value_is_key: bool,
+    /// Whether it has the experts of a model that has some.
+    pub has_experts: bool,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ExpertsConfig {
+    /// How many there are.
+    pub count: usize,
+    /// How many a token goes through.
+    pub chosen: usize,
+    /// Inner width of each.
+    pub width: usize,
+    /// Whether the weights of the chosen ones are divided by their sum.
+    pub normalize: bool,
+    /// Whether the router and each layer of an expert has a bias.
+    pub has_bias: bool,
+    /// Inner width of the expert that all tokens share; 0 is none.
+    pub shared_width: usize,
+    /// How files that keep gate and up in one tensor do so.
+    pub fused: FusedExperts,
+}
+
+/// How files keep the gates and ups of experts in one tensor, if they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FusedExperts {
+    /// Each expert's gate above its up, `[experts, 2 * width, inputs]`.
+    GateFirst,
+    /// A row of the gate and a row of the up in turns; `[experts, inputs, 2 * width]` unless in
+    /// blocks.
+    InTurns,
+}
+
+impl ExpertsConfig {
+    pub(crate) fn new(count: usize, chosen: usize, width: usize) -> Self {
+        let fused = FusedExperts::GateFirst;
+        Self { count, chosen, width, normalize: false, has_bias: false, shared_width: 0, fused }
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value, max) in [
+            ("num_experts", self.count, MAX_EXPERTS),
+            ("num_experts_per_tok", self.chosen, self.count),
+            ("moe_intermediate_size", self.width, MAX_WIDTH),
+        ] {
+            if !(1..=max).contains(&value) {
+                return Err(out_of_range(field, value, format!("1..={max}")));
+            }
+        }
+        if self.shared_width > MAX_WIDTH {
+            let allowed = format!("0..={MAX_WIDTH}");
+            return Err(out_of_range(
+                "shared_expert_intermediate_size",
+                self.shared_width,
+                allowed,
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl LayerConfig {
+    fn validate(&self, index: usize, heads: usize) -> Result<(), ConfigError> {
+        for (field, value, max) in [
+            ("intermediate_size", self.intermediate_size, MAX_WIDTH),
+            ("kv_heads", self.kv_heads, MAX_HEADS),
+            ("head_dim", self.head_dim, MAX_HEAD_DIM),
+        ] {
+            if !(1..=max).contains(&value) {
+                return Err(out_of_range(field, value, format!("1..={max}")));
+            }
+        }
+        for (field, value, divisor_name, divisor) in [
+            ("heads", heads, "kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim, "2, as rotary embedding pairs dimensions", 2),
+        ] {
+            if !value.is_multiple_of(divisor) {
+                return Err(ConfigError::NotDivisible { field, value, divisor_name, divisor });
+            }
+        }
+        if self.window == Some(0) {
+            return Err(out_of_range("sliding_window", 0, "at least 1".into()));
+        }
+        if let Some(of) = self.kv_of
+            && of >= index
+        {
+            return Err(out_of_range("the layer of shared KV", of, format!("0..{index}")));
+        }
+        self.rope.as_ref().map_or(Ok(()), |rope| rope.validate(self.head_dim))
+    }
+}
+
+/// Queries at position `p` are multiplied by `1 + beta * ln(1 + floor(p / original_context))`, so
+/// that attention stays sharp in long contexts (Llama 4, Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct QueryScaling {
+    /// Strength.
+    pub beta: f32,
+    /// Positions up to the first step.
+    pub original_context: usize,
 }
 
 /// Constants that a model multiplies with.
@@ -165,13 +286,21 @@ impl ModelConfig {
                 return Err(out_of_range(field, value, "finite and above 0".into()));
             }
         }
-        for layer in &self.layers {
-            if layer.window == Some(0) {
-                return Err(out_of_range("sliding_window", 0, "at least 1".into()));
+        if let Some(QueryScaling { beta, original_context }) = self.query_scaling {
+            if !beta.is_finite() || beta < 0.0 {
+                return Err(out_of_range("llama_4_scaling_beta", beta, "0 or more".into()));
             }
-            if let Some(rope) = &layer.rope {
-                rope.validate(self.head_dim)?;
+            if original_context == 0 {
+                return Err(out_of_range("original_context", 0, "at least 1".into()));
             }
+        }
+        if self.per_layer_width > MAX_WIDTH {
+            let (field, allowed) = ("hidden_size_per_layer_input", format!("0..={MAX_WIDTH}"));
+            return Err(out_of_range(field, self.per_layer_width, allowed));
+        }
+        self.experts.as_ref().map_or(Ok(()), ExpertsConfig::validate)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.validate(index, self.heads)?;
         }
         Ok(self)
     }
@@ -183,6 +312,7 @@ const MAX_VOCABULARY: usize = 1 << 26;
 const MAX_WIDTH: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 14;
 const MAX_HEADS: usize = 1 << 16;
+const MAX_EXPERTS: usize = 1 << 16;
 const MAX_HEAD_DIM: usize = 1 << 16;
 const MAX_CONTEXT: usize = 1 << 30;
 

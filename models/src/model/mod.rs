@@ -11,8 +11,9 @@ pub use backend_api::program::{
     MixtureOfExperts, Op, PageGroup, Program, ProgramBuilder, ProgramError, Residual, RopePairs,
     Rotary, Routing, RowsOf, Scoring, Split, Value, ValueId, Weight, WeightId,
 };
+pub(crate) use config::json::Fields;
 pub use config::{
-    Architecture, ConfigError, GenerationDefaults, LayerConfig, ModelConfig, Multipliers, Rope,
-    RopeScaling,
+    Architecture, ConfigError, ExpertsConfig, FusedExperts, GenerationDefaults, LayerConfig,
+    ModelConfig, Multipliers, QueryScaling, Rope, RopeScaling,
 };
 pub use open::{LoadedModel, ModelFiles, OpenError, open_model};

@@ -7,10 +7,12 @@ use std::{
     sync::Arc,
 };
 
+use super::Fields;
 use super::arch::{OUTPUT_WEIGHT, build};
 use super::config::{ConfigError, GenerationDefaults, ModelConfig, read_text};
 use crate::weights::{
-    GgufFile, GgufWeights, HuggingFaceWeights, SafetensorsWeights, WeightFileError, Weights,
+    GgufFile, GgufWeights, HuggingFaceWeights, QuantizedWeights, SafetensorsWeights, Scheme,
+    WeightFileError, Weights, with_experts,
 };
 use backend_api::program::{Program, ProgramError};
 
@@ -126,10 +128,17 @@ fn open_directory(directory: &Path) -> Result<LoadedModel, OpenError> {
     let config = ModelConfig::from_huggingface(&config_text).map_err(failed(CONFIG_FILE))?;
     let generation = GenerationDefaults::from_huggingface(&config_text, generation_text.as_deref())
         .map_err(failed(GENERATION_FILE))?;
+    let scheme = Fields::parse(&config_text).and_then(|json| Scheme::read(&json));
     let stored = SafetensorsWeights::open(directory)?;
+    let weights: Box<dyn Weights> = match scheme.map_err(failed(CONFIG_FILE))? {
+        None => Box::new(HuggingFaceWeights::new(stored, &config)),
+        Some(scheme) => {
+            Box::new(HuggingFaceWeights::new(QuantizedWeights::new(stored, scheme), &config))
+        }
+    };
     Ok(LoadedModel {
         generation,
-        weights: Box::new(HuggingFaceWeights::new(stored, &config)),
+        weights: with_experts(weights, &config),
         config,
         files: ModelFiles::HuggingFace { directory: directory.to_owned() },
         path: directory.to_owned(),
@@ -142,7 +151,7 @@ fn open_gguf(path: &Path) -> Result<LoadedModel, OpenError> {
     let config = ModelConfig::from_gguf(&file).map_err(failed)?;
     Ok(LoadedModel {
         generation: GenerationDefaults::from_gguf(&file),
-        weights: Box::new(GgufWeights::new(Arc::clone(&file), &config)?),
+        weights: with_experts(Box::new(GgufWeights::new(Arc::clone(&file), &config)?), &config),
         config,
         files: ModelFiles::Gguf { file },
         path: path.to_owned(),

@@ -66,3 +66,126 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
     };
     parts.iter().map(&mut part).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::weights::{Format, GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights};
+    use crate::weights::{MapWeights, Shape, Value, Weights};
+
+    const COLUMNS: usize = 256;
+
+    /// Two query heads and one KV head of two dimensions, and a gated network four wide.
+    const CONFIG: &str = r#"{"architectures": ["Phi3ForCausalLM"], "vocab_size": 8,
+        "hidden_size": 256, "intermediate_size": 4, "num_hidden_layers": 1, "head_dim": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16}"#;
+
+    const PARTS: [(&str, &str, Range<usize>); 5] = [
+        ("self_attn.qkv_proj", "self_attn.q_proj", 0..4),
+        ("self_attn.qkv_proj", "self_attn.k_proj", 4..6),
+        ("self_attn.qkv_proj", "self_attn.v_proj", 6..8),
+        ("mlp.gate_up_proj", "mlp.gate_proj", 0..4),
+        ("mlp.gate_up_proj", "mlp.up_proj", 4..8),
+    ];
+
+    fn config() -> ModelConfig {
+        ModelConfig::from_huggingface(CONFIG).expect("valid")
+    }
+
+    fn matrix(format: Format, rows: usize) -> Tensor<'static> {
+        let values: Vec<f32> = (0..rows * COLUMNS).map(|i| (i % 61) as f32 - 30.0).collect();
+        Tensor::from_f32(format, Shape::matrix(rows, COLUMNS), &values).expect("whole blocks")
+    }
+
+    fn in_layer(part: &str, suffix: &str) -> String {
+        format!("model.layers.0.{part}.{suffix}")
+    }
+
+    /// Each part is the rows that it should be, and borrowed.
+    fn check(weights: &dyn Weights, stored: &Tensor<'_>) {
+        for (_, part, range) in PARTS {
+            let name = in_layer(part, "weight");
+            let rows = stored.slice_rows(range).expect("in range");
+            let taken = weights.tensor(&name).expect("a part");
+            assert_eq!(taken, rows, "{name}");
+            assert!(matches!(taken.into_data(), Cow::Borrowed(_)), "{name}");
+        }
+        assert!(!weights.contains(&in_layer("self_attn.qkv_proj", "weight")));
+    }
+
+    #[test]
+    fn fused_rows_of_every_format_are_borrowed_apart() {
+        for format in Format::ALL {
+            let mut weights = MapWeights::new();
+            for (fused, ..) in PARTS {
+                weights.insert(in_layer(fused, "weight"), matrix(format, 8));
+            }
+            check(&HuggingFaceWeights::new(weights, &config()), &matrix(format, 8));
+        }
+    }
+
+    #[test]
+    fn fused_blocks_of_a_gguf_file_are_borrowed_apart() {
+        let stored = matrix(Format::Q8_0, 8);
+        let writer = GgufWriter::new()
+            .metadata("general.architecture", Value::String("phi3".into()))
+            .tensor("blk.0.attn_qkv.weight", &stored)
+            .tensor("blk.0.ffn_up.weight", &stored);
+        let file = GgufFile::from_bytes(writer.finish()).expect("well-formed");
+        check(&GgufWeights::new(file.into(), &config()).expect("distinct names"), &stored);
+    }
+
+    #[test]
+    fn a_fused_bias_comes_apart_as_its_matrix_does() {
+        let mut weights = MapWeights::new();
+        let values: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        let bias = Tensor::from_f32(Format::F32, Shape::Vector(8), &values).expect("valid");
+        weights.insert(in_layer("self_attn.qkv_proj", "bias"), bias);
+        let weights = HuggingFaceWeights::new(weights, &config());
+        for (_, part, range) in &PARTS[..3] {
+            let taken = weights.tensor(&in_layer(part, "bias")).expect("a part");
+            assert_eq!(taken.to_f32(), values[range.clone()], "{part}");
+        }
+    }
+
+    #[test]
+    fn a_fused_tensor_of_other_rows_than_its_parts_is_refused() {
+        for rows in [7, 9] {
+            let mut weights = MapWeights::new();
+            weights.insert(in_layer("mlp.gate_up_proj", "weight"), matrix(Format::F32, rows));
+            let weights = HuggingFaceWeights::new(weights, &config());
+            let name = in_layer("mlp.gate_proj", "weight");
+            let error = weights.tensor(&name).expect_err("rows left over, or missing");
+            let WeightsError::Tensor { name: found, source } = error else { panic!("{error}") };
+            assert_eq!(
+                (found, source.to_string()),
+                (name, format!("rows 0..8 are not within 0..{rows}"))
+            );
+        }
+    }
+
+    #[test]
+    fn the_text_model_is_found_where_larger_models_keep_it() {
+        for prefix in ["", "language_model.", "model.language_"] {
+            let mut weights = MapWeights::new();
+            for name in ["model.norm.weight", "model.layers.0.mlp.gate_up_proj.weight"] {
+                weights.insert(format!("{prefix}{name}"), matrix(Format::F32, 8));
+            }
+            let lm_head = if prefix == "language_model." { prefix } else { "" };
+            weights.insert(format!("{lm_head}lm_head.weight"), matrix(Format::F32, 8));
+            weights.insert("vision_tower.norm.weight", matrix(Format::F32, 8));
+            let weights = HuggingFaceWeights::new(weights, &config());
+            let names: Vec<&str> = weights.names().collect();
+            let expected = [
+                "lm_head.weight",
+                "model.layers.0.mlp.gate_proj.weight",
+                "model.layers.0.mlp.up_proj.weight",
+                "model.norm.weight",
+                "vision_tower.norm.weight",
+            ];
+            assert_eq!(names, expected, "{prefix}");
+        }
+    }
+}

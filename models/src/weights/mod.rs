@@ -9,10 +9,12 @@
 //!   allocated or read, and every fault is a typed error.
 
 mod error;
+mod experts;
 mod fused;
 pub mod gguf;
 mod huggingface;
 mod map;
+mod quantized;
 mod safetensors;
 
 pub use self::safetensors::SafetensorsWeights;
@@ -20,5 +22,7 @@ pub use backend_api::weights::{
     Format, MapWeights, Shape, Tensor, TensorError, Weights, WeightsError,
 };
 pub use error::WeightFileError;
+pub(crate) use experts::with_experts;
 pub use gguf::{Array, GgufError, GgufFile, GgufWeights, GgufWriter, Metadata, Value};
 pub(crate) use huggingface::HuggingFaceWeights;
+pub(crate) use quantized::{QuantizedWeights, Scheme};

@@ -9,7 +9,9 @@ use std::{
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
-use super::{Format, Shape, Tensor, WeightFileError, Weights, WeightsError, map::FileBytes};
+use super::{
+    Format, Shape, Tensor, WeightFileError, Weights, WeightsError, map::FileBytes, quantized::Raw,
+};
 use crate::files::read_text;
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -62,6 +64,11 @@ impl SafetensorsWeights {
     /// As [`open`](Self::open), for malformed content.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, WeightFileError> {
         Self::single(Shard::parse(PathBuf::from("<memory>"), FileBytes::Owned(bytes))?)
+    }
+
+    /// The tensor `name` as it is stored, in any type.
+    pub(super) fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        self.shards.get(*self.shard_of.get(name)?)?.raw(name)
     }
 
     fn single(shard: Shard) -> Result<Self, WeightFileError> {
@@ -172,10 +179,15 @@ impl Shard {
 
     /// The tensor, or `None` if it isn't here.
     fn tensor(&self, name: &str) -> Option<Result<Tensor<'_>, WeightsError>> {
+        let Raw { dtype, shape, bytes } = self.raw(name)?;
+        Some(tensor(name, dtype, shape, bytes))
+    }
+
+    fn raw(&self, name: &str) -> Option<Raw<'_>> {
         let info = self.metadata.info(name)?;
         let (start, end) = info.data_offsets;
         let bytes = self.bytes.get(self.data_start..)?.get(start..end)?;
-        Some(tensor(name, info.dtype, &info.shape, bytes))
+        Some(Raw { dtype: info.dtype, shape: &info.shape, bytes })
     }
 }
 

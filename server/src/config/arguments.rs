@@ -10,6 +10,9 @@ use understory::source::PluginSource;
 use understory::{Policy, WritePolicy};
 
 use super::{Keys, KeysError, Limits, Origins, ServerOptions, Tls, TlsError};
+use crate::kv_events::KvEventsConfig;
+use crate::reasoning::ReasoningFormat;
+use crate::tools::ToolFormat;
 
 /// What is served, and how.
 #[derive(Debug, Args)]
@@ -83,6 +86,20 @@ pub struct ServeArguments {
     /// Events of `/generate` have what is new, rather than all.
     #[arg(long)]
     incremental_streaming_output: bool,
+
+    /// How the model writes calls of tools: `hermes`, `qwen`, `llama3`, `mistral`. Default: as its chat template
+    /// teaches it.
+    #[arg(long, value_name = "FORMAT", value_parser = tool_format)]
+    tool_call_parser: Option<ToolFormat>,
+
+    /// How the model marks its thoughts: `qwen3`, `deepseek-r1`. Default: thoughts are content.
+    #[arg(long, value_name = "FORMAT", value_parser = reasoning_format)]
+    reasoning_parser: Option<ReasoningFormat>,
+
+    /// Publish changes of the cache over ZMQ, for routers: `{"publisher": "zmq", "endpoint": "tcp://*:5557",
+    /// "replay_endpoint": "tcp://*:5558", "topic": ""}`.
+    #[arg(long, value_name = "JSON", value_parser = kv_events)]
+    kv_events_config: Option<KvEventsConfig>,
 
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`.
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
@@ -219,6 +236,20 @@ enum Proposals {
     Ngram,
 }
 
+fn kv_events(text: &str) -> Result<KvEventsConfig, String> {
+    KvEventsConfig::from_json(text).map_err(|error| error.to_string())
+}
+
+fn tool_format(name: &str) -> Result<ToolFormat, String> {
+    let names = || ToolFormat::NAMES.map(|(name, _)| name).join(", ");
+    ToolFormat::from_name(name).ok_or_else(|| format!("one of {}", names()))
+}
+
+fn reasoning_format(name: &str) -> Result<ReasoningFormat, String> {
+    let names = || ReasoningFormat::NAMES.map(|(name, _)| name).join(", ");
+    ReasoningFormat::from_name(name).ok_or_else(|| format!("one of {}", names()))
+}
+
 impl ServeArguments {
     /// How the server answers.
     ///
@@ -253,8 +284,19 @@ impl ServeArguments {
             cors,
             sse_keep_alive: self.sse_keep_alive.map(seconds),
             incremental_streaming_output: self.incremental_streaming_output,
+            kv_events: self.kv_events_config.clone().filter(KvEventsConfig::is_on),
+            tool_call_parser: self.tool_call_parser,
+            reasoning_parser: self.reasoning_parser,
             tp_size: self.engine.tp_size,
         })
+    }
+
+    /// How the engine is set up: it keeps changes of its cache where they are to be published.
+    pub fn engine_options(&self) -> EngineOptions {
+        /// More than a follower lets wait.
+        const EVENTS: usize = 1 << 16;
+        let publishes = self.kv_events_config.as_ref().is_some_and(KvEventsConfig::is_on);
+        self.engine.options().cache_events(if publishes { EVENTS } else { 0 })
     }
 
     /// The certificate, if HTTPS is to be served.

@@ -114,11 +114,11 @@ mod tests {
         let expected = [
             "understory",
             "serve",
+            "--disable-radix-cache",
+            "--mem-fraction-static=0.5",
             "--port=1",
             "--served-model-name=a",
             "--served-model-name=b",
-            "--disable-radix-cache",
-            "--mem-fraction-static=0.5",
             "--port",
             "2",
         ];

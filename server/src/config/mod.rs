@@ -7,6 +7,10 @@ mod tls;
 
 use std::time::Duration;
 
+use crate::kv_events::KvEventsConfig;
+use crate::reasoning::ReasoningFormat;
+use crate::tools::ToolFormat;
+
 pub use arguments::{EngineArguments, ServeArguments};
 pub use file::{ConfigError, with_file};
 pub use keys::{Keys, KeysError};
@@ -28,6 +32,13 @@ pub struct ServerOptions {
     pub sse_keep_alive: Option<Duration>,
     /// Events of `/generate` have what is new since the last one, rather than all. Default no, as SGLang.
     pub incremental_streaming_output: bool,
+    /// Where changes of the cache are published, as `/server_info` tells; publishing is
+    /// [`KvEvents`](crate::kv_events::KvEvents)' work. Default nowhere.
+    pub kv_events: Option<KvEventsConfig>,
+    /// How the model writes calls of tools. Default: as its chat template teaches it, or Hermes' way.
+    pub tool_call_parser: Option<ToolFormat>,
+    /// How the model marks its thoughts. Default: thoughts are content.
+    pub reasoning_parser: Option<ReasoningFormat>,
     /// Devices that share the model, as `/server_info` tells.
     pub tp_size: usize,
 }

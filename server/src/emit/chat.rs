@@ -8,12 +8,12 @@ use understory::request::{FinishReason, GenerationEvent};
 use understory::text::Tokenizer;
 
 use super::sample::{Sample, SampledToken, total};
-use super::{Emit, Frames, Head, Said, Speech, scores};
+use super::{Emit, Frames, Head, scores};
 use crate::protocol::{
     AssistantMessage, CalledFunction, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs,
-    ChunkChoice, Delta, Finish, FunctionDelta, Matched, Times, ToolCall, ToolCallDelta, ToolChoice,
-    Usage,
+    ChunkChoice, ChunkDelta, Finish, FunctionDelta, Matched, Times, ToolCall, ToolCallDelta, Usage,
 };
+use crate::tools::{Delta, Parser, ToolChoice};
 
 /// What a client asked to see.
 #[derive(Clone, Debug)]
@@ -41,9 +41,9 @@ pub(crate) struct ChatEmit {
 }
 
 /// What one sample has said, beside its counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Voice {
-    speech: Speech,
+    speech: Box<dyn Parser>,
     has_begun: bool,
     has_calls: bool,
     reasoning_tokens: u32,
@@ -58,10 +58,10 @@ impl ChatEmit {
         head: Head,
         shape: ChatShape,
         tokenizer: Tokenizer,
-        mut speech: impl FnMut() -> Speech,
+        mut speech: impl FnMut(u32) -> Box<dyn Parser>,
     ) -> Self {
         let samples = (0..shape.n).map(|_| Sample::default()).collect();
-        let voices = (0..shape.n).map(|_| Voice { speech: speech(), ..Voice::default() }).collect();
+        let voices = (0..shape.n).map(|index| Voice::new(speech(index))).collect();
         Self { head, shape, tokenizer, samples, voices }
     }
 
@@ -90,7 +90,13 @@ impl ChatEmit {
     }
 
     /// A chunk with something of a sample.
-    fn delta(&self, index: u32, delta: Delta<'_>, tokens: &[SampledToken], frames: &mut Frames) {
+    fn delta(
+        &self,
+        index: u32,
+        delta: ChunkDelta<'_>,
+        tokens: &[SampledToken],
+        frames: &mut Frames,
+    ) {
         let logprobs = self.shape.logprobs.then(|| scores::chat(&self.tokenizer, tokens));
         let token_ids = self.shape.token_ids.then(|| ids(tokens));
         let choice =
@@ -112,12 +118,18 @@ impl ChatEmit {
     }
 
     /// A sample said something, made of `tokens`.
-    fn say(&mut self, index: u32, said: Vec<Said>, tokens: Vec<SampledToken>, frames: &mut Frames) {
+    fn say(
+        &mut self,
+        index: u32,
+        said: Vec<Delta>,
+        tokens: Vec<SampledToken>,
+        frames: &mut Frames,
+    ) {
         let Some(voice) = self.voices.get_mut(index as usize) else { return };
-        if said.iter().any(|said| matches!(said, Said::Reasoning(_))) {
+        if said.iter().any(|said| matches!(said, Delta::Reasoning(_))) {
             voice.reasoning_tokens += tokens.len() as u32;
         }
-        voice.has_calls |= said.iter().any(|said| matches!(said, Said::Call { .. }));
+        voice.has_calls |= said.iter().any(|said| matches!(said, Delta::Call { .. }));
         if self.shape.stream {
             // The tokens go with the first of what they say.
             let mut tokens = tokens;
@@ -126,7 +138,7 @@ impl ChatEmit {
                 self.delta(index, delta_of(said), &tokens, frames);
             }
             if !tokens.is_empty() && (self.shape.logprobs || self.shape.token_ids) {
-                self.delta(index, Delta::default(), &tokens, frames);
+                self.delta(index, ChunkDelta::default(), &tokens, frames);
             }
             return;
         }
@@ -142,10 +154,10 @@ impl ChatEmit {
     fn begin(&mut self, index: u32, frames: &mut Frames) {
         let Some(voice) = self.voices.get_mut(index as usize) else { return };
         if !mem::replace(&mut voice.has_begun, true) && self.shape.stream {
-            let delta = Delta {
+            let delta = ChunkDelta {
                 role: Some("assistant"),
                 content: Some(Cow::Borrowed("")),
-                ..Delta::default()
+                ..ChunkDelta::default()
             };
             let choice = ChunkChoice {
                 index,
@@ -166,7 +178,8 @@ impl ChatEmit {
             return;
         };
         let tokens = sample.take_spoken();
-        let said = voice.speech.finish();
+        let mut said = Vec::new();
+        voice.speech.finish(&mut said);
         self.begin(index, frames);
         self.say(index, said, tokens, frames);
         if !self.shape.stream {
@@ -175,7 +188,7 @@ impl ChatEmit {
         let Finish { finish_reason, stop_reason, matched_stop } = self.finish_of(index);
         let choice = ChunkChoice {
             index,
-            delta: Delta::default(),
+            delta: ChunkDelta::default(),
             logprobs: None,
             finish_reason: Some(finish_reason),
             matched: Some(Matched { stop_reason, matched_stop }),
@@ -218,7 +231,8 @@ impl Emit for ChatEmit {
             }
             GenerationEvent::Text { text, .. } => {
                 let Some(voice) = self.voices.get_mut(index as usize) else { return };
-                let said = voice.speech.push(text);
+                let mut said = Vec::new();
+                voice.speech.push(&text, &mut said);
                 // Held back by a parser: the tokens wait for the text.
                 if !said.is_empty() {
                     let tokens = sample.take_pending();
@@ -266,18 +280,30 @@ impl Emit for ChatEmit {
 }
 
 impl Voice {
-    fn add(&mut self, said: Said) {
+    fn new(speech: Box<dyn Parser>) -> Self {
+        Self {
+            speech,
+            has_begun: false,
+            has_calls: false,
+            reasoning_tokens: 0,
+            message: AssistantMessage::default(),
+            logprobs: ChatLogprobs::default(),
+            token_ids: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, said: Delta) {
         match said {
-            Said::Content(text) => self.message.content.get_or_insert_default().push_str(&text),
-            Said::Reasoning(text) => {
+            Delta::Content(text) => self.message.content.get_or_insert_default().push_str(&text),
+            Delta::Reasoning(text) => {
                 self.message.reasoning_content.get_or_insert_default().push_str(&text);
             }
-            Said::Call { id, name, .. } => self.message.tool_calls.push(ToolCall {
+            Delta::Call { id, name, .. } => self.message.tool_calls.push(ToolCall {
                 id,
                 kind: "function",
                 function: CalledFunction { name, arguments: String::new() },
             }),
-            Said::Arguments { index, json } => {
+            Delta::Arguments { index, text: json } => {
                 if let Some(call) = self.message.tool_calls.get_mut(index as usize) {
                     call.function.arguments.push_str(&json);
                 }
@@ -296,17 +322,19 @@ impl Voice {
     }
 }
 
-fn delta_of(said: Said) -> Delta<'static> {
+fn delta_of(said: Delta) -> ChunkDelta<'static> {
     match said {
-        Said::Content(text) => Delta { content: Some(text.into()), ..Delta::default() },
-        Said::Reasoning(text) => Delta { reasoning_content: Some(text.into()), ..Delta::default() },
-        Said::Call { index, id, name } => call(ToolCallDelta {
+        Delta::Content(text) => ChunkDelta { content: Some(text.into()), ..ChunkDelta::default() },
+        Delta::Reasoning(text) => {
+            ChunkDelta { reasoning_content: Some(text.into()), ..ChunkDelta::default() }
+        }
+        Delta::Call { index, id, name } => call(ToolCallDelta {
             index,
             id: Some(id),
             kind: Some("function"),
             function: FunctionDelta { name: Some(name), arguments: String::new() },
         }),
-        Said::Arguments { index, json } => call(ToolCallDelta {
+        Delta::Arguments { index, text: json } => call(ToolCallDelta {
             index,
             id: None,
             kind: None,
@@ -315,8 +343,8 @@ fn delta_of(said: Said) -> Delta<'static> {
     }
 }
 
-fn call(call: ToolCallDelta) -> Delta<'static> {
-    Delta { tool_calls: vec![call], ..Delta::default() }
+fn call(call: ToolCallDelta) -> ChunkDelta<'static> {
+    ChunkDelta { tool_calls: vec![call], ..ChunkDelta::default() }
 }
 
 fn ids(tokens: &[SampledToken]) -> Vec<u32> {

@@ -8,9 +8,10 @@ mod chat;
 mod completions;
 mod frames;
 mod generate;
+mod messages;
+mod responses;
 mod sample;
 mod scores;
-mod speech;
 
 use understory::request::GenerationEvent;
 
@@ -19,7 +20,8 @@ pub(crate) use chat::{ChatEmit, ChatShape};
 pub(crate) use completions::{CompletionEmit, CompletionShape, EchoedPrompt};
 pub(crate) use frames::Frames;
 pub(crate) use generate::{GenerateEmit, GenerateShape, NativePrompt};
-pub(crate) use speech::{Said, Speech};
+pub(crate) use messages::{MessageEmit, MessageShape, anthropic_error};
+pub(crate) use responses::{ResponseEmit, ResponseShape};
 
 use crate::protocol::Refused;
 
@@ -50,3 +52,6 @@ pub(crate) struct Head {
     pub(crate) model: String,
     pub(crate) fingerprint: String,
 }
+
+#[cfg(test)]
+mod tests;

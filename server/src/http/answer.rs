@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::{Sleep, sleep};
+use understory::error::SubmitError;
 
 use super::events::Events;
 use super::guard::Identity;
@@ -101,7 +102,13 @@ async fn submit(
         let observers: Vec<_> =
             requests.iter().map(|request| own.metrics().observer(request, plan.stream)).collect();
         let generations = own.context().engine.submit_all(requests);
-        let generations = generations.map_err(|error| intake::refused(&error, prompt))?;
+        let generations = generations.map_err(|error| match &error {
+            // The only one has no number.
+            SubmitError::OneOfSeveral { error, .. } if observers.len() == 1 => {
+                intake::refused(error, prompt)
+            }
+            error => intake::refused(error, prompt),
+        })?;
         let entered: Vec<running::Entered> = plan
             .rids
             .iter()
@@ -193,6 +200,8 @@ impl IntoResponse for Refused {
         if self.status == 429 {
             response.headers_mut().insert("retry-after", HeaderValue::from_static("1"));
         }
+        // For protocols that show errors otherwise.
+        response.extensions_mut().insert(self);
         response
     }
 }

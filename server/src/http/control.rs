@@ -7,12 +7,12 @@ use axum::extract::{Query, State};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::answer::{caller, json_of};
 use super::body;
 use super::state::Server;
-use crate::intake;
+use crate::intake::{self, Caller, Context};
 use crate::protocol::{Refused, read};
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,13 +73,24 @@ pub(super) async fn abort(State(server): State<Server>, request: Request<Body>) 
 }
 
 pub(super) async fn tokenize(State(server): State<Server>, request: Request<Body>) -> Response {
+    counted(server, request, intake::tokenize).await
+}
+
+/// Anthropic's count of a conversation's tokens.
+pub(super) async fn count(State(server): State<Server>, request: Request<Body>) -> Response {
+    counted(server, request, intake::count).await
+}
+
+type Count = fn(&Context, &[u8], &Caller) -> Result<Value, Refused>;
+
+async fn counted(server: Server, request: Request<Body>, count: Count) -> Response {
     let caller = caller(&request);
     let own = server.clone();
-    let tokenized = async {
+    let counted = async {
         let bytes = bytes(&server, request).await?;
-        server.off_runtime(move || intake::tokenize(own.context(), &bytes, &caller)).await?
+        server.off_runtime(move || count(own.context(), &bytes, &caller)).await?
     };
-    tokenized.await.map_or_else(IntoResponse::into_response, |value| json_of(&value))
+    counted.await.map_or_else(IntoResponse::into_response, |value| json_of(&value))
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,16 +1,22 @@
 //! What happens to every request before its route: an id, a key, a count.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, State};
 use axum::http::header::{AUTHORIZATION, HeaderMap};
 use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
 use super::state::Server;
 use crate::config::Origins;
+use crate::metrics::Open;
 use crate::protocol::Refused;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -32,6 +38,7 @@ pub(crate) async fn guard(
     mut request: Request<Body>,
     next: Next,
 ) -> Response {
+    let open = server.metrics().open();
     let rid = request_id(request.headers());
     let origin = request.headers().get("origin").cloned();
     let method = request.method().clone();
@@ -59,7 +66,34 @@ pub(crate) async fn guard(
     if let (Some(cors), Some(origin)) = (cors, origin) {
         allow(cors, origin, headers);
     }
-    response
+    let (head, body) = response.into_parts();
+    Response::from_parts(head, Body::new(WatchedBody { body, _open: open }))
+}
+
+/// A body whose request counts as open until the body is written, or dropped.
+struct WatchedBody {
+    body: Body,
+    _open: Open,
+}
+
+impl HttpBody for WatchedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn admit(server: &Server, headers: &HeaderMap, path: &str) -> Result<Option<String>, Refused> {

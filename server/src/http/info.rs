@@ -131,13 +131,47 @@ pub(super) async fn server_info(State(server): State<Server>) -> Response {
         "disaggregation_mode": "null",
         "load_balance_method": "round_robin",
         "version": env!("CARGO_PKG_VERSION"),
-        "kv_events": null,
+        "kv_events": kv_events(&server),
         "internal_states": [internal],
         "gpu_memory_used_gb": gigabytes(facts.weight_bytes.saturating_add(limits.kv_bytes)),
         "kv_cache_usage": load.usage,
         "waiting_queue_size": load.waiting,
         "num_running_reqs": load.running,
     }))
+}
+
+/// SGLang's description of where changes of the cache are published.
+fn kv_events(server: &Server) -> Value {
+    let Some(config) = &server.options().kv_events else { return Value::Null };
+    let parts = |endpoint: &str| {
+        let address = endpoint.split_once("://").map_or(endpoint, |(_, address)| address);
+        let (host, port) = address.rsplit_once(':')?;
+        Some((host.to_owned(), port.parse::<u16>().ok()?))
+    };
+    let (host, port) = parts(&config.endpoint).unzip();
+    let replay = config.replay_endpoint.as_deref().and_then(parts);
+    json!({
+        "publisher": config.publisher,
+        "endpoint_host": host,
+        "endpoint_port_base": port,
+        "replay_endpoint_port_base": replay.map(|(_, port)| port),
+        "topic": config.topic,
+        "block_size": server.engine().limits().page_size,
+        "dp_size": 1,
+    })
+}
+
+/// vLLM's.
+pub(super) async fn kv_event_sources(State(server): State<Server>) -> Response {
+    let source = server.options().kv_events.as_ref().map(|config| {
+        json!({
+            "publisher": config.publisher,
+            "endpoint": config.endpoint,
+            "replay_endpoint": config.replay_endpoint,
+            "topic": config.topic,
+        })
+    });
+    json_of(&source.map_or_else(|| json!({}), |source| json!({"0": source})))
 }
 
 pub(super) async fn loads(State(server): State<Server>) -> Response {

@@ -14,6 +14,7 @@ mod running;
 mod serve;
 mod state;
 
+pub(crate) use answer::json_of;
 pub(crate) use info::Load;
 pub use serve::refuse_until;
 pub use state::{Server, ServerError};

@@ -4,24 +4,33 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Uri};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 
-use super::answer::{Intake, generate};
+use super::answer::{Intake, generate, json_of};
 use super::guard::guard;
 use super::state::Server;
 use super::{control, embeddings, info};
-use crate::intake;
+use crate::emit::anthropic_error;
 use crate::protocol::Refused;
+use crate::{intake, page};
 
 impl Server {
     /// All routes, for a service that mounts them beside its own.
     pub fn router(&self) -> Router {
         Router::new()
+            .route("/", get(page::page))
+            .route("/figures", get(page::figures))
             .route("/v1/chat/completions", generating(intake::chat, "messages"))
             .route("/v1/completions", generating(intake::completion, "prompt"))
             .route("/generate", generating_put(intake::generate, "input_ids"))
+            .route("/v1/responses", generating(intake::response, "input"))
+            .route(
+                "/v1/messages",
+                generating(intake::message, "messages").layer(map_response(anthropic)),
+            )
+            .route("/v1/messages/count_tokens", post(control::count).layer(map_response(anthropic)))
             .route("/v1/embeddings", post(embeddings::embeddings))
             .route("/v1/models", get(info::models))
             .route("/v1/models/{*name}", get(info::model))
@@ -33,6 +42,7 @@ impl Server {
             .route("/model_info", get(info::model_info))
             .route("/get_server_info", get(info::server_info))
             .route("/server_info", get(info::server_info))
+            .route("/kv_event_sources", get(info::kv_event_sources))
             .route("/v1/loads", get(info::loads))
             .route("/load", get(info::load))
             .route("/metrics", get(info::metrics))
@@ -61,6 +71,18 @@ fn generating_put(intake: Intake, prompt: &'static str) -> MethodRouter<Server> 
         generate(server, request, intake, prompt)
     };
     post(handler).put(handler)
+}
+
+/// Errors as Anthropic's clients read them.
+async fn anthropic(response: Response) -> Response {
+    match response.extensions().get::<Refused>() {
+        None => response,
+        Some(refused) => {
+            let mut shown = json_of(&anthropic_error(refused));
+            *shown.status_mut() = response.status();
+            shown
+        }
+    }
 }
 
 async fn unknown(uri: Uri) -> Response {

@@ -5,15 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use grammar::{GrammarCompiler, GrammarOptions};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use understory::engine::Engine;
+use understory::text::{ChatMessage, ChatOptions};
 
 use super::running::Running;
 use crate::config::{Keys, Limits, ServerOptions};
-use crate::intake::Context;
+use crate::intake::{Context, Namespaces};
+use crate::kv_events::NamespaceNames;
 use crate::metrics::Metrics;
 use crate::protocol::Refused;
+use crate::tools::ToolFormat;
 
 /// A server of one engine. Clones are handles of the same server.
 #[derive(Clone, Debug)]
@@ -81,6 +85,9 @@ impl Server {
             tokenizer,
             names: options.served_model_name.clone(),
             fingerprint: format!("fp_{fingerprint}"),
+            tool_call_parser: options.tool_call_parser.unwrap_or_else(|| taught_format(&engine)),
+            reasoning_parser: options.reasoning_parser,
+            namespaces: options.kv_events.is_some().then(Namespaces::default),
             longest_token: longest.unwrap_or(1),
             most_prompts: options.limits.prompts,
             incremental: options.incremental_streaming_output,
@@ -98,6 +105,13 @@ impl Server {
             is_draining: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The names of the namespaces that requests were in, for [`KvEvents`](crate::kv_events::KvEvents). None unless
+    /// [`kv_events`](ServerOptions::kv_events) says that routers are told of them.
+    pub fn namespace_names(&self) -> Option<NamespaceNames> {
+        let names = self.inner.context.namespaces.clone()?;
+        Some(Arc::new(move |namespace| names.name(namespace)))
     }
 
     pub(crate) fn context(&self) -> &Context {
@@ -166,6 +180,18 @@ impl Server {
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// How the chat template teaches its model to write calls, by the instructions that it gives.
+fn taught_format(engine: &Engine) -> ToolFormat {
+    let messages = [ChatMessage::new("user", "a")];
+    let function =
+        json!({"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}});
+    let options =
+        ChatOptions::default().tools(vec![json!({"type": "function", "function": function})]);
+    let rendered =
+        engine.chat_template().and_then(|template| template.render(&messages, &options).ok());
+    rendered.and_then(|prompt| ToolFormat::of_template(&prompt)).unwrap_or(ToolFormat::Hermes)
 }
 
 /// The name that a model is served under where none is given: as it was named, or the last part of its path.

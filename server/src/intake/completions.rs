@@ -47,7 +47,7 @@ pub(crate) fn completion(context: &Context, body: &[u8], caller: &Caller) -> Res
         let mut request = Request::new(tokens.clone())
             .sampling(params.clone())
             .priority(fields.priority.unwrap_or_default())
-            .namespace(caller.namespace(fields.cache_salt.as_deref()));
+            .namespace(context.namespace(caller, fields.cache_salt.as_deref()));
         if let Some(structure) = &structure {
             request = request.constraint(structure.constraint(context, shape.logprobs)?);
         }

@@ -52,7 +52,7 @@ pub(crate) fn generate(context: &Context, body: &[u8], caller: &Caller) -> Resul
         let mut request = Request::new(tokens.clone())
             .sampling(params)
             .priority(generate.priority.unwrap_or_default())
-            .namespace(caller.namespace(salt));
+            .namespace(context.namespace(caller, salt));
         if let Some(structure) = Structure::native(fields)? {
             request = request.constraint(structure.constraint(context, logprobs)?);
         }

@@ -1,11 +1,14 @@
 //! From what clients send to what the engine takes. Nothing here waits or changes anything.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod embeddings;
 mod generate;
 mod messages;
+mod namespaces;
 mod refusals;
+mod responses;
 mod sampling;
 mod structure;
 mod tokenize;
@@ -17,15 +20,20 @@ use understory::request::{Request, SamplingParams};
 use understory::text::{ChatMessage, ChatOptions, Tokenizer};
 use understory::{Namespace, Token, one_line};
 
+pub(crate) use anthropic::{count, message};
 pub(crate) use chat::chat;
 pub(crate) use completions::completion;
 pub(crate) use embeddings::{EmbeddingPlan, embeddings};
 pub(crate) use generate::generate;
+pub(crate) use namespaces::Namespaces;
 pub(crate) use refusals::{ended, refused};
+pub(crate) use responses::response;
 pub(crate) use tokenize::tokenize;
 
 use crate::emit::{Emit, Head};
 use crate::protocol::{PromptInput, Refused};
+use crate::reasoning::ReasoningFormat;
+use crate::tools::ToolFormat;
 
 /// What requests are read against.
 #[derive(Clone, Debug)]
@@ -37,6 +45,11 @@ pub(crate) struct Context {
     pub(crate) fingerprint: String,
     /// Compiles what answers are restricted to; or why the tokenizer can't be used for that.
     pub(crate) grammars: Result<GrammarCompiler, GrammarError>,
+    /// How the model writes calls, and how it marks its thoughts, if it does.
+    pub(crate) tool_call_parser: ToolFormat,
+    pub(crate) reasoning_parser: Option<ReasoningFormat>,
+    /// The names of namespaces, where routers are told of them.
+    pub(crate) namespaces: Option<Namespaces>,
     /// Bytes of the longest token: no prompt of the context's tokens is longer.
     pub(crate) longest_token: usize,
     /// Most prompts of a request: so many as may wait.
@@ -96,6 +109,16 @@ impl Context {
         }
     }
 
+    /// The namespace of the caller's tenant and of the request's salt.
+    fn namespace(&self, caller: &Caller, salt: Option<&str>) -> Namespace {
+        let tenant = caller.tenant.as_deref();
+        let namespace = Namespace::tenant(tenant.map_or(0, number)).salted(salt.map_or(0, number));
+        if let Some(names) = &self.namespaces {
+            names.note(namespace, tenant, salt);
+        }
+        namespace
+    }
+
     /// The name that an answer carries: the one that was asked for, or else the model's own.
     fn own_name<'a>(&'a self, asked: Option<&'a str>) -> &'a str {
         let own = self.names.first().map_or("", String::as_str);
@@ -153,14 +176,6 @@ impl Context {
             "{bytes} bytes of text have more tokens than the context, which holds {context}"
         );
         Err(Refused::invalid(Some(param), message).code("context_length_exceeded"))
-    }
-}
-
-impl Caller {
-    /// The namespace of the caller's tenant and of the request's salt.
-    fn namespace(&self, salt: Option<&str>) -> Namespace {
-        let tenant = self.tenant.as_deref().map_or(0, number);
-        Namespace::tenant(tenant).salted(salt.map_or(0, number))
     }
 }
 

@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn values_fall_at_or_below_their_bounds() {
         let histogram = Histogram::new(&[1.0, 2.0]);
-        [0.5, 1.0, 1.5, 3.0].map(|value| histogram.record(value));
+        [0.5, 1.0, 1.5, 3.0].into_iter().for_each(|value| histogram.record(value));
         let counts: Vec<_> = histogram.cumulative().collect();
         assert_eq!(counts, [(1.0, 2), (2.0, 3), (f64::INFINITY, 4)]);
         assert_eq!(histogram.sum(), 6.0);

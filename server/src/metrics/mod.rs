@@ -36,7 +36,13 @@ struct Inner {
     requests: Requests,
     http: Mutex<BTreeMap<(String, String, &'static str), u64>>,
     rate: Mutex<Rate>,
+    /// HTTP requests whose answers are not written whole.
+    open: AtomicU64,
 }
+
+/// An HTTP request until its answer is written, or its client is gone.
+#[derive(Debug)]
+pub(crate) struct Open(Metrics);
 
 /// What is known of requests when they end.
 #[derive(Debug)]
@@ -105,6 +111,12 @@ impl Metrics {
         *self.http().entry((method.to_owned(), handler.to_owned(), class)).or_default() += 1;
     }
 
+    /// Counts an HTTP request until what is returned is dropped.
+    pub(crate) fn open(&self) -> Open {
+        self.inner.open.fetch_add(1, Ordering::Relaxed);
+        Open(self.clone())
+    }
+
     /// Generated tokens a second, over the last three whole seconds.
     pub(crate) fn throughput(&self) -> f64 {
         const SECONDS: u64 = 3;
@@ -147,17 +159,24 @@ impl Metrics {
     }
 
     /// Everything, as Prometheus reads it.
-    pub(crate) fn render(&self, engine: &Engine, load: &Load) -> String {
+    pub(crate) fn render(&self, engine: &Engine, now: &Load) -> String {
         let model = self.inner.model.get().map_or("", String::as_str);
         let mut text = Text::new(model);
         self.inner.registry.render(&mut text);
-        names::render(&mut text, &self.inner.requests, engine, load);
+        names::render(&mut text, &self.inner.requests, engine, now);
+        text.gauge("understory_http_requests_open", &[], load(&self.inner.open));
         text.family("http_requests_total", "counter");
         for ((method, handler, status), count) in &*self.http() {
             let labels = [("method", &**method), ("handler", handler), ("status", status)];
             text.sample("http_requests_total", &labels, *count as f64);
         }
         text.finish()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.inner.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Usage;
 
 /// The fields that only a chat has; the others are [`SamplingFields`](super::SamplingFields).
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct ChatRequest {
     pub(crate) messages: Vec<Message>,
     #[serde(default)]
@@ -33,8 +33,13 @@ pub(crate) struct ChatRequest {
     pub(crate) documents: Option<Vec<Value>>,
     #[serde(default)]
     pub(crate) separate_reasoning: Option<bool>,
-    #[serde(default)]
-    pub(crate) include_reasoning: Option<bool>,
+}
+
+impl ChatRequest {
+    /// A chat of messages, and nothing else.
+    pub(crate) fn new(messages: Vec<Message>) -> Self {
+        Self { messages, ..Self::default() }
+    }
 }
 
 /// A message: its role, and whatever else the template knows.
@@ -190,7 +195,7 @@ pub(crate) struct Times {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ChunkChoice<'a> {
     pub(crate) index: u32,
-    pub(crate) delta: Delta<'a>,
+    pub(crate) delta: ChunkDelta<'a>,
     pub(crate) logprobs: Option<ChatLogprobs>,
     pub(crate) finish_reason: Option<&'static str>,
     #[serde(flatten)]
@@ -207,7 +212,7 @@ pub(crate) struct Matched {
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Delta<'a> {
+pub(crate) struct ChunkDelta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]

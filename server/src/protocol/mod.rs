@@ -8,7 +8,9 @@ mod completions;
 mod embeddings;
 mod error;
 mod generate;
+mod messages;
 mod one_or_many;
+mod responses;
 mod sampling;
 mod usage;
 
@@ -19,7 +21,9 @@ pub(crate) use completions::*;
 pub(crate) use embeddings::*;
 pub(crate) use error::Refused;
 pub(crate) use generate::*;
+pub(crate) use messages::*;
 pub(crate) use one_or_many::OneOrMany;
+pub(crate) use responses::*;
 pub(crate) use sampling::*;
 pub(crate) use usage::Usage;
 

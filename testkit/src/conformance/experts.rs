@@ -14,6 +14,8 @@ use super::operations::{WIDTH, score_a_prompt};
 use super::session::{Answer, RowPlan, Session, Setup};
 
 const EXPERTS: usize = 6;
+/// The table of scores.
+const ROUTES: &str = "routes";
 /// Columns of an expert. A whole number of small quantized blocks.
 const EXPERT_WIDTH: usize = 64;
 
@@ -59,7 +61,7 @@ pub fn experts_are_weighed_by_their_scores(check: &Check<'_>) -> Result<(), Fail
     let single = ExpertOptions { chosen: 1, ..plain() };
     let all = ExpertOptions { chosen: EXPERTS as u32, ..plain() };
     for options in [plain(), normalized, sigmoid, softmax_with_bias, scaled, single, all] {
-        score_a_prompt(check, &Model::random(program(&options)?, Format::F32, 3)?)?;
+        score_a_prompt(check, &routed(&options, 3)?)?;
     }
     Ok(())
 }
@@ -69,7 +71,7 @@ pub fn experts_add_their_own_biases(check: &Check<'_>) -> Result<(), Failure> {
     let clamped = Activation::ClampedSwiglu { slope: 1.702, limit: 1.5 };
     for activation in [Activation::Silu, Activation::GeluTanh, clamped] {
         let options = ExpertOptions { activation, normalize: true, ..with_biases() };
-        score_a_prompt(check, &Model::random(program(&options)?, Format::F32, 4)?)?;
+        score_a_prompt(check, &routed(&options, 4)?)?;
     }
     Ok(())
 }
@@ -81,7 +83,10 @@ pub fn experts_read_every_format(check: &Check<'_>) -> Result<(), Failure> {
             let width = WIDTH.next_multiple_of(format.block_elements());
             let inner = EXPERT_WIDTH.next_multiple_of(format.block_elements());
             let program = program_of_width(width, &ExpertOptions { width: inner, ..plain() })?;
-            score_a_prompt(check, &Model::random(program, format, 5)?)
+            let routes = |name: &str| if name == ROUTES { Format::F32 } else { format };
+            let mut model = Model::random_with(program, 5, routes, Format::F32)?;
+            route(&mut model, mixed)?;
+            score_a_prompt(check, &model)
         })?;
     }
     Ok(())
@@ -90,9 +95,13 @@ pub fn experts_read_every_format(check: &Check<'_>) -> Result<(), Failure> {
 /// Steps of one token, of a few, and of many, with experts that get none of them and experts that
 /// get most.
 pub fn experts_take_one_row_and_many(check: &Check<'_>) -> Result<(), Failure> {
-    let mut model = Model::random(program(&with_biases())?, Format::F32, 6)?;
+    let mut model = routed(&with_biases(), 6)?;
     // Expert 2 is among those of every row, expert 5 of none.
-    insert(&mut model, "router bias", Shape::Vector(EXPERTS), &[0.0, 0.0, 9.0, 0.0, 0.0, -9.0])?;
+    route(&mut model, |token, expert| match expert {
+        2 => 9.0,
+        5 => -9.0,
+        _ => mixed(token, expert),
+    })?;
     check.agree("steps of different sizes", &model, &Setup::new(), |session| {
         let (first, second) = (prompt(64, 1), prompt(60, 2));
         (0..2).for_each(|slot| session.open(slot, SlotSampling::greedy()));
@@ -112,9 +121,14 @@ pub fn experts_take_one_row_and_many(check: &Check<'_>) -> Result<(), Failure> {
 
 /// The weights of an expert that no row chose are not even multiplied by zero.
 pub fn experts_that_no_row_chose_are_not_computed(check: &Check<'_>) -> Result<(), Failure> {
-    let mut model = Model::random(program(&with_biases())?, Format::F32, 7)?;
-    let scores = [0.0, -90.0, 0.0, 0.0, -90.0, 0.0];
-    insert(&mut model, "router bias", Shape::Vector(EXPERTS), &scores)?;
+    let mut model = routed(&with_biases(), 7)?;
+    let is_chosen = |expert: usize| expert != 1 && expert != 4;
+    route(
+        &mut model,
+        |token, expert| {
+            if is_chosen(expert) { mixed(token, expert) } else { -90.0 }
+        },
+    )?;
     [1, 4].into_iter().try_for_each(|expert| poison(&mut model, expert))?;
     score_a_prompt(check, &model)
 }
@@ -123,11 +137,9 @@ pub fn experts_that_no_row_chose_are_not_computed(check: &Check<'_>) -> Result<(
 pub fn equal_scores_choose_the_lower_expert(check: &Check<'_>) -> Result<(), Failure> {
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         let options = ExpertOptions { scoring, ..with_biases() };
-        let mut model = Model::random(program(&options)?, Format::F32, 8)?;
-        let zeros = vec![0.0; EXPERTS * WIDTH];
-        insert(&mut model, "router", Shape::matrix(EXPERTS, WIDTH), &zeros)?;
+        let mut model = routed(&options, 8)?;
         let scores = [-1.0, 2.0, 0.5, 0.5, 0.5, -1.0];
-        insert(&mut model, "router bias", Shape::Vector(EXPERTS), &scores)?;
+        route(&mut model, |_, expert| scores[expert])?;
         [0, 3, 4, 5].into_iter().try_for_each(|expert| poison(&mut model, expert))?;
         score_a_prompt(check, &model)?;
     }
@@ -139,7 +151,7 @@ pub fn equal_scores_choose_the_lower_expert(check: &Check<'_>) -> Result<(), Fai
 pub fn company_changes_no_bit_of_experts(check: &Check<'_>) -> Result<(), Failure> {
     check.require_batch_invariance()?;
     let options = ExpertOptions { normalize: true, ..with_biases() };
-    let model = Model::random(program(&options)?, Format::F32, 9)?;
+    let model = routed(&options, 9)?;
     let tokens = prompt(40, 3);
     let scores = |session: &mut Session, company: bool| -> Result<Vec<Answer>, Failure> {
         (0..3).for_each(|slot| session.open(slot, SlotSampling::greedy()));
@@ -162,9 +174,12 @@ pub fn company_changes_no_bit_of_experts(check: &Check<'_>) -> Result<(), Failur
     same_bits("in company", &alone, &together)
 }
 
-/// A mixture beside the residual, between an embedding and the logits after every token.
-fn program(options: &ExpertOptions) -> Result<Program, ProgramError> {
-    program_of_width(WIDTH, options)
+/// A mixture beside the residual, between an embedding and the logits after every token; scores are
+/// mixed.
+fn routed(options: &ExpertOptions, seed: u64) -> Result<Model, Failure> {
+    let mut model = Model::random(program_of_width(WIDTH, options)?, Format::F32, seed)?;
+    route(&mut model, mixed)?;
+    Ok(model)
 }
 
 fn program_of_width(width: usize, options: &ExpertOptions) -> Result<Program, ProgramError> {
@@ -172,11 +187,26 @@ fn program_of_width(width: usize, options: &ExpertOptions) -> Result<Program, Pr
     b.page_group(1, 16, None);
     let x = b.embed("embedding", width, 1.0);
     let h = b.rms_norm(x, "norm", 1e-5);
-    let scores = b.linear_with(h, "router", Some("router bias"), EXPERTS, Split::None);
+    // Looked up by token, so that a backend that rounds more than another chooses alike.
+    let scores = b.embed(ROUTES, EXPERTS, 1.0);
     let h = b.mixture_of_experts(h, scores, options);
     let x = b.add(x, h);
     let x = b.select_outputs(x);
     b.finish_with_logits(x, "output", None)
+}
+
+/// Sets the score that each token gives each expert.
+fn route(model: &mut Model, score: impl Fn(usize, usize) -> f32) -> Result<(), Failure> {
+    let tokens = VOCAB_SIZE as usize;
+    let of_token = |token| (0..EXPERTS).map(move |expert| (token, expert));
+    let scores: Vec<f32> =
+        (0..tokens).flat_map(of_token).map(|(token, expert)| score(token, expert)).collect();
+    insert(model, ROUTES, Shape::matrix(tokens, EXPERTS), &scores)
+}
+
+/// Scores that differ between experts, and that any format holds exactly.
+fn mixed(token: usize, expert: usize) -> f32 {
+    ((7 * token + 5 * expert) % 11) as f32 / 4.0 - 1.0
 }
 
 fn insert(model: &mut Model, name: &str, shape: Shape, values: &[f32]) -> Result<(), Failure> {

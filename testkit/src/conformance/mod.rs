@@ -208,6 +208,7 @@ macro_rules! conformance_suite {
             one_deferred_output_does_not_defer_the_others,
             a_draft_is_verified_under_a_mask_for_each_token,
             programs_share_slots_and_keep_their_own_kv,
+            tokens_of_a_draft_are_not_counted,
             batches_that_break_a_rule_are_refused,
             a_missing_tensor_is_named,
             a_tensor_of_another_shape_is_named,

@@ -5,7 +5,7 @@ use engine_core::model::{AttentionOptions, Program, ProgramBuilder, ProgramError
 use engine_core::weights::Format;
 
 use super::check::Check;
-use super::failure::Failure;
+use super::failure::{Failure, expect_equal};
 use super::models::{Model, VOCAB_SIZE, prompt};
 use super::session::{RowPlan, Session, Setup};
 use super::slots::with_logprobs;
@@ -43,6 +43,29 @@ pub fn programs_share_slots_and_keep_their_own_kv(check: &Check<'_>) -> Result<(
             &[RowPlan::produced(0), RowPlan::known(1, &tokens).sample()],
         )?);
         answers.extend(on(session, 1, &[RowPlan::produced(0), RowPlan::produced(1)])?);
+        Ok(answers)
+    })
+}
+
+/// What a draft samples is a proposal: penalties count the target's tokens alone.
+pub fn tokens_of_a_draft_are_not_counted(check: &Check<'_>) -> Result<(), Failure> {
+    // The same weights twice, so that the draft proposes what the target would sample.
+    let twin = program("twin", &[None])?;
+    let model = Model::random_programs(vec![twin.clone(), twin], Format::F32, 12)?;
+    check.agree("penalties beside a draft", &model, &Setup::new(), |session: &mut Session| {
+        let mut sampling = with_logprobs();
+        sampling.frequency_penalty = 100.0;
+        session.open(0, sampling);
+        let tokens = prompt(21, 71);
+        let mut answers = Vec::new();
+        for program in [1, 0] {
+            session.use_program(ProgramId(program));
+            answers.extend(session.run(&[RowPlan::known(0, &tokens).sample()])?);
+            for _ in 0..3 {
+                answers.extend(session.run(&[RowPlan::produced(0)])?);
+            }
+        }
+        expect_equal("the target's first token", &answers[0].token, &answers[4].token)?;
         Ok(answers)
     })
 }

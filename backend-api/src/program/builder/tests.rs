@@ -230,3 +230,37 @@ fn columns_and_factors_beyond_a_value_are_refused() {
     assert_eq!(error(|b, x| b.unit_norm(x, 4, 1e-6)), None);
     assert!(error(|b, x| b.unit_norm(x, 3, 1e-6)).is_some());
 }
+
+#[test]
+fn logits_are_scaled_before_they_are_capped() {
+    let finished = |factor| {
+        let mut b = ProgramBuilder::new("test", 10);
+        let x = b.embed("embed", 8, 1.0);
+        let x = b.select_outputs(x);
+        let program = b.finish_with_scaled_logits(x, "embed", factor, Some(30.0)).unwrap();
+        assert_eq!(program.hidden(), x);
+        program
+    };
+    let program = finished(0.5);
+    let [.., Op::Logits { out: logits, .. }, scale, cap] = program.ops() else {
+        panic!("{:?}", program.ops())
+    };
+    let &Op::Scale { input, factor, out } = scale else { panic!("{scale:?}") };
+    assert_eq!((input, factor), (*logits, 0.5));
+    assert!(matches!(*cap, Op::SoftCap { input, out: capped, .. }
+        if input == out && capped == program.logits()));
+    assert_eq!(finished(1.0).ops().len() + 1, program.ops().len());
+}
+
+#[test]
+fn a_norm_may_span_a_row_that_devices_share() {
+    let mut b = ProgramBuilder::new("test", 10);
+    let x = b.embed("embed", 8, 1.0);
+    let y = b.linear(x, "up", 12, Split::Columns);
+    let y = b.rms_norm(y, "norm", 1e-5);
+    let y = b.linear(y, "down", 8, Split::Rows);
+    let y = b.select_outputs(y);
+    let program = finish(b, y).unwrap();
+    let norm = program.weights().iter().find(|weight| weight.name == "norm").unwrap();
+    assert_eq!((&norm.shape[..], norm.split), (&[12][..], Split::None));
+}

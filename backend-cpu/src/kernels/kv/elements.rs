@@ -181,6 +181,14 @@ impl<E: Element> Elements<E> {
         }
     }
 
+    /// Bytes of its memory.
+    pub(super) fn bytes(&self) -> u64 {
+        (size_of_val(self.keys.get())
+            + size_of_val(self.values.get())
+            + size_of_val(self.key_scales.get())
+            + size_of_val(self.value_scales.get())) as u64
+    }
+
     pub(super) fn parts(&mut self) -> Vec<Part<'_>> {
         let mut parts: Vec<Part<'_>> = vec![
             (self.keys.bytes(), |shape| key_page(shape) * size_of::<E::Raw>()),

@@ -86,6 +86,11 @@ impl KvLayer {
         }
     }
 
+    /// Bytes of its memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        with_kv!(self, kv => kv.bytes())
+    }
+
     pub(crate) fn shape(&self) -> PageShape {
         with_kv!(self, kv => kv.shape())
     }

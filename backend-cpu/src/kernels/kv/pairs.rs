@@ -107,6 +107,11 @@ impl Pairs {
         }
     }
 
+    /// Bytes of its memory.
+    pub(super) fn bytes(&self) -> u64 {
+        (size_of_val(self.keys.get()) + size_of_val(self.values.get())) as u64
+    }
+
     pub(super) fn parts(&mut self) -> Vec<Part<'_>> {
         vec![
             (self.keys.bytes(), |shape| key_page(shape) * size_of::<u16>()),

@@ -5,7 +5,9 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult as R};
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+};
 
 use super::function;
 
@@ -202,9 +204,8 @@ pub(crate) fn tensor_map() {
     assert_eq!(encode(3, 64, address + 8), R::CUDA_ERROR_INVALID_VALUE);
 }
 
-/// A launch with attributes.
-fn launch(function: &CudaFunction, grid: u32, attributes: &mut [(u32, [u32; 3])]) -> R {
-    let data = 0u64;
+/// A launch of a kernel that takes an address, with attributes.
+fn launch(function: &CudaFunction, data: u64, grid: u32, attributes: &[(u32, [u32; 3])]) -> R {
     let mut list: Vec<MaybeUninit<sys::CUlaunchAttribute>> = attributes
         .iter()
         .map(|(id, value)| {
@@ -243,28 +244,90 @@ fn launch(function: &CudaFunction, grid: u32, attributes: &mut [(u32, [u32; 3])]
     }
 }
 
-/// Nothing below runs: the launches are refused, or never waited for.
+const COOPERATIVE: u32 = 2;
+const CLUSTER: u32 = 4;
+const EVENT: u32 = 7;
+
+/// Nothing below is waited for, so nothing runs.
 pub(crate) fn launch_attributes() {
     let context = CudaContext::new(0).unwrap();
     let reverse = function(&context, "reverse");
     context.bind_to_thread().unwrap();
-    let (cooperative, cluster, event) = (2, 4, 7);
-    assert_eq!(launch(&reverse, 4, &mut [(8, [1, 0, 0]), (0, [0; 3])]), R::CUDA_SUCCESS);
-    assert_eq!(launch(&reverse, 4, &mut [(cooperative, [1, 0, 0])]), R::CUDA_SUCCESS);
-    assert_eq!(
-        launch(&reverse, 1 << 20, &mut [(cooperative, [1, 0, 0])]),
-        R::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
-    );
-    assert_eq!(launch(&reverse, 4, &mut [(event, [0; 3])]), R::CUDA_ERROR_NOT_SUPPORTED);
-    // A grid that isn't whole clusters, and clusters larger than devices must allow.
+    let tried = |grid, attributes: &[(u32, [u32; 3])]| launch(&reverse, 0, grid, attributes);
+    assert_eq!(tried(4, &[(8, [1, 0, 0]), (0, [0; 3])]), R::CUDA_SUCCESS);
+    assert_eq!(tried(4, &[(COOPERATIVE, [1, 0, 0])]), R::CUDA_SUCCESS);
+    let too_large = tried(1 << 20, &[(COOPERATIVE, [1, 0, 0])]);
+    assert_eq!(too_large, R::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
+    assert_eq!(tried(4, &[(EVENT, [0; 3])]), R::CUDA_ERROR_NOT_SUPPORTED);
+    // A grid that isn't whole clusters, clusters larger than devices must allow, and a device that
+    // has none.
     let wrong = R::CUDA_ERROR_INVALID_CLUSTER_SIZE;
-    assert_eq!(launch(&reverse, 5, &mut [(cluster, [2, 1, 1])]), wrong);
-    assert_eq!(launch(&reverse, 16, &mut [(cluster, [16, 1, 1])]), wrong);
-    let in_twos = launch(&reverse, 4, &mut [(cluster, [2, 1, 1])]);
+    assert_eq!(tried(5, &[(CLUSTER, [2, 1, 1])]), wrong);
+    assert_eq!(tried(16, &[(CLUSTER, [16, 1, 1])]), wrong);
     if context.compute_capability().unwrap().0 < 9 {
-        assert_eq!(in_twos, wrong);
+        assert_eq!(tried(4, &[(CLUSTER, [2, 1, 1])]), wrong);
     }
     std::mem::forget((context, reverse));
+}
+
+/// Every block writes its rank in its cluster; the second kernel says how large those are.
+const CLUSTERS: &str = r#"
+.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry rank(.param .u64 out)
+{
+    .reg .b32 %r<3>; .reg .b64 %d<4>;
+    ld.param.u64 %d1, [out];
+    mov.u32 %r1, %ctaid.x; mov.u32 %r2, %cluster_ctarank;
+    mul.wide.u32 %d2, %r1, 4; add.s64 %d3, %d1, %d2;
+    st.global.u32 [%d3], %r2;
+    ret;
+}
+.visible .entry fixed(.param .u64 out) .reqnctapercluster 4, 1, 1
+{
+    .reg .b32 %r<3>; .reg .b64 %d<4>;
+    ld.param.u64 %d1, [out];
+    mov.u32 %r1, %ctaid.x; mov.u32 %r2, %cluster_ctarank;
+    mul.wide.u32 %d2, %r1, 4; add.s64 %d3, %d1, %d2;
+    st.global.u32 [%d3], %r2;
+    ret;
+}
+"#;
+
+/// Expects a device of compute capability 9.0.
+pub(crate) fn clusters() {
+    use sys::CUfunction_attribute_enum as Attribute;
+    let context = CudaContext::new(0).unwrap();
+    let module = context.load_module(cudarc::nvrtc::Ptx::from_src(CLUSTERS)).unwrap();
+    let (rank, fixed) =
+        (module.load_function("rank").unwrap(), module.load_function("fixed").unwrap());
+    let stream = context.default_stream();
+    let out = stream.alloc_zeros::<u32>(8).unwrap();
+    stream.synchronize().unwrap();
+    let (at, _guard) = out.device_ptr(&stream);
+    let ranks = || stream.clone_dtoh(&out).unwrap();
+    context.bind_to_thread().unwrap();
+    assert_eq!(launch(&rank, at, 8, &[(CLUSTER, [2, 1, 1])]), R::CUDA_SUCCESS);
+    assert_eq!(ranks(), [0, 1, 0, 1, 0, 1, 0, 1]);
+    assert_eq!(launch(&rank, at, 8, &[]), R::CUDA_SUCCESS);
+    assert_eq!(ranks(), [0; 8]);
+    let width = Attribute::CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH;
+    for (axis, size) in [
+        (width, 8),
+        (Attribute::CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT, 1),
+        (Attribute::CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH, 1),
+    ] {
+        rank.set_attribute(axis, size).unwrap();
+    }
+    assert_eq!(launch(&rank, at, 8, &[]), R::CUDA_SUCCESS);
+    assert_eq!(ranks(), [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(launch(&fixed, at, 8, &[]), R::CUDA_SUCCESS);
+    assert_eq!(ranks(), [0, 1, 2, 3, 0, 1, 2, 3]);
+    let other = launch(&fixed, at, 8, &[(CLUSTER, [2, 1, 1])]);
+    assert_eq!(other, R::CUDA_ERROR_INVALID_CLUSTER_SIZE);
+    let refused = super::failed(fixed.set_attribute(width, 2));
+    assert_eq!(refused, R::CUDA_ERROR_NOT_PERMITTED);
 }
 
 pub(crate) fn occupancy() {

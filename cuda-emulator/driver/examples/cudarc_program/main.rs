@@ -77,6 +77,7 @@ fn main() {
         "registration" => devices::registration(),
         "tensor-map" => devices::tensor_map(),
         "launch-attributes" => devices::launch_attributes(),
+        "clusters" => devices::clusters(),
         "occupancy" => devices::occupancy(),
         other => panic!("no case {other:?}"),
     }

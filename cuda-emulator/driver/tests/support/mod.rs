@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 
 /// The names under which programs look for the driver, cuBLASLt and NCCL; cudarc looks for NCCL
 /// without a number.
-const NAMES: [&str; 4] = ["libcuda.so.1", "libcublasLt.so.12", "libnccl.so.2", "libnccl.so"];
+const NAMES: [&str; 5] =
+    ["libcuda.so.1", "libcublasLt.so.12", "libcublasLt.so.13", "libnccl.so.2", "libnccl.so"];
 
 /// The folder of the build: a test lies in `deps` in it.
 pub fn build() -> PathBuf {
@@ -16,22 +17,25 @@ pub fn build() -> PathBuf {
 
 /// Runs a case of an example.
 pub fn run(program: &str, case: &str, environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(build().join("examples").join(program));
+    command.arg(case).envs(environment.iter().copied());
+    with_stand_in(&mut command, &format!("{program}-{case}"))
+}
+
+/// Runs a command; `name` tells it from others of this process.
+pub fn with_stand_in(command: &mut Command, name: &str) -> Output {
     let build = build();
     let library = build.join("deps/libcuda_emulator_driver.so");
     assert!(library.is_file(), "{} is there", library.display());
-    let folder = build.join(format!("stand-in-{}-{program}-{case}", std::process::id()));
+    let folder = build.join(format!("stand-in-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder can be made");
     for name in NAMES {
         let link = folder.join(name);
         _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(&library, &link).expect("a link can be made");
     }
-    let output = Command::new(build.join("examples").join(program))
-        .arg(case)
-        .env("LD_LIBRARY_PATH", &folder)
-        .envs(environment.iter().copied())
-        .output()
-        .expect("the program can be started");
+    let output =
+        command.env("LD_LIBRARY_PATH", &folder).output().expect("the program can be started");
     std::fs::remove_dir_all(&folder).expect("the folder can be removed");
     output
 }

@@ -1,99 +1,17 @@
 //! A matrix product: `D = epilogue(alpha * A * B + beta * C)`.
 
 use super::element::Element;
+use super::matrix::{Matrix, gather, read};
+use super::numbers::{Rounding, Sums, Vectors, gelu};
 use crate::check::Problem;
 use crate::driver::library::{Fault, Operand};
 use crate::driver::{Answer, Driver};
-use crate::machine::float::{Bf16, F16, Half};
+use crate::machine::float::{F16, Half};
 
-/// Partial sums of a dot product.
-const SUMS: usize = 16;
 /// Multiplications from which on a product is spread over threads.
 const LARGE: u64 = 1 << 20;
 
 const NAME: &str = "cublasLtMatmul";
-
-/// In what sums are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sums {
-    F16,
-    F32,
-    F64,
-    I32,
-}
-
-/// What operands of f32 are rounded to before they are multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rounding {
-    None,
-    F16,
-    Bf16,
-    Tf32,
-}
-
-/// A matrix, or several of the same shape `stride` elements apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Matrix {
-    pub(crate) element: Element,
-    pub(crate) rows: u64,
-    pub(crate) columns: u64,
-    /// Elements from one column to the next, or from one row to the next.
-    pub(crate) leading: u64,
-    pub(crate) row_major: bool,
-    pub(crate) batches: u64,
-    pub(crate) stride: i64,
-}
-
-impl Matrix {
-    /// Number of lines (columns, or rows of a row-major matrix) and elements of each.
-    fn lines(&self) -> (u64, u64) {
-        if self.row_major { (self.rows, self.columns) } else { (self.columns, self.rows) }
-    }
-
-    /// Whether it has elements, lines don't overlap, and its size can be counted.
-    pub(crate) fn is_sound(&self) -> bool {
-        let (lines, length) = self.lines();
-        let span = (lines.max(1) - 1)
-            .checked_mul(self.leading)
-            .and_then(|start| start.checked_add(length))
-            .and_then(|span| span.checked_mul(self.element.bytes()));
-        lines > 0
-            && length > 0
-            && self.leading >= length
-            && self.leading <= i64::MAX as u64
-            && span.is_some_and(|span| span < 1 << 44)
-            && self.stride >= 0
-            && self.stride.unsigned_abs() < 1 << 40
-            && self.batches < 1 << 20
-    }
-
-    /// Bytes from the first element of a batch to the end of its last.
-    fn span(&self) -> u64 {
-        let (lines, length) = self.lines();
-        ((lines - 1) * self.leading + length) * self.element.bytes()
-    }
-
-    fn batch_offset(&self, batch: u64) -> u64 {
-        batch * self.stride.unsigned_abs() * self.element.bytes()
-    }
-
-    /// The bytes that elements take, as ranges in order of their lines.
-    fn ranges(&self, base: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let (lines, length) = self.lines();
-        let bytes = self.element.bytes();
-        let batches = if self.stride == 0 { 1 } else { self.batches };
-        (0..batches).flat_map(move |batch| {
-            let first = base + self.batch_offset(batch);
-            (0..lines).map(move |line| (first + line * self.leading * bytes, length * bytes))
-        })
-    }
-
-    /// The place of an element in the bytes of a batch.
-    fn place(&self, row: u64, column: u64) -> usize {
-        let (line, at) = if self.row_major { (row, column) } else { (column, row) };
-        ((line * self.leading + at) * self.element.bytes()) as usize
-    }
-}
 
 /// Where alpha and beta come from.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -411,131 +329,5 @@ impl Matmul {
             *own = (*own).max(at + length);
         }
         false
-    }
-}
-
-fn read(element: Element, bytes: &[u8]) -> f64 {
-    element.read(bytes.get(..element.bytes() as usize).unwrap_or_default())
-}
-
-/// The vectors of a matrix one after the other: its rows, or its columns.
-fn gather(matrix: &Matrix, bytes: &[u8], [count, length]: [u64; 2], by_rows: bool) -> Vec<f64> {
-    let mut values = Vec::with_capacity((count * length) as usize);
-    for vector in 0..count {
-        for at in 0..length {
-            let (row, column) = if by_rows { (vector, at) } else { (at, vector) };
-            let place = matrix.place(row, column);
-            values.push(bytes.get(place..).map_or(0.0, |bytes| read(matrix.element, bytes)));
-        }
-    }
-    values
-}
-
-/// Vectors in the type that they are multiplied in.
-enum Vectors {
-    Single(Vec<f32>),
-    Double(Vec<f64>),
-    Whole(Vec<i32>),
-}
-
-impl Vectors {
-    fn new(sums: Sums, rounding: Rounding, values: &[f64]) -> Self {
-        match sums {
-            Sums::F64 => Self::Double(values.to_vec()),
-            Sums::I32 => Self::Whole(values.iter().map(|value| *value as i32).collect()),
-            Sums::F16 | Sums::F32 => {
-                let round = |value: &f64| {
-                    let value = *value as f32;
-                    match rounding {
-                        Rounding::None => value,
-                        Rounding::F16 => F16::widen(F16::narrow(value)),
-                        Rounding::Bf16 => Bf16::widen(Bf16::narrow(value)),
-                        Rounding::Tf32 => tf32(value),
-                    }
-                };
-                Self::Single(values.iter().map(round).collect())
-            }
-        }
-    }
-
-    fn dot(&self, own: usize, other: &Self, index: usize, length: usize) -> f64 {
-        fn part<T>(values: &[T], index: usize, length: usize) -> &[T] {
-            values.get(index * length..(index + 1) * length).unwrap_or_default()
-        }
-        match (self, other) {
-            (Self::Single(a), Self::Single(b)) => {
-                f64::from(dot(part(a, own, length), part(b, index, length)))
-            }
-            (Self::Double(a), Self::Double(b)) => {
-                part(a, own, length).iter().zip(part(b, index, length)).map(|(a, b)| a * b).sum()
-            }
-            (Self::Whole(a), Self::Whole(b)) => f64::from(
-                part(a, own, length)
-                    .iter()
-                    .zip(part(b, index, length))
-                    .fold(0i32, |sum, (a, b)| sum.wrapping_add(a.wrapping_mul(*b))),
-            ),
-            // Both are made for the same product.
-            _ => 0.0,
-        }
-    }
-}
-
-/// A dot product in interleaved partial sums.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; SUMS];
-    let (a_chunks, b_chunks) = (a.chunks_exact(SUMS), b.chunks_exact(SUMS));
-    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum::<f32>() + rest
-}
-
-/// The nearest number with 10 bits of fraction, ties away from zero.
-fn tf32(value: f32) -> f32 {
-    if value.is_finite() {
-        f32::from_bits(value.to_bits().wrapping_add(1 << 12) & !0x1fff)
-    } else {
-        value
-    }
-}
-
-/// The approximation by tanh, which cuBLASLt uses.
-fn gelu(x: f64) -> f64 {
-    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
-    0.5 * x * (1.0 + inner.tanh())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tf32_keeps_ten_bits_of_fraction() {
-        assert_eq!(tf32(1.0 + 2f32.powi(-10)), 1.0 + 2f32.powi(-10));
-        assert_eq!(tf32(1.0 + 2f32.powi(-11)), 1.0 + 2f32.powi(-10));
-        assert_eq!(tf32(1.0 + 2f32.powi(-12)), 1.0);
-        assert!(tf32(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn a_matrix_whose_lines_overlap_is_not_sound() {
-        let good = Matrix {
-            element: Element::F32,
-            rows: 4,
-            columns: 3,
-            leading: 4,
-            row_major: false,
-            batches: 1,
-            stride: 0,
-        };
-        assert!(good.is_sound());
-        assert!(!Matrix { leading: 3, ..good.clone() }.is_sound());
-        assert!(Matrix { leading: 3, row_major: true, ..good.clone() }.is_sound());
-        assert!(!Matrix { rows: 0, ..good.clone() }.is_sound());
-        assert!(!Matrix { leading: u64::MAX, ..good }.is_sound());
     }
 }

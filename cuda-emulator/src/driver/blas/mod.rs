@@ -10,6 +10,8 @@
 mod attributes;
 mod element;
 mod matmul;
+mod matrix;
+mod numbers;
 mod plan;
 
 use std::collections::HashMap;

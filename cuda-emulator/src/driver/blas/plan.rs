@@ -2,7 +2,9 @@
 
 use super::attributes::{Attributes, number};
 use super::element::Element;
-use super::matmul::{Epilogue, Matmul, Matrix, Rounding, Scalars, Sums};
+use super::matmul::{Epilogue, Matmul, Scalars};
+use super::matrix::Matrix;
+use super::numbers::{Rounding, Sums};
 use super::{BlasAnswer, BlasStatus, MatmulCall};
 
 /// What the descriptors of a product say.

@@ -185,7 +185,8 @@ fn load(form: &mut Form<'_, '_>, dimensions: Option<usize>) -> Compiled {
     let to_cluster = form.flag("shared::cluster");
     let to_block = form.flag("shared::cta");
     let from_global = form.flag("global");
-    if !(to_cluster || to_block) || !from_global && !(to_cluster && to_block) {
+    let from_block = to_cluster && to_block;
+    if !(to_cluster || to_block) || !(from_global || from_block) {
         return Err(form.missing("shared::cluster and global or shared::cta"));
     }
     let (to, _) = form.address(0, Space::Shared)?;

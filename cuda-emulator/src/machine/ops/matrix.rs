@@ -214,6 +214,10 @@ impl Element {
         }
     }
 
+    pub(super) fn bytes(self) -> u64 {
+        4 / self.packed() as u64
+    }
+
     #[inline(always)]
     pub(super) fn real(self, register: u32, index: usize) -> f32 {
         match self {
@@ -257,7 +261,7 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
     match (d, c) {
         (Type::S32, Type::S32) if a.is_whole() && b.is_whole() => {
             let (d, c) = (form.targets::<i32, 4>(0)?, form.sources::<i32, 4>(3)?);
-            Ok(tensor(k, move |registers| {
+            Ok(tensor(k, a, move |registers| {
                 let sums = shape.multiply_whole(registers, a, b);
                 let added = c.map(|slot| registers.get(slot));
                 for (index, slot) in d.into_iter().enumerate() {
@@ -275,7 +279,7 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
         }
         (Type::F32, Type::F32) if !a.is_whole() && !b.is_whole() => {
             let (d, c) = (form.targets::<f32, 4>(0)?, form.sources::<f32, 4>(3)?);
-            Ok(tensor(k, move |registers| {
+            Ok(tensor(k, a, move |registers| {
                 let mut sums = [[0f32; N]; M];
                 for (index, slot) in c.into_iter().enumerate() {
                     spread(&mut sums, registers.get(slot), index);
@@ -292,7 +296,7 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
         }
         (Type::F16, Type::F16) if a == Element::F16 => {
             let (d, c) = (form.targets::<u32, 2>(0)?, form.sources::<u32, 2>(3)?);
-            Ok(tensor(k, move |registers| {
+            Ok(tensor(k, a, move |registers| {
                 let mut sums = [[0f32; N]; M];
                 for (index, slot) in c.into_iter().enumerate() {
                     let both = registers.get(slot);
@@ -314,11 +318,15 @@ fn mma(form: &mut Form<'_, '_>) -> Compiled {
     }
 }
 
-fn tensor(k: usize, f: impl Fn(&mut Registers) + Send + Sync + 'static) -> Action {
+fn tensor(
+    k: usize,
+    element: Element,
+    f: impl Fn(&mut Registers) + Send + Sync + 'static,
+) -> Action {
     let operations = (2 * M * N * k) as u64;
     Action::warp(move |context, mask| {
         context.require_lanes(FULL, mask)?;
-        context.tally.counts.tensor_operations += operations;
+        context.tally.counts.add_tensor(operations, element.bytes());
         f(&mut context.core.registers);
         Ok::<(), Trap>(())
     })

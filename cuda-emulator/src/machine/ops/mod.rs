@@ -17,6 +17,7 @@ mod predicate;
 mod sync;
 mod vote;
 mod wgmma;
+mod wmma;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -42,7 +43,7 @@ pub(super) struct Op {
     pub(super) compile: fn(&mut Form<'_, '_>) -> Result<Action, PtxError>,
 }
 
-const TABLES: [&[Op]; 14] = [
+const TABLES: [&[Op]; 15] = [
     arithmetic::TABLE,
     floating::TABLE,
     bits::TABLE,
@@ -57,6 +58,7 @@ const TABLES: [&[Op]; 14] = [
     mbarrier::TABLE,
     cluster::TABLE,
     wgmma::TABLE,
+    wmma::TABLE,
 ];
 
 static BY_NAME: LazyLock<HashMap<&'static str, &'static Op>> =

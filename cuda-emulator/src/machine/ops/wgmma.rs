@@ -453,7 +453,8 @@ impl Product {
         let descriptor = context.core.registers.get(self.b)[0];
         let matrix = matrix(descriptor, self.transposed.1)?;
         gather(context, &matrix, descriptor, 0, &mut right, &mut pieces)?;
-        context.tally.counts.tensor_operations += (2 * M * self.n * self.k) as u64;
+        let operations = (2 * M * self.n * self.k) as u64;
+        context.tally.counts.add_tensor(operations, self.elements.0.bytes());
         let keeps = self.keeps.holds(context);
         let registers = &mut context.core.registers;
         match self.sums {

@@ -4,14 +4,18 @@
 mod decoder;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen_moe;
 mod smollm3;
 
 use std::{fmt, hash};
@@ -21,19 +25,25 @@ use super::config::{ConfigError, ModelConfig, json::Fields};
 use backend_api::program::{Program, ProgramError, RopePairs, ValueId};
 
 /// The supported families. Where two have a name in common, the first one is meant.
-static FAMILIES: [&Family; 12] = [
+static FAMILIES: [&Family; 18] = [
     &llama::FAMILY,
     &mistral::FAMILY,
+    &mistral::MINISTRAL3,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
+    &gemma4::FAMILY,
     &phi3::FAMILY,
     &granite::FAMILY,
     &smollm3::FAMILY,
     &olmo2::FAMILY,
     &olmo2::OLMO3,
     &glm4::FAMILY,
+    &mixtral::FAMILY,
+    &qwen_moe::QWEN2,
+    &qwen_moe::QWEN3,
+    &gpt_oss::FAMILY,
 ];
 
 /// Families that are told from unknown ones, and what they are missing: the beginnings of their
@@ -41,16 +51,15 @@ static FAMILIES: [&Family; 12] = [
 const MISSING: [(&[&str], &str); 3] = [
     (
         &[
-            "DeepseekV2",
-            "DeepseekV3",
+            "DeepseekV",
             "KimiK2",
             "Glm4MoeLite",
+            "MiniCPM3",
             "deepseek_v",
             "deepseek2",
-            "kimi",
+            "kimi_k2",
             "glm4_moe_lite",
             "minicpm3",
-            "MiniCPM3",
         ],
         "multi-head latent attention",
     ),
@@ -60,7 +69,8 @@ const MISSING: [(&[&str], &str); 3] = [
             "Qwen3_5",
             "GraniteMoeHybrid",
             "Mamba",
-            "Falcon",
+            "FalconMamba",
+            "FalconH1",
             "Jamba",
             "Bamba",
             "Lfm2",
@@ -74,7 +84,8 @@ const MISSING: [(&[&str], &str); 3] = [
             "granitemoehybrid",
             "granitehybrid",
             "mamba",
-            "falcon_",
+            "falcon_mamba",
+            "falcon_h1",
             "falcon-h1",
             "jamba",
             "bamba",
@@ -113,6 +124,8 @@ pub(crate) struct Family {
     pub(crate) rotates_partially: bool,
     /// Numbers in GGUF metadata: key and field of `config.json`.
     pub(crate) gguf_keys: &'static [(&'static str, &'static str)],
+    /// Values of fields that GGUF files leave out, where they are not those of [`defaults`](Self::defaults).
+    pub(crate) gguf_fields: fn() -> serde_json::Value,
     /// Parts of a layer in GGUF files that are not those of Llama: GGUF's name and Hugging Face's.
     pub(crate) gguf_parts: &'static [(&'static str, &'static str)],
     /// Whether the converter to GGUF reorders the rows of queries and keys, so that neighbours are
@@ -136,6 +149,7 @@ impl Family {
         rope_pairs: RopePairs::Halves,
         rotates_partially: false,
         gguf_keys: &[],
+        gguf_fields: || serde_json::Value::Null,
         gguf_parts: &[],
         gguf_reorders_rows: false,
         gguf_attention_factor_is_whole: false,
@@ -240,6 +254,9 @@ impl fmt::Display for Architecture {
 pub fn build(config: &ModelConfig, has_output_weight: bool) -> Result<Program, ProgramError> {
     let mut m = Decoder::new(config);
     let mut x = m.embed();
+    if config.per_layer_width > 0 {
+        m.layer_inputs(x);
+    }
     for layer in 0..config.layers.len() {
         m.enter(layer);
         x = (config.architecture.family().layer)(&mut m, x);

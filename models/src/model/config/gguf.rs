@@ -24,7 +24,10 @@ const DEFAULT_ROPE_THETA: f32 = 10_000.0;
 pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
     let metadata = file.metadata();
     let name = metadata.required("general.architecture", Metadata::string)?;
-    let architecture = Architecture::from_gguf_name(name)?;
+    let mut architecture = Architecture::from_gguf_name(name)?;
+    if name == "llama" && metadata.unsigned("llama.expert_count")?.is_some_and(|count| count > 0) {
+        architecture = Architecture::from_name("mixtral")?;
+    }
     let keys = Keys { metadata, architecture: name };
     let json = translate(&keys, file, architecture)?;
     let window = json.usize("sliding_window")?;
@@ -64,8 +67,8 @@ fn translate(
     file: &GgufFile,
     architecture: Architecture,
 ) -> Result<Fields, ConfigError> {
-    keys.only("expert_count", 0)?;
     let mut json = Fields::default();
+    experts(keys, architecture, &mut json)?;
     for (key, field) in [
         ("embedding_length", "hidden_size"),
         ("block_count", "num_hidden_layers"),
@@ -110,6 +113,31 @@ fn translate(
         }
     }
     Ok(json)
+}
+
+/// The sizes of a mixture of experts; none where the family has none.
+fn experts(
+    keys: &Keys<'_>,
+    architecture: Architecture,
+    json: &mut Fields,
+) -> Result<(), ConfigError> {
+    let parts = architecture.family().gguf_parts;
+    if parts.iter().all(|(part, _)| *part != "ffn_gate_inp") {
+        return keys.only("expert_count", 0);
+    }
+    json.set_defaults((architecture.family().gguf_fields)());
+    json.set("num_experts", keys.required("expert_count")?);
+    json.set("num_local_experts", keys.required("expert_count")?);
+    json.set("num_experts_per_tok", keys.required("expert_used_count")?);
+    for (key, field) in [
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+        ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+    ] {
+        if let Some(size) = keys.optional(key)? {
+            json.set(field, size);
+        }
+    }
+    Ok(())
 }
 
 /// JSON has no word for infinity and NaN; what is said of the field is then that it is text.

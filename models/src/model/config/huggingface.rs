@@ -7,6 +7,7 @@ use super::{
     json::{Fields, missing},
     out_of_range, rope,
 };
+use crate::weights::Scheme;
 use backend_api::program::Activation;
 
 const DEFAULT_RMS_NORM_EPS: f32 = 1e-6;
@@ -15,13 +16,7 @@ const DEFAULT_RMS_NORM_EPS: f32 = 1e-6;
 pub(super) fn read_file(json: &Fields) -> Result<ModelConfig, ConfigError> {
     let text = json.object("text_config")?;
     let architecture = architecture(json, text.as_ref())?;
-    if let Some(quantization) = json.object("quantization_config")? {
-        return Err(ConfigError::Unsupported {
-            field: "quantization_config".into(),
-            value: quantization.string("quant_method")?.unwrap_or("present").to_owned(),
-            supported: "absent; quantized weights are read from GGUF files",
-        });
-    }
+    Scheme::read(json)?;
     // A model of text and images nests what describes the text.
     read(text.unwrap_or_else(|| json.clone()), architecture)
 }
@@ -66,15 +61,27 @@ pub(super) fn read(
         json.usize("head_dim")?.unwrap_or_else(|| hidden_size.checked_div(heads).unwrap_or(0));
     let attention_bias = json.bool("attention_bias")?.unwrap_or(false);
     let (rope, windowed_rope) = rope::read(json, head_dim, family)?;
+    let intermediate_size = json.required_usize("intermediate_size")?;
+    let kv_heads = json.usize("num_key_value_heads")?.unwrap_or(heads);
+    let layer = LayerConfig {
+        window: None,
+        rope: Some(rope),
+        kv_heads,
+        head_dim,
+        intermediate_size,
+        kv_of: None,
+        value_is_key: false,
+        has_experts: true,
+    };
     let mut config = ModelConfig {
         architecture,
         vocab_size: json.required_usize("vocab_size")?,
         hidden_size,
-        intermediate_size: json.required_usize("intermediate_size")?,
+        intermediate_size,
         heads,
-        kv_heads: json.usize("num_key_value_heads")?.unwrap_or(heads),
+        kv_heads,
         head_dim,
-        layers: vec![LayerConfig { window: None, rope: Some(rope) }; layers],
+        layers: vec![layer; layers],
         activation: activation(json)?,
         rms_norm_eps: json.f32("rms_norm_eps")?.unwrap_or(DEFAULT_RMS_NORM_EPS),
         norm_weight_offset: 0.0,
@@ -89,6 +96,10 @@ pub(super) fn read(
             residual: 1.0,
             logits: 1.0,
         },
+        query_scaling: None,
+        experts: None,
+        attention_sinks: false,
+        per_layer_width: 0,
         attention_soft_cap: None,
         logits_soft_cap: None,
     };

@@ -108,6 +108,11 @@ impl Fields {
         })
     }
 
+    /// All members, each of which must be an object.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = Result<Fields, ConfigError>> {
+        self.fields.keys().filter_map(|field| self.object(field).transpose())
+    }
+
     pub(crate) fn usizes(&self, field: &str) -> Result<Option<Vec<usize>>, ConfigError> {
         self.typed(field, "a list of non-negative integers", |value| {
             let integer = |value: &Value| usize::try_from(value.as_u64()?).ok();
@@ -120,6 +125,10 @@ impl Fields {
             let number = |value: &Value| Some(value.as_f64()? as f32);
             value.as_array()?.iter().map(number).collect()
         })
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &Value> {

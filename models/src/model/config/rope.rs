@@ -65,6 +65,14 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are whole dimensions.
         truncate: bool,
     },
+    /// Only the first pairs are rotated, and the frequencies are those of all (Gemma 4): the others
+    /// have frequency 0, with their partners half a head away.
+    Proportional {
+        /// Pairs that are rotated, at most `dim / 2`.
+        pairs: usize,
+        /// Divides the frequencies, at least 1.
+        factor: f32,
+    },
     /// A divisor for each frequency: how GGUF files store Llama 3's scaling
     /// (`rope_freqs.weight`).
     Factors(
@@ -114,6 +122,13 @@ impl RopeScaling {
         };
         match self {
             RopeScaling::Linear { factor } => stretching(*factor),
+            RopeScaling::Proportional { pairs, factor } => {
+                if *pairs > dim / 2 {
+                    let allowed = format!("0..={}", dim / 2);
+                    return Err(out_of_range("pairs that are rotated", pairs, allowed));
+                }
+                stretching(*factor)
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 stretching(*factor)?;
                 context(*original_context)?;
@@ -172,6 +187,11 @@ impl Rope {
         let plain = (0..dim / 2).map(|pair| 1.0 / power(pair));
         let inverse_frequencies = match scaling {
             None => plain.collect(),
+            Some(RopeScaling::Proportional { pairs, factor }) => {
+                let rotated =
+                    |(pair, frequency)| if pair < *pairs { frequency / factor } else { 0.0 };
+                plain.enumerate().map(rotated).collect()
+            }
             Some(RopeScaling::Linear { factor }) => plain.map(|f| f / factor).collect(),
             Some(RopeScaling::Factors(factors)) => {
                 plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
@@ -240,14 +260,17 @@ pub(super) fn read(
     };
     let theta = json.f32("rope_theta")?.unwrap_or(DEFAULT_THETA);
     let local_theta = json.f32("rope_local_base_freq")?;
-    let one = |parameters: &Fields, theta| -> Result<Arc<Rope>, ConfigError> {
-        Ok(Arc::new(Rope {
-            theta: parameters.f32("rope_theta")?.unwrap_or(theta),
-            dim: rotated(json, parameters, head_dim, family)?,
-            pairs: family.rope_pairs,
-            scaling: scaling(json, parameters)?,
-        }))
+    let of_heads = |head_dim, parameters: &Fields, theta| -> Result<Arc<Rope>, ConfigError> {
+        let theta = parameters.f32("rope_theta")?.unwrap_or(theta);
+        let pairs = family.rope_pairs;
+        if parameters.string("rope_type")? == Some("proportional") {
+            let scaling = Some(proportional(parameters, head_dim)?);
+            return Ok(Arc::new(Rope { theta, dim: head_dim, pairs, scaling }));
+        }
+        let dim = rotated(json, parameters, head_dim, family)?;
+        Ok(Arc::new(Rope { theta, dim, pairs, scaling: scaling(json, parameters)? }))
     };
+    let one = |parameters: &Fields, theta| of_heads(head_dim, parameters, theta);
     if !parameters.values().any(|value| value.is_object()) {
         let windowed = local_theta.map(|theta| one(&Fields::default(), theta)).transpose()?;
         return Ok((one(&parameters, theta)?, windowed));
@@ -261,7 +284,26 @@ pub(super) fn read(
         });
     };
     let windowed = windowed.unwrap_or_default();
-    Ok((one(&full, theta)?, Some(one(&windowed, local_theta.unwrap_or(theta))?)))
+    let full_dim = full_head_dim(json)?.unwrap_or(head_dim);
+    Ok((of_heads(full_dim, &full, theta)?, Some(one(&windowed, local_theta.unwrap_or(theta))?)))
+}
+
+/// Width of the heads of full layers, where they have another: `global_head_dim`, or what transformers 5
+/// writes of single layers.
+fn full_head_dim(json: &Fields) -> Result<Option<usize>, ConfigError> {
+    let layers = json.object("per_layer_config")?.unwrap_or_default();
+    let single = layers.names().next().map(|index| layers.object(index)).transpose()?;
+    match single.flatten().unwrap_or_default().usize("head_dim")? {
+        Some(head_dim) => Ok(Some(head_dim)),
+        None => json.usize("global_head_dim"),
+    }
+}
+
+fn proportional(parameters: &Fields, head_dim: usize) -> Result<RopeScaling, ConfigError> {
+    let share = parameters.f32("partial_rotary_factor")?.unwrap_or(1.0);
+    // Whatever is no share is found out in validation.
+    let pairs = (f64::from(share) * head_dim as f64 / 2.0).max(0.0) as usize;
+    Ok(RopeScaling::Proportional { pairs, factor: parameters.f32("factor")?.unwrap_or(1.0) })
 }
 
 /// How many dimensions of a head are rotated.

@@ -104,8 +104,8 @@ fn an_unknown_architecture_is_answered_with_the_supported_ones() {
     let error = config(json!({"architectures": ["BloomForCausalLM"]})).expect_err("unknown");
     assert_eq!(
         error.to_string(),
-        "architecture `BloomForCausalLM` is not supported (supported: llama, mistral, qwen2, qwen3, \
-         gemma2, gemma3, phi3, granite, smollm3, olmo2, olmo3, glm4)"
+        "architecture `BloomForCausalLM` is not supported (supported: llama, mistral, \
+         ministral3, qwen2, qwen3, gemma2, gemma3, phi3, granite, smollm3, olmo2, olmo3, glm4)"
     );
     let name = Some(Value::String("bloom".into()));
     let error = read_gguf(&[("general.architecture", name)]).expect_err("unknown");
@@ -226,7 +226,7 @@ fn rope_that_cannot_be_computed_is_refused() {
     unsupported(json!({"rope_parameters": {"linear_attention": {}}}), "rope_parameters");
     unsupported(json!({"hidden_act": "gelu"}), "hidden_act");
 
-    unsupported(json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config");
+    unsupported(json!({"quantization_config": {"quant_method": "hqq"}}), "quantization_config");
 
     let missing = config(json!({"rope_scaling": {"type": "linear"}})).expect_err("no factor");
     assert!(matches!(missing, ConfigError::MissingField { field } if field == "factor"));

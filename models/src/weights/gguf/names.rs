@@ -90,6 +90,9 @@ impl Weights for GgufWeights {
     }
 }
 
+/// Parameters whose names end so in a Hugging Face checkpoint.
+const BARE: [&str; 1] = ["self_attn.sinks"];
+
 /// The name in a Hugging Face checkpoint, if the tensor has one. What `parts` says of a part of a
 /// layer goes first.
 fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
@@ -120,6 +123,9 @@ fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
                 "ffn_down" => "mlp.down_proj",
                 _ => return None,
             };
+            if BARE.contains(&part) {
+                return Some(format!("model.layers.{layer}.{part}"));
+            }
             format!("model.layers.{layer}.{part}")
         }
     };

@@ -1,0 +1,112 @@
+//! Where the elements of matrices lie.
+
+use super::element::Element;
+
+/// A matrix, or several of the same shape `stride` elements apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Matrix {
+    pub(crate) element: Element,
+    pub(crate) rows: u64,
+    pub(crate) columns: u64,
+    /// Elements from one column to the next, or from one row to the next.
+    pub(crate) leading: u64,
+    pub(crate) row_major: bool,
+    pub(crate) batches: u64,
+    pub(crate) stride: i64,
+}
+
+impl Matrix {
+    /// Number of lines (columns, or rows of a row-major matrix) and elements of each.
+    pub(super) fn lines(&self) -> (u64, u64) {
+        if self.row_major { (self.rows, self.columns) } else { (self.columns, self.rows) }
+    }
+
+    /// Whether it has elements, lines don't overlap, and its size can be counted.
+    pub(crate) fn is_sound(&self) -> bool {
+        let (lines, length) = self.lines();
+        let span = (lines.max(1) - 1)
+            .checked_mul(self.leading)
+            .and_then(|start| start.checked_add(length))
+            .and_then(|span| span.checked_mul(self.element.bytes()));
+        lines > 0
+            && length > 0
+            && self.leading >= length
+            && self.leading <= i64::MAX as u64
+            && span.is_some_and(|span| span < 1 << 44)
+            && self.stride >= 0
+            && self.stride.unsigned_abs() < 1 << 40
+            && self.batches < 1 << 20
+    }
+
+    /// Bytes from the first element of a batch to the end of its last.
+    pub(super) fn span(&self) -> u64 {
+        let (lines, length) = self.lines();
+        ((lines - 1) * self.leading + length) * self.element.bytes()
+    }
+
+    pub(super) fn batch_offset(&self, batch: u64) -> u64 {
+        batch * self.stride.unsigned_abs() * self.element.bytes()
+    }
+
+    /// The bytes that elements take, as ranges in order of their lines.
+    pub(super) fn ranges(&self, base: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let (lines, length) = self.lines();
+        let bytes = self.element.bytes();
+        let batches = if self.stride == 0 { 1 } else { self.batches };
+        (0..batches).flat_map(move |batch| {
+            let first = base + self.batch_offset(batch);
+            (0..lines).map(move |line| (first + line * self.leading * bytes, length * bytes))
+        })
+    }
+
+    /// The place of an element in the bytes of a batch.
+    pub(super) fn place(&self, row: u64, column: u64) -> usize {
+        let (line, at) = if self.row_major { (row, column) } else { (column, row) };
+        ((line * self.leading + at) * self.element.bytes()) as usize
+    }
+}
+
+pub(super) fn read(element: Element, bytes: &[u8]) -> f64 {
+    element.read(bytes.get(..element.bytes() as usize).unwrap_or_default())
+}
+
+/// The vectors of a matrix one after the other: its rows, or its columns.
+pub(super) fn gather(
+    matrix: &Matrix,
+    bytes: &[u8],
+    [count, length]: [u64; 2],
+    by_rows: bool,
+) -> Vec<f64> {
+    let mut values = Vec::with_capacity((count * length) as usize);
+    for vector in 0..count {
+        for at in 0..length {
+            let (row, column) = if by_rows { (vector, at) } else { (at, vector) };
+            let place = matrix.place(row, column);
+            values.push(bytes.get(place..).map_or(0.0, |bytes| read(matrix.element, bytes)));
+        }
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_whose_lines_overlap_is_not_sound() {
+        let good = Matrix {
+            element: Element::F32,
+            rows: 4,
+            columns: 3,
+            leading: 4,
+            row_major: false,
+            batches: 1,
+            stride: 0,
+        };
+        assert!(good.is_sound());
+        assert!(!Matrix { leading: 3, ..good.clone() }.is_sound());
+        assert!(Matrix { leading: 3, row_major: true, ..good.clone() }.is_sound());
+        assert!(!Matrix { rows: 0, ..good.clone() }.is_sound());
+        assert!(!Matrix { leading: u64::MAX, ..good }.is_sound());
+    }
+}

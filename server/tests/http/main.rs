@@ -1,0 +1,8 @@
+//! The server as its clients see it, over loopback.
+
+mod clients;
+mod control;
+mod reports;
+mod shapes;
+mod support;
+mod tools;

@@ -1,0 +1,34 @@
+//! Tiny models with mixtures of experts, and of Gemma 4 with and without one. Experts are more than
+//! a short prompt reaches, and windows are shorter than the longest prompt.
+
+use crate::backends::check_directory;
+
+#[test]
+fn mixtral_with_experts_stored_apart_equals_transformers() {
+    check_directory("mixtral");
+}
+
+#[test]
+fn qwen_2_moe_with_a_dense_layer_and_a_shared_expert_equals_transformers() {
+    check_directory("qwen2-moe");
+}
+
+#[test]
+fn qwen_3_moe_equals_transformers() {
+    check_directory("qwen3-moe");
+}
+
+#[test]
+fn gpt_oss_with_sinks_and_clamped_gates_equals_transformers() {
+    check_directory("gpt-oss");
+}
+
+#[test]
+fn gemma_4_with_inputs_of_each_layer_and_shared_kv_equals_transformers() {
+    check_directory("gemma4");
+}
+
+#[test]
+fn gemma_4_with_experts_and_values_that_are_keys_equals_transformers() {
+    check_directory("gemma4-moe");
+}
