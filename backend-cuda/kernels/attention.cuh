@@ -3,7 +3,7 @@
 #include "common.cuh"
 
 #ifndef HEAD
-#error "HEAD: the width of a head, a multiple of 16"
+#error "HEAD: the width of a head, a multiple of 8"
 #endif
 #ifndef GROUP
 #error "GROUP: query heads that share a KV head"

@@ -16,6 +16,10 @@ constexpr int ROWS = 64;
 constexpr int KEYS = 32;
 constexpr int THREADS = 128;
 constexpr int CHUNKS = HEAD / 8;
+// The products take 16 dimensions at a time; what a head lacks is zero.
+constexpr int STEPS = (HEAD + 15) / 16;
+constexpr int FILLED = STEPS * 2;
+static_assert(GROUP <= ROWS, "a token's heads are rows of one tile");
 constexpr int stride_for(int head) {
     int stride = 64;
     while (stride < head) stride *= 2;
@@ -46,7 +50,7 @@ __device__ __forceinline__ u32 place(u32 base, int row, int chunk) {
 // grid: (tiles, KV heads); dynamic shared memory: (ROWS + 4 * KEYS) * STRIDE * 2 bytes.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const Layer layer,
-                 const Tile* __restrict__ tiles, const int* __restrict__ token_list, const float* __restrict__ sinks,
+                 const Tile* __restrict__ tiles, const int* __restrict__ token_list, const u16* __restrict__ sinks,
                  const int window, const Parts parts) {
     extern __shared__ __align__(128) u16 shared[];
     const u32 query_base = shared_address(shared);
@@ -63,18 +67,19 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
     auto head_of = [&](int row) { return size_t(kv_head) * GROUP + row % GROUP; };
     const size_t heads = size_t(layer.kv_heads) * GROUP;
 
-    for (int i = thread; i < ROWS * CHUNKS; i += THREADS) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        const bool exists = row < rows;
+    for (int i = thread; i < ROWS * FILLED; i += THREADS) {
+        const int row = i / FILLED, chunk = i % FILLED;
+        const bool exists = row < rows && chunk < CHUNKS;
         const size_t at = exists ? (token_of(row) * heads + head_of(row)) * HEAD + chunk * 8 : 0;
         copy_async(place(query_base, row, chunk), queries + at, exists);
     }
     auto fetch = [&](int from, int buffer) {
         const u32 key_base = first_tile + buffer * 2 * tile_bytes, value_base = key_base + tile_bytes;
-        for (int i = thread; i < KEYS * CHUNKS; i += THREADS) {
-            const int row = i / CHUNKS, chunk = i % CHUNKS, position = from + row;
-            const bool exists = position < tile.end;
-            const size_t at = key_place(layer, tile.slot, exists ? position : tile.begin, kv_head) + chunk * 8;
+        for (int i = thread; i < KEYS * FILLED; i += THREADS) {
+            const int row = i / FILLED, chunk = i % FILLED, position = from + row;
+            const bool exists = position < tile.end && chunk < CHUNKS;
+            const size_t at =
+                key_place(layer, tile.slot, exists ? position : tile.begin, kv_head) + (exists ? chunk * 8 : 0);
 #ifdef FP8
             float key[8] = {}, value[8] = {};
             if (exists) {
@@ -94,10 +99,10 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
     };
 
     fetch(tile.begin, 0);
-    u32 query[KEEPS_QUERIES ? HEAD / 16 : 1][4];
-    float sum[HEAD / 8][4], maximum[2] = {NEVER, NEVER}, total[2] = {0.f, 0.f};
+    u32 query[KEEPS_QUERIES ? STEPS : 1][4];
+    float sum[FILLED][4], maximum[2] = {NEVER, NEVER}, total[2] = {0.f, 0.f};
 #pragma unroll
-    for (int n = 0; n < HEAD / 8; ++n) sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.f;
+    for (int n = 0; n < FILLED; ++n) sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.f;
     const int matrix = lane / 8, in_matrix = lane % 8;
     // The two rows of this lane, and the positions that they see.
     int newest[2], oldest[2];
@@ -118,7 +123,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
         __syncthreads();
         if (KEEPS_QUERIES && from == tile.begin) {
 #pragma unroll
-            for (int k = 0; k < HEAD / 16; ++k)
+            for (int k = 0; k < STEPS; ++k)
                 load_matrices(query[k], place(query_base, warp * 16 + lane % 16, k * 2 + lane / 16));
         }
 
@@ -127,7 +132,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
         for (int n = 0; n < KEYS / 8; ++n) score[n][0] = score[n][1] = score[n][2] = score[n][3] = 0.f;
         const u32 key_base = first_tile + buffer * 2 * tile_bytes, value_base = key_base + tile_bytes;
 #pragma unroll
-        for (int k = 0; k < HEAD / 16; ++k) {
+        for (int k = 0; k < STEPS; ++k) {
             if (!KEEPS_QUERIES) load_matrices(query[0], place(query_base, warp * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
             for (int n = 0; n < KEYS / 16; ++n) {
@@ -160,7 +165,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
             total[half] *= shrink[half];
         }
 #pragma unroll
-        for (int n = 0; n < HEAD / 8; ++n) {
+        for (int n = 0; n < FILLED; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) sum[n][e] *= shrink[e / 2];
         }
@@ -180,7 +185,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
                                    pack(score[2 * k + 1][0], score[2 * k + 1][1]),
                                    pack(score[2 * k + 1][2], score[2 * k + 1][3])};
 #pragma unroll
-            for (int n = 0; n < HEAD / 16; ++n) {
+            for (int n = 0; n < STEPS; ++n) {
                 u32 value[4];
                 load_matrices_transposed(value,
                                          place(value_base, k * 16 + matrix % 2 * 8 + in_matrix, n * 2 + matrix / 2));
@@ -200,7 +205,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
         if (tile.part < 0) {
             float largest = maximum[half], shrink = layer.value_scale;
             if (sinks != nullptr) {
-                const float sink = sinks[head_of(row)] * LOG2_E;
+                const float sink = widen(sinks[head_of(row)]) * LOG2_E;
                 largest = fmaxf(largest, sink);
                 const float mine = exp2_fast(maximum[half] - largest);
                 total[half] = total[half] * mine + exp2_fast(sink - largest);

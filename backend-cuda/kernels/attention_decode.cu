@@ -41,7 +41,7 @@ struct Share {
 };
 
 __device__ __forceinline__ void attend(u16* out, const u16* queries, const Layer& layer, const Piece piece,
-                                       const float* sinks, const Parts& parts) {
+                                       const u16* sinks, const Parts& parts) {
     __shared__ float marks[WARPS][GROUP][2];
     __shared__ float partial[WARPS][GROUP][HEAD];
     __shared__ int pages[PAGES];
@@ -162,9 +162,9 @@ __device__ __forceinline__ void attend(u16* out, const u16* queries, const Layer
     for (int g = warp; g < GROUP; g += WARPS) {
         const size_t head = size_t(kv_head) * GROUP + g;
         const bool has_sink = piece.part < 0 && sinks != nullptr;
-        float largest = has_sink ? sinks[head] * LOG2_E : NEVER;
+        float largest = has_sink ? widen(sinks[head]) * LOG2_E : NEVER;
         for (int w = 0; w < WARPS; ++w) largest = fmaxf(largest, marks[w][g][0]);
-        float weights[WARPS], all = has_sink ? exp2_fast(sinks[head] * LOG2_E - largest) : 0.f;
+        float weights[WARPS], all = has_sink ? exp2_fast(widen(sinks[head]) * LOG2_E - largest) : 0.f;
         for (int w = 0; w < WARPS; ++w) {
             weights[w] = exp2_fast(marks[w][g][0] - largest);
             all += weights[w] * marks[w][g][1];
@@ -196,7 +196,7 @@ __device__ __forceinline__ void attend(u16* out, const u16* queries, const Layer
 // out, queries: [row][KV head][GROUP][HEAD]. sinks: [head], or null. grid: (shares, KV heads).
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_decode(u16* __restrict__ out, const u16* __restrict__ queries, const Layer layer,
-                 const Piece* __restrict__ pieces, const Share* __restrict__ shares, const float* __restrict__ sinks,
+                 const Piece* __restrict__ pieces, const Share* __restrict__ shares, const u16* __restrict__ sinks,
                  const Parts parts) {
     const Share share = shares[blockIdx.x];
     for (int i = 0; i < share.count; ++i) {

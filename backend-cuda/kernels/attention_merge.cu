@@ -14,7 +14,7 @@ struct Whole {
 // out: [row][head][HEAD]. sinks: [head], or null. grid: (wholes, heads), 32 threads.
 extern "C" __global__ void __launch_bounds__(32)
 attention_merge(u16* __restrict__ out, const Parts parts, const Whole* __restrict__ wholes,
-                const int* __restrict__ part_list, const float* __restrict__ sinks, const int heads) {
+                const int* __restrict__ part_list, const u16* __restrict__ sinks, const int heads) {
     const Whole whole = wholes[blockIdx.x];
     const int head = blockIdx.y, lane = threadIdx.x;
 
@@ -23,8 +23,8 @@ attention_merge(u16* __restrict__ out, const Parts parts, const Whole* __restric
         const size_t part = size_t(part_list[whole.first + p]) * heads + head;
         largest = fmaxf(largest, parts.marks[part * 2]);
     }
-    if (sinks != nullptr) largest = fmaxf(largest, sinks[head] * LOG2_E);
-    float all = sinks != nullptr ? exp2_fast(sinks[head] * LOG2_E - largest) : 0.f;
+    if (sinks != nullptr) largest = fmaxf(largest, widen(sinks[head]) * LOG2_E);
+    float all = sinks != nullptr ? exp2_fast(widen(sinks[head]) * LOG2_E - largest) : 0.f;
     float sum[(HEAD + 31) / 32] = {};
     for (int p = 0; p < whole.count; ++p) {
         const size_t part = size_t(part_list[whole.first + p]) * heads + head;

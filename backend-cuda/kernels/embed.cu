@@ -1,4 +1,4 @@
-// Rows of the embedding: out[t] = table[token[t]] * scale, in f32, the residual stream.
+// Rows of the embedding: out[t] = table[token[t]] * scale, as activations.
 //
 // Layout      table: [vocabulary][width]. A token is known, or negative: -1 - slot takes the slot's next token, which an
 //             earlier launch sampled.
@@ -8,15 +8,15 @@
 
 // width: a multiple of 8. grid: tokens.
 extern "C" __global__ void __launch_bounds__(256)
-embed(float* __restrict__ out, const u16* __restrict__ table, const int* __restrict__ tokens,
+embed(u16* __restrict__ out, const u16* __restrict__ table, const int* __restrict__ tokens,
       const int* __restrict__ next, const int width, const float scale) {
     const int given = tokens[blockIdx.x];
     const int token = given < 0 ? next[-1 - given] : given;
     for (int column = threadIdx.x * 8; column < width; column += blockDim.x * 8) {
         float x[8];
         load8(x, table + size_t(token) * width + column);
-        float4* to = reinterpret_cast<float4*>(out + size_t(blockIdx.x) * width + column);
-        to[0] = make_float4(x[0] * scale, x[1] * scale, x[2] * scale, x[3] * scale);
-        to[1] = make_float4(x[4] * scale, x[5] * scale, x[6] * scale, x[7] * scale);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] *= scale;
+        store8(out + size_t(blockIdx.x) * width + column, x);
     }
 }

@@ -1,27 +1,26 @@
-// The gated activation of a feed-forward network (Shazeer, 2020): out = activation(gate) * up.
+// What becomes of a gate and of the value that it gates (Shazeer, 2020), element by element.
 //
-// Layout      gate and up beside each other, as one product gives them: [rows][2 * width]. out: [rows][width].
-// Tile        eight elements a thread, 16 bytes of each operand.
-// Intensity   about two operations a byte: bound by memory.
+// Layout      gate: [rows][gate_width], where gate_width is width, or 1 for one gate a row. up, out: [rows][width].
+// Tile        a thread for each element.
+// Intensity   a few operations for 6 bytes: bound by memory.
 #include "common.cuh"
 
-// kind: 0 is x * sigmoid(x), 1 is GELU by its tanh form. width: a multiple of 8. grid: covers rows * width / 8 threads.
+__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + exp2_fast(-x * LOG2_E)); }
+
+// kind: 0 gate * up, 1 sigmoid, 2 SiLU, 3 GELU by its tanh form, 4 clamped SwiGLU (gpt-oss). count: rows * width.
 extern "C" __global__ void __launch_bounds__(256)
-gated_activation(u16* __restrict__ out, const u16* __restrict__ both, const int rows, const int width, const int kind) {
-    const size_t chunk = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int chunks = width / 8;
-    if (chunk >= size_t(rows) * chunks) return;
-    const size_t row = chunk / chunks, column = chunk % chunks * 8;
-    float gate[8], up[8];
-    load8(gate, both + row * 2 * width + column);
-    load8(up, both + (row * 2 + 1) * width + column);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const float x = gate[i];
-        const float activated = kind == 0
-            ? x / (1.f + exp2_fast(-x * LOG2_E))
-            : 0.5f * x * (1.f + tanh_fast(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-        gate[i] = activated * up[i];
+gated_activation(u16* __restrict__ out, const u16* __restrict__ gate, const u16* __restrict__ up, const int width,
+                 const int gate_width, const int kind, const float slope, const float limit, const int count) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const float g = widen(gate[gate_width == width ? i : i / width]), u = widen(up[i]);
+    float x = g * u;
+    if (kind == 1) x = sigmoid(g) * u;
+    if (kind == 2) x = g * sigmoid(g) * u;
+    if (kind == 3) x = 0.5f * g * (1.f + tanh_fast(0.7978845608028654f * (g + 0.044715f * g * g * g))) * u;
+    if (kind == 4) {
+        const float bounded = fminf(g, limit);
+        x = bounded * sigmoid(slope * bounded) * (fminf(fmaxf(u, -limit), limit) + 1.f);
     }
-    store8(out + row * width + column, gate);
+    out[i] = narrow(x);
 }

@@ -1,6 +1,6 @@
 //! The sources of the kernels.
 
-/// A kernel: its function's name, and the file that holds it.
+/// A file of kernels; the function in it has the file's name, unless it holds several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
     /// One new token a row over paged KV.
@@ -19,11 +19,15 @@ pub enum Kernel {
     Embed,
     /// Samples a token from each row of logits.
     Sample,
+    /// A product with a weight.
+    Linear,
+    /// Operations on single numbers; the file holds several functions.
+    Elementwise,
 }
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::AttentionDecode,
         Self::AttentionMerge,
         Self::AttentionAppend,
@@ -32,6 +36,22 @@ impl Kernel {
         Self::GatedActivation,
         Self::Embed,
         Self::Sample,
+        Self::Linear,
+        Self::Elementwise,
+    ];
+
+    /// The functions of [`Elementwise`](Self::Elementwise).
+    pub const ELEMENTWISE: [&'static str; 10] = [
+        "add",
+        "scale",
+        "scale_wide",
+        "soft_cap",
+        "soft_cap_wide",
+        "select_rows",
+        "rope",
+        "multiply",
+        "select_columns",
+        "scale_by_position",
     ];
 
     /// The name of the function, and of its file.
@@ -45,6 +65,8 @@ impl Kernel {
             Self::GatedActivation => "gated_activation",
             Self::Embed => "embed",
             Self::Sample => "sample",
+            Self::Linear => "linear",
+            Self::Elementwise => "elementwise",
         }
     }
 
@@ -58,6 +80,8 @@ impl Kernel {
             Self::GatedActivation => include_str!("../kernels/gated_activation.cu"),
             Self::Embed => include_str!("../kernels/embed.cu"),
             Self::Sample => include_str!("../kernels/sample.cu"),
+            Self::Linear => include_str!("../kernels/linear.cu"),
+            Self::Elementwise => include_str!("../kernels/elementwise.cu"),
         }
     }
 }
@@ -142,7 +166,8 @@ mod tests {
         for kernel in Kernel::ALL {
             let source = source(kernel);
             assert!(!source.contains("#include"), "{}", kernel.name());
-            assert!(source.contains(&format!("\n{}(", kernel.name())), "{}", kernel.name());
+            let function = if kernel == Kernel::Elementwise { "scale" } else { kernel.name() };
+            assert!(source.contains(&format!("\n{function}(")), "{function}");
             assert_eq!(source.matches("float warp_max(").count(), 1, "{}", kernel.name());
         }
     }

@@ -29,14 +29,17 @@ fn rms_norm_adds_the_residual_and_normalizes_rows_and_heads() {
                 let mut numbers = Numbers::new(run as u64);
                 let (input, x) = bits_and_values(&variant, &mut numbers, rows * run, 3.0);
                 let (weight, w) = bits_and_values(&variant, &mut numbers, run, 1.0);
-                let residual = numbers.reals(rows * run);
+                let (residual_bits, residual) =
+                    bits_and_values(&variant, &mut numbers, rows * run, 1.0);
                 let mut device = Device::default();
                 let out = device.room::<u16>(rows * run);
-                let stream = device.upload(&residual);
+                let sum = device.room::<u16>(rows * run);
+                let residual_address = device.upload(&residual_bits);
                 let arguments = Arguments::new()
                     .with(out)
-                    .with(if with_residual { stream } else { 0 })
+                    .with(if with_residual { sum } else { 0 })
                     .with(device.upload(&input))
+                    .with(if with_residual { residual_address } else { 0 })
                     .with(if with_weight { device.upload(&weight) } else { 0 })
                     .with(run as i32)
                     .with(1e-5f32)
@@ -66,9 +69,12 @@ fn rms_norm_adds_the_residual_and_normalizes_rows_and_heads() {
                 assert!(error < 0.003, "{error}: {variant:?} {rows} x {run}");
                 let sums: Vec<f64> = (0..rows * run).map(added).collect();
                 if with_residual {
-                    assert!(
-                        relative_error(&device.download::<f32>(stream, rows * run), &sums) < 1e-6
-                    );
+                    let got: Vec<f32> = device
+                        .download::<u16>(sum, rows * run)
+                        .iter()
+                        .map(|&bits| number(&variant, bits))
+                        .collect();
+                    assert!(relative_error(&got, &sums) < 0.003);
                 }
             }
         }
@@ -200,39 +206,47 @@ fn queries_and_keys_are_rotated_and_new_positions_lie_in_their_pages() {
 
 #[test]
 fn gated_activations_agree() {
-    for (kind, rows, width) in [(0, 1, 8), (0, 3, 1536), (1, 2, 72), (1, 5, 640)] {
-        let variant = Variant::new(64, 1);
-        let (both, x) = bits_and_values(&variant, &mut Numbers::new(3), rows * 2 * width, 4.0);
-        let mut device = Device::default();
-        let out = device.room::<u16>(rows * width);
-        let arguments = Arguments::new()
-            .with(out)
-            .with(device.upload(&both))
-            .with(rows as i32)
-            .with(width as i32)
-            .with(kind);
-        let blocks = (rows * width / 8).div_ceil(256) as u32;
-        device.run(Kernel::GatedActivation, &variant, [blocks, 1], 256, 0, &arguments);
-        let right: Vec<f64> = (0..rows * width)
-            .map(|i| {
-                let (row, column) = (i / width, i % width);
-                let gate = f64::from(x[row * 2 * width + column]);
-                let up = f64::from(x[(row * 2 + 1) * width + column]);
-                let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
-                let activated = if kind == 0 {
-                    gate / (1.0 + (-gate).exp())
-                } else {
-                    0.5 * gate * (1.0 + inner.tanh())
-                };
-                activated * up
-            })
-            .collect();
-        let got: Vec<f32> = device
-            .download::<u16>(out, rows * width)
-            .iter()
-            .map(|&bits| number(&variant, bits))
-            .collect();
-        assert!(relative_error(&got, &right) < 0.003);
+    let variant = Variant::new(64, 1);
+    for (rows, width, gate_width) in [(1, 8, 8), (3, 1536, 1536), (5, 71, 71), (4, 40, 1)] {
+        for kind in 0..5 {
+            let mut numbers = Numbers::new(3);
+            let (gate, g) = bits_and_values(&variant, &mut numbers, rows * gate_width, 4.0);
+            let (up, u) = bits_and_values(&variant, &mut numbers, rows * width, 4.0);
+            let mut device = Device::default();
+            let out = device.room::<u16>(rows * width);
+            let arguments = Arguments::new()
+                .with(out)
+                .with(device.upload(&gate))
+                .with(device.upload(&up))
+                .with([width as i32, gate_width as i32, kind])
+                .with([1.7f32, 3.0])
+                .with((rows * width) as i32);
+            let blocks = (rows * width).div_ceil(256) as u32;
+            device.run(Kernel::GatedActivation, &variant, [blocks, 1], 256, 0, &arguments);
+            let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+            let right: Vec<f64> = (0..rows * width)
+                .map(|i| {
+                    let gate = f64::from(g[if gate_width == 1 { i / width } else { i }]);
+                    let up = f64::from(u[i]);
+                    let inner =
+                        (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                    let bounded = gate.min(3.0);
+                    match kind {
+                        0 => gate * up,
+                        1 => sigmoid(gate) * up,
+                        2 => gate * sigmoid(gate) * up,
+                        3 => 0.5 * gate * (1.0 + inner.tanh()) * up,
+                        _ => bounded * sigmoid(1.7 * bounded) * (up.clamp(-3.0, 3.0) + 1.0),
+                    }
+                })
+                .collect();
+            let got: Vec<f32> = device
+                .download::<u16>(out, rows * width)
+                .iter()
+                .map(|&bits| number(&variant, bits))
+                .collect();
+            assert!(relative_error(&got, &right) < 0.003, "kind {kind}");
+        }
     }
 }
 
@@ -243,7 +257,7 @@ fn embeddings_are_of_known_tokens_and_of_those_that_slots_produced() {
     let (table, x) = bits_and_values(&variant, &mut Numbers::new(5), vocabulary * width, 1.0);
     let mut device = Device::default();
     let (tokens, next) = ([3, -1 - 2, 10, -1], [7, 1, 4]);
-    let out = device.room::<f32>(tokens.len() * width);
+    let out = device.room::<u16>(tokens.len() * width);
     let arguments = Arguments::new()
         .with(out)
         .with(device.upload(&table))
@@ -257,7 +271,13 @@ fn embeddings_are_of_known_tokens_and_of_those_that_slots_produced() {
         .flat_map(|&token| &x[token * width..][..width])
         .map(|x| x * 2.5)
         .collect();
-    assert_eq!(device.download::<f32>(out, right.len()), right);
+    let got: Vec<f32> = device
+        .download::<u16>(out, right.len())
+        .iter()
+        .map(|&bits| number(&variant, bits))
+        .collect();
+    let right: Vec<f64> = right.into_iter().map(f64::from).collect();
+    assert!(relative_error(&got, &right) < 0.003);
 }
 
 /// As the kernel has it.
@@ -369,5 +389,54 @@ fn tokens_are_those_of_the_definition() {
         let logits = &logits[row * vocabulary..][..vocabulary];
         let (right, margin) = sampled(logits, s, (s.mask >= 0).then_some(&mask[..]));
         assert!(got == right || margin < 1e-4, "{got}, not {right} by {margin}: {s:?}");
+    }
+}
+
+#[test]
+fn products_with_weights_agree_for_any_shape() {
+    for half in [false, true] {
+        let variant = Variant { half, ..Variant::new(64, 1) };
+        for (rows, columns, inner) in
+            [(1, 1, 8), (3, 70, 40), (64, 64, 32), (65, 129, 200), (130, 20, 72)]
+        {
+            for (with_bias, wide) in [(false, false), (true, false), (true, true)] {
+                let mut numbers = Numbers::new(inner as u64);
+                let (input, x) = bits_and_values(&variant, &mut numbers, rows * inner, 1.0);
+                let (weight, w) = bits_and_values(&variant, &mut numbers, columns * inner, 1.0);
+                let (bias, b) = bits_and_values(&variant, &mut numbers, columns, 1.0);
+                let mut device = Device::default();
+                let out = device.room::<f32>(rows * columns);
+                let arguments = Arguments::new()
+                    .with(out)
+                    .with(device.upload(&input))
+                    .with(device.upload(&weight))
+                    .with(if with_bias { device.upload(&bias) } else { 0 })
+                    .with([rows as i32, columns as i32, inner as i32, i32::from(wide)]);
+                let grid = [columns.div_ceil(64) as u32, rows.div_ceil(64) as u32];
+                device.run(Kernel::Linear, &variant, grid, 128, 0, &arguments);
+                let right: Vec<f64> = (0..rows * columns)
+                    .map(|i| {
+                        let (row, column) = (i / columns * inner, i % columns * inner);
+                        let product = |k| f64::from(x[row + k]) * f64::from(w[column + k]);
+                        let bias = if with_bias { f64::from(b[i % columns]) } else { 0.0 };
+                        (0..inner).map(product).sum::<f64>() + bias
+                    })
+                    .collect();
+                let got: Vec<f32> = if wide {
+                    device.download::<f32>(out, rows * columns)
+                } else {
+                    device
+                        .download::<u16>(out, rows * columns)
+                        .iter()
+                        .map(|&bits| number(&variant, bits))
+                        .collect()
+                };
+                let error = relative_error(&got, &right);
+                assert!(
+                    error < if wide { 1e-5 } else { 0.003 },
+                    "{error}: {rows} x {columns} x {inner}"
+                );
+            }
+        }
     }
 }

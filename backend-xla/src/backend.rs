@@ -149,16 +149,32 @@ impl XlaBackend {
         first.map(|device| device.description().kind.clone()).unwrap_or_default()
     }
 
-    /// Bytes of a program's weights and KV pages, over all devices.
-    fn bytes(placed: &Placed) -> u64 {
-        let Placed { program, placement, geometry, .. } = placed;
+    /// How a program's weights lie on the devices.
+    fn placement(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+    ) -> Result<Placement, BackendError> {
+        let mut placement = Placement::new(program, self.options.tensor_parallel, self.element)?;
+        placement.keep_quantized(program, |name| Some(weights.tensor(name).ok()?.format()));
+        Ok(placement)
+    }
+
+    /// Bytes of a program's weights, over all devices.
+    fn bytes_of_weights(placement: &Placement) -> u64 {
         let devices = placement.devices as u64;
         let weights = placement.weights.iter().map(|weight| {
             let copies = if weight.sharding.dim().is_some() { 1 } else { devices };
-            weight.kind.byte_len() * copies
+            weight.byte_len() * copies
         });
+        weights.sum()
+    }
+
+    /// Bytes of a program's weights and KV pages, over all devices.
+    fn bytes(placed: &Placed) -> u64 {
+        let Placed { program, placement, geometry, .. } = placed;
         let kv = geometry.kv_types(program, placement);
-        weights.sum::<u64>() + kv.iter().map(|kind| kind.byte_len()).sum::<u64>()
+        Self::bytes_of_weights(placement) + kv.iter().map(|kind| kind.byte_len()).sum::<u64>()
     }
 }
 
@@ -200,6 +216,10 @@ impl Backend for XlaBackend {
         format.bytes(elements.saturating_mul(page_size.into()))
     }
 
+    fn weight_bytes(&self, program: &Program, weights: &dyn Weights) -> Result<u64, BackendError> {
+        Ok(Self::bytes_of_weights(&self.placement(program, weights)?))
+    }
+
     fn compile(
         &self,
         programs: &[Program],
@@ -232,7 +252,7 @@ impl XlaBackend {
         let mut placed = Vec::with_capacity(programs.len());
         for program in programs {
             let pages = pages.by_ref().take(program.groups().len()).collect();
-            placed.push(self.place(program, pages, kv_element, options)?);
+            placed.push(self.place(program, weights, pages, kv_element, options)?);
         }
         let names: Vec<_> = programs.iter().map(|p| format!("`{}`", p.name())).collect();
         let needed = placed.iter().map(Self::bytes).sum();
@@ -249,11 +269,12 @@ impl XlaBackend {
     fn place(
         &self,
         program: &Program,
+        weights: &dyn Weights,
         pages: Vec<usize>,
         kv_element: Element,
         options: &CompileOptions,
     ) -> Result<Placed, BackendError> {
-        let placement = Placement::new(program, self.options.tensor_parallel, self.element)?;
+        let placement = self.placement(program, weights)?;
         let geometry = Geometry::new(
             options.page_size as usize,
             options.limits.slots as usize,

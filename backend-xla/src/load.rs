@@ -22,21 +22,18 @@ use crate::{
 /// An array on all devices: for each its shard, or a copy.
 pub(crate) type Sharded = Vec<Buffer>;
 
-/// Reads all weights of a program and puts them on the devices.
+/// Reads all weights of a program and puts them on the devices, in the order of a step's arguments.
 pub(crate) fn load_weights(
     client: &Client,
     Placed { program, placement, .. }: &Placed,
     weights: &dyn Weights,
 ) -> Result<Vec<Sharded>, BackendError> {
-    let load = |(weight, placed): (&Weight, &PlacedWeight)| {
-        let tensor = weights.tensor(&weight.name)?;
-        check_weight_shape(weight, &tensor)?;
-        let bytes = convert(&tensor, placed.kind.element);
+    let put = |weight: &Weight, placed: &PlacedWeight, bytes: &[u8]| {
         let element = pjrt_element(placed.kind.element);
         let in_file = placed.as_in_file();
         let mut shards = Sharded::new();
         for index in 0..placement.devices {
-            let (dims, shard) = shard(&bytes, &in_file, element.size(), placement.devices, index);
+            let (dims, shard) = shard(bytes, &in_file, element.size(), placement.devices, index);
             let buffer = match dims[..] {
                 [rows, columns] if placed.transposed => {
                     client.to_device_transposed(index, element, [rows, columns], &shard)
@@ -46,9 +43,21 @@ pub(crate) fn load_weights(
             shards
                 .push(buffer.map_err(|error| device(error, format!("placing `{}`", weight.name)))?);
         }
-        Ok(shards)
+        Ok::<_, BackendError>(shards)
     };
-    program.weights().iter().zip(&placement.weights).map(load).collect()
+    let mut all = Vec::new();
+    for (weight, placed) in program.weights().iter().zip(&placement.weights) {
+        let tensor = weights.tensor(&weight.name)?;
+        check_weight_shape(weight, &tensor)?;
+        if placed.packed.is_none() {
+            all.push(put(weight, placed, &convert(&tensor, placed.kind.element))?);
+            continue;
+        }
+        for (array, bytes) in placed.arrays().iter().zip(placed.pack(&tensor)) {
+            all.push(put(weight, array, &bytes)?);
+        }
+    }
+    Ok(all)
 }
 
 /// The element type of a buffer. Masks are words on the host, so booleans never cross.
@@ -57,6 +66,7 @@ pub(crate) fn pjrt_element(element: Element) -> ElementType {
         Element::F32 => ElementType::F32,
         Element::BF16 => ElementType::BF16,
         Element::F16 => ElementType::F16,
+        Element::I8 => ElementType::I8,
         Element::I32 | Element::Bool => ElementType::I32,
         Element::U32 | Element::U64 => ElementType::U32,
     }
@@ -99,6 +109,7 @@ fn shard<'a>(
             sharding: placed.sharding.dim().map_or(placed.sharding, |dim| Sharding::along(dim - 1)),
             sources: vec![rows.clone(), columns.clone()],
             transposed: false,
+            packed: None,
         };
         let count = file_len(stack);
         let each = bytes.len() / count.max(1);
@@ -181,7 +192,7 @@ mod tests {
 
     fn placed(dims: &[usize], sharding: Sharding, sources: Vec<Source>) -> PlacedWeight {
         let kind = Type::new(Element::F32, dims);
-        PlacedWeight { kind, sharding, sources, transposed: false }
+        PlacedWeight { kind, sharding, sources, transposed: false, packed: None }
     }
 
     fn identity(len: usize) -> Source {

@@ -114,16 +114,25 @@ pub struct Compiled {
 }
 
 impl Nvrtc {
-    /// The library that `CUDA_EMULATOR_NVRTC` names, or else the pinned one, fetched if it isn't
-    /// in the cache.
+    /// Loads the library at [`locate`](Self::locate).
     ///
     /// # Errors
     ///
     /// When there is no cache directory, `pip` fails, or the library can't be loaded.
     pub fn find() -> Result<Self, NvrtcError> {
+        Self::open(&Self::locate()?)
+    }
+
+    /// Where the library is: the one that `CUDA_EMULATOR_NVRTC` names, or else the pinned one, fetched if it isn't in
+    /// the cache.
+    ///
+    /// # Errors
+    ///
+    /// When there is no cache directory, or `pip` fails.
+    pub fn locate() -> Result<PathBuf, NvrtcError> {
         match std::env::var_os("CUDA_EMULATOR_NVRTC").filter(|path| !path.is_empty()) {
-            Some(path) => Self::open(Path::new(&path)),
-            None => Self::open(&packages::nvrtc()?),
+            Some(path) => Ok(PathBuf::from(path)),
+            None => Ok(packages::nvrtc()?),
         }
     }
 

@@ -61,7 +61,7 @@ fn page() -> String {
          of them\nand keeps this page true (`UPDATE=1 cargo test -p cuda-emulator --test forms` writes it anew). \
          `(a|b)` stands for either.\nRegisters: `h` of 16 bits, `r` of 32, `d` of 64, `p` predicates. An instruction \
          or modifier that isn't here is an error\nwhen a kernel is compiled.\n\n\
-         Besides these there are `bra`, `brx.idx` and direct `call`.\n",
+         Besides these there are `bra`, `brx.idx`, and `call` of functions and through pointers.\n",
     );
     let mut all: Vec<_> = instruction_forms().collect();
     all.sort_by_key(|instruction| instruction.name);

@@ -16,7 +16,7 @@ MORE = {
     "letter": "Dear Sir or Madam,\n\nI am writing to apply for the position of",
 }
 BATCH = 8
-LEAST_MARGIN = 20
+LEAST_MARGIN = 10
 """By how many times the noise the best logit of every step must be ahead of the next."""
 
 
@@ -47,7 +47,8 @@ def make(arguments) -> None:
         noise = max(noise, difference)
     for entry in entries.values():
         if entry["min_margin"] < LEAST_MARGIN * noise:
-            print(f"{entry['name']}: a near-tie, {entry['min_margin']:.1e}, noise {noise:.1e}")
+            margin = entry["min_margin"]
+            raise ValueError(f"{entry['name']}: a near-tie, {margin:.1e}, noise {noise:.1e}")
     write_json(
         FIXTURES / "gemma3" / "greedy.json",
         {

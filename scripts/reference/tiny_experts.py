@@ -63,7 +63,7 @@ def tiny_experts() -> dict[str, TinyModel]:
                 rope_parameters=PLAIN_ROPE,
             ),
             dtype=torch.bfloat16,
-            seed=402,
+            seed=502,
             embedding_std=0.3,
         ),
         "qwen3-moe": TinyModel(

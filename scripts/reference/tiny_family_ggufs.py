@@ -33,7 +33,7 @@ FILES = {
 MINIMUM_MARGIN = 1e-3
 """Of the two best logits; the seed is chosen for the directory's model, where it is larger."""
 
-REORDERED = {MODEL_ARCH.MISTRAL3, MODEL_ARCH.GRANITE, MODEL_ARCH.SMOLLM3}
+REORDERED = {MODEL_ARCH.LLAMA, MODEL_ARCH.MISTRAL3, MODEL_ARCH.GRANITE, MODEL_ARCH.SMOLLM3}
 """Families whose query and key rows the converter reorders."""
 
 

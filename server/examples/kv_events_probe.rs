@@ -30,7 +30,7 @@ struct Arguments {
     host_tokens: usize,
     /// Tokens a page.
     #[arg(long, default_value_t = 16)]
-    page_size: u32,
+    page_size: usize,
     /// As SGLang's.
     #[arg(long, value_name = "JSON")]
     kv_events_config: String,
@@ -56,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         options.host_kv_memory = KvMemory::Tokens(arguments.host_tokens);
         options.host_min_load_tokens = 1;
     }
-    let engine = understory::load(&arguments.model).options(options).start()?;
+    let engine = understory::load(&*arguments.model).options(options).start()?;
     let salts: Arc<Mutex<HashMap<Namespace, String>>> = Arc::default();
     let named = Arc::clone(&salts);
     let names = Arc::new(move |namespace: Namespace| {

@@ -1,7 +1,7 @@
 //! Tiny models with mixtures of experts, and of Gemma 4 with and without one. Experts are more than
 //! a short prompt reaches, and windows are shorter than the longest prompt.
 
-use crate::backends::check_directory;
+use crate::backends::{check_directory, check_gguf};
 
 #[test]
 fn mixtral_with_experts_stored_apart_equals_transformers() {
@@ -31,4 +31,24 @@ fn gemma_4_with_inputs_of_each_layer_and_shared_kv_equals_transformers() {
 #[test]
 fn gemma_4_with_experts_and_values_that_are_keys_equals_transformers() {
     check_directory("gemma4-moe");
+}
+
+#[test]
+fn mixtral_from_gguf_of_llama_with_experts_equals_transformers() {
+    check_gguf("mixtral");
+}
+
+#[test]
+fn qwen_2_moe_from_gguf_equals_transformers() {
+    check_gguf("qwen2-moe");
+}
+
+#[test]
+fn qwen_3_moe_from_gguf_equals_transformers() {
+    check_gguf("qwen3-moe");
+}
+
+#[test]
+fn gpt_oss_from_gguf_with_experts_in_mxfp4_equals_transformers() {
+    check_gguf("gpt-oss");
 }

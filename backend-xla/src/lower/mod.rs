@@ -18,6 +18,7 @@
 pub(crate) mod attention;
 mod experts;
 mod ops;
+mod packed;
 pub(crate) mod placement;
 pub(crate) mod sampler;
 pub(crate) mod state;

@@ -152,10 +152,10 @@ impl Lowering<'_> {
         out: ValueId,
     ) -> Result<(), BackendError> {
         let input = self.value(input)?;
-        let matrix = &self.weights[weight.index()];
+        let matrix = self.matrix(weight, input.element());
         let inputs_dim = if self.placement.weights[weight.index()].transposed { 0 } else { 1 };
         let f = &mut self.function;
-        let mut product = f.dot((&input, matrix), &[], (1, inputs_dim), input.element());
+        let mut product = f.dot((&input, &matrix), &[], (1, inputs_dim), input.element());
         if self.placement.devices > 1 {
             product = match self.program.weights()[weight.index()].split {
                 Split::Rows => f.constrain(&product, Sharding::REPLICATED),

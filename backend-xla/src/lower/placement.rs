@@ -12,7 +12,7 @@ use backend_api::{
     program::{KeyValue, Op, Program, Split, ValueId, WeightId},
 };
 
-use super::unsupported;
+use super::{packed::Packed, unsupported};
 use crate::stablehlo::{Element, Sharding, Type};
 
 /// How a program lies on `devices` devices.
@@ -41,6 +41,8 @@ pub(crate) struct PlacedWeight {
     /// compiler multiplies few rows by such a matrix several times as fast, and a TPU's does not
     /// mind. What tokens are looked up in stays as it is, one row a token.
     pub(crate) transposed: bool,
+    /// Of a matrix that stays quantized: its kind is that of the levels.
+    pub(crate) packed: Option<Packed>,
 }
 
 impl PlacedWeight {
@@ -234,7 +236,8 @@ impl Placement {
                 // Vectors are small, and norms want their precision.
                 let element = if dims.len() == 1 { Element::F32 } else { element };
                 let kind = Type::new(element, &dims);
-                let mut weight = PlacedWeight { kind, sharding, sources, transposed: false };
+                let mut weight =
+                    PlacedWeight { kind, sharding, sources, transposed: false, packed: None };
                 if is_multiplied[index] && !in_vocabulary[index] {
                     weight.transpose();
                 }

@@ -72,6 +72,10 @@ pub(super) struct Lowering<'a> {
     pub(super) values: Vec<Option<Value>>,
     /// By [`WeightId`](backend_api::program::WeightId).
     pub(super) weights: Vec<Value>,
+    /// Where a weight's arrays begin among all, by weight.
+    pub(super) arrays: Vec<usize>,
+    /// The arrays of all weights.
+    pub(super) all_arrays: Vec<Value>,
     /// As they are after the layers so far; see [`Geometry::kv_types`].
     pub(super) kv: Vec<Value>,
     pub(super) tables: Vec<Value>,
@@ -133,12 +137,13 @@ pub(super) struct Inputs {
 impl Inputs {
     pub(super) fn new(placed: &Placed, shape: StepShape) -> Self {
         let Placed { program, placement, geometry, .. } = placed;
-        let weight = |weight: &PlacedWeight| Input {
-            kind: weight.kind.clone(),
-            sharding: weight.sharding,
+        let array = |array: PlacedWeight| Input {
+            kind: array.kind,
+            sharding: array.sharding,
             aliased_output: None,
         };
-        let mut all: Vec<Input> = placement.weights.iter().map(weight).collect();
+        let arrays = placement.weights.iter().flat_map(PlacedWeight::arrays);
+        let mut all: Vec<Input> = arrays.map(array).collect();
         let kv = all.len();
         let sharding = kv_sharding(placement);
         let kinds = geometry.kv_types(program, placement);
@@ -181,7 +186,14 @@ impl<'a> Lowering<'a> {
         let Placed { program, placement, geometry, kernels } = placed;
         let mut function = Function::new();
         let argument = |index: usize| function.argument(index, &inputs.all[index]);
-        let weights = (0..inputs.kv).map(argument).collect();
+        let all_arrays: Vec<Value> = (0..inputs.kv).map(argument).collect();
+        let arrays = placement.weights.iter().scan(0, |next, weight| {
+            let first = *next;
+            *next += weight.arrays().len();
+            Some(first)
+        });
+        let arrays: Vec<usize> = arrays.collect();
+        let weights = arrays.iter().map(|first| all_arrays[*first].clone()).collect();
         let kv = (inputs.kv..inputs.tables).map(argument).collect();
         let tables: Vec<Value> = (inputs.tables..inputs.next_tokens).map(argument).collect();
         let (next_tokens, control) = (argument(inputs.next_tokens), argument(inputs.control));
@@ -206,6 +218,8 @@ impl<'a> Lowering<'a> {
             kernels: kernels.as_ref(),
             values: vec![None; program.values().len()],
             weights,
+            arrays,
+            all_arrays,
             kv,
             destinations: vec![None; tables.len()],
             tables,

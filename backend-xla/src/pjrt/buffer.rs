@@ -18,6 +18,8 @@ pub enum ElementType {
     BF16,
     /// IEEE half precision.
     F16,
+    /// Signed 8-bit integer.
+    I8,
     /// Signed 32-bit integer.
     I32,
     /// Unsigned 32-bit integer.
@@ -30,6 +32,7 @@ impl ElementType {
         match self {
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::BF16 | Self::F16 => 2,
+            Self::I8 => 1,
         }
     }
 
@@ -39,6 +42,7 @@ impl ElementType {
             Self::F32 => "f32",
             Self::BF16 => "bf16",
             Self::F16 => "f16",
+            Self::I8 => "i8",
             Self::I32 => "i32",
             Self::U32 => "ui32",
         }
@@ -49,6 +53,7 @@ impl ElementType {
             Self::F32 => sys::PJRT_Buffer_Type_F32,
             Self::BF16 => sys::PJRT_Buffer_Type_BF16,
             Self::F16 => sys::PJRT_Buffer_Type_F16,
+            Self::I8 => sys::PJRT_Buffer_Type_S8,
             Self::I32 => sys::PJRT_Buffer_Type_S32,
             Self::U32 => sys::PJRT_Buffer_Type_U32,
         }

@@ -264,7 +264,7 @@ impl Function {
 fn literal(element: Element, value: f64) -> String {
     match element {
         Element::Bool => (value != 0.0).to_string(),
-        Element::I32 | Element::U32 | Element::U64 => format!("{value:.0}"),
+        Element::I8 | Element::I32 | Element::U32 | Element::U64 => format!("{value:.0}"),
         // MLIR takes bits for what has no decimal form.
         Element::F32 if !value.is_finite() => format!("{:#010X}", (value as f32).to_bits()),
         Element::BF16 if !value.is_finite() => format!("{:#06X}", (value as f32).to_bits() >> 16),

@@ -23,6 +23,7 @@ pub(crate) enum Element {
     F32,
     BF16,
     F16,
+    I8,
     I32,
     U32,
     U64,
@@ -35,6 +36,7 @@ impl Element {
             Self::F32 => "f32",
             Self::BF16 => "bf16",
             Self::F16 => "f16",
+            Self::I8 => "i8",
             Self::I32 => "i32",
             Self::U32 => "ui32",
             Self::U64 => "ui64",
@@ -53,6 +55,7 @@ impl From<pjrt::ElementType> for Element {
             pjrt::ElementType::F32 => Self::F32,
             pjrt::ElementType::BF16 => Self::BF16,
             pjrt::ElementType::F16 => Self::F16,
+            pjrt::ElementType::I8 => Self::I8,
             pjrt::ElementType::I32 => Self::I32,
             pjrt::ElementType::U32 => Self::U32,
         }
@@ -77,7 +80,7 @@ impl Type {
             Element::U64 => 8,
             Element::F32 | Element::I32 | Element::U32 => 4,
             Element::BF16 | Element::F16 => 2,
-            Element::Bool => 1,
+            Element::I8 | Element::Bool => 1,
         };
         self.dims.iter().map(|&dim| dim as u64).product::<u64>() * size
     }

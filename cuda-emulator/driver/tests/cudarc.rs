@@ -124,3 +124,10 @@ fn occupancy_follows_threads_and_shared_memory() {
     // A ptxas that isn't there: registers are not known.
     assert_eq!(succeeds("occupancy", &[("CUDA_EMULATOR_PTXAS", "/none")]), "");
 }
+
+#[test]
+fn registers_of_a_function_come_from_ptxas() {
+    // The driver fetches nothing itself.
+    cuda_emulator::ptxas::Ptxas::find().expect("ptxas");
+    assert_eq!(succeeds("registers", &[]), "");
+}

@@ -42,6 +42,19 @@ fn kernels_agree_with_the_emulator_and_the_report_is_dated() {
     for kernel in ["decode", "prefill", "rms_norm", "sample", "matvec"] {
         assert!(report.contains(&format!("| {kernel} | agree | ")), "{report}");
     }
+    // Its PTX is for compute capability 9.0 alone.
+    assert!(!report.contains("| matmul |"), "{report}");
+}
+
+#[test]
+fn a_kernel_with_tensor_maps_agrees_on_compute_capability_9() {
+    let mut command = profile();
+    command.args(["--stand-in", "--only", "matmul"]).env("CUDA_EMULATOR_ARCH", "sm_90");
+    let output = support::with_stand_in(&mut command, "tensor-maps");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(report.contains("| matmul | agree | "), "{report}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod clocks;
 mod global;
+mod hint;
 mod report;
 mod shared;
 

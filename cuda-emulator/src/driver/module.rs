@@ -218,6 +218,10 @@ impl Driver {
         shape.cluster = shape.cluster.or(asked).or(kernel.cluster);
         self.check_cluster(state, &shape)?;
         let device = self.streams.get(&stream).ok_or(Status::INVALID_HANDLE)?.device;
+        // A function belongs to the device that its module was loaded on.
+        if self.modules.get(&state.module).is_none_or(|module| module.device != device) {
+            return Err(Status::INVALID_HANDLE);
+        }
         if cooperative {
             // All blocks must be on the device at once.
             let blocks = self.occupancy(function, threads as i32, shape.dynamic_shared as usize)?;

@@ -4,6 +4,7 @@ use crate::check::{Access, Problem};
 use crate::count::WRITTEN;
 
 use super::context::{Context, Trap};
+use super::launch::SHARED_LIMIT;
 use super::memory::Allocation;
 use super::tensor_map::{RANK, Swizzle, TensorMap, TensorType};
 
@@ -93,6 +94,10 @@ impl TensorMap {
     /// What copies of tiles don't do.
     pub(crate) fn unsupported(&self) -> Option<String> {
         let span = self.swizzle.span();
+        let bytes = self.tile_bytes();
+        if bytes > SHARED_LIMIT as u64 {
+            return Some(format!("a tile of {bytes} bytes, more than shared memory has"));
+        }
         if self.interleave != 0 {
             return Some("interleaved tensors are not supported".to_owned());
         }
@@ -129,7 +134,7 @@ impl<'m> Context<'_, 'm> {
 
     /// Counts the sectors of a piece of device memory that a copy moves.
     fn count_piece(&mut self, address: u64, bytes: u64, write: bool) {
-        let (first, last) = (address / 32, (address + bytes.max(1) - 1) / 32);
+        let (first, last) = (address / 32, address.saturating_add(bytes.max(1) - 1) / 32);
         let counts = &mut self.tally.counts;
         if write {
             counts.global_bytes_stored += bytes;
@@ -151,8 +156,9 @@ impl<'m> Context<'_, 'm> {
         address: u64,
         bytes: u64,
     ) -> Result<Vec<u8>, Trap> {
+        let found = self.global_range(lane, address, bytes, Access::Read)?;
         let mut data = vec![0; bytes as usize];
-        if let Some((allocation, offset)) = self.global_range(lane, address, bytes, Access::Read)? {
+        if let Some((allocation, offset)) = found {
             allocation.load_bytes(offset, &mut data);
         }
         self.count_piece(address, bytes, false);

@@ -143,7 +143,7 @@ impl Mbarrier {
 
     /// Expects an arrival more in this phase.
     pub(crate) fn expect_arrival(&mut self) {
-        self.pending += 1;
+        self.pending = self.pending.saturating_add(1);
     }
 
     /// Whether copies that are on their way could end the phase.

@@ -23,6 +23,7 @@ mod names;
 mod ops;
 mod random;
 mod registers;
+mod shared;
 mod stack;
 mod tensor_map;
 mod warp;

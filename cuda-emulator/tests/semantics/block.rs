@@ -13,11 +13,21 @@ pub(crate) struct Body<'a> {
     pub(crate) image: &'a [u8],
     /// Words that each thread stores at `d1`, its place in `out`.
     pub(crate) words: usize,
+    pub(crate) perturb: Option<u32>,
 }
 
 impl Default for Body<'_> {
     fn default() -> Self {
-        Self { text: "", grid: 1, cluster: 1, threads: 32, room: 4096, image: &[], words: 1 }
+        Self {
+            text: "",
+            grid: 1,
+            cluster: 1,
+            threads: 32,
+            room: 4096,
+            image: &[],
+            words: 1,
+            perturb: None,
+        }
     }
 }
 
@@ -71,7 +81,12 @@ impl Body<'_> {
             dynamic_shared: self.room as u32,
             cluster: Some([self.cluster, 1, 1]),
         };
-        let options = Options { schedule, instruction_limit: 1 << 20, ..Options::default() };
+        let options = Options {
+            schedule,
+            perturb: self.perturb,
+            instruction_limit: 1 << 20,
+            ..Options::default()
+        };
         let outcome =
             launch(&kernel, &memory, &shape, arguments.bytes(), &options).expect("a launch");
         (memory.download(out, count).expect("memory"), outcome)

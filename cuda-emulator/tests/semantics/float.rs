@@ -343,3 +343,48 @@ fn approximate_functions_stay_within_their_error() {
     assert_eq!(run("lg2.approx.f32 r0, r1", &[[0, 0, 0, 0]]), [0xff80_0000]);
     assert_eq!(run("rsqrt.approx.f32 r0, r1", &[[0xbf80_0000, 0, 0, 0]]), [0x7fff_ffff]);
 }
+
+#[test]
+fn approximate_halves_are_off_by_what_ptx_allows_when_perturbed() {
+    // x from -1 to almost 1, and the bounds, relative or absolute, with the rounding of the format.
+    let cases: [(&str, f64, f64, bool); 4] = [
+        ("ex2.approx.f16", 0.0011, 0.0005, true),
+        ("ex2.approx.ftz.bf16", 0.0079, 0.004, true),
+        ("tanh.approx.f16", 0.0005, 0.0005, false),
+        ("tanh.approx.bf16", 0.004, 0.004, false),
+    ];
+    for (name, bound, rounding, is_relative) in cases {
+        let ty = if name.ends_with("bf16") { "bf16" } else { "f16" };
+        let text = format!(
+            "cvt.rn.f32.u32 r0, r150; fma.rn.f32 r0, r0, 0f3D800000, 0fBF800000;
+             cvt.rn.{ty}.f32 h0, r0; {name} h1, h0; mov.u16 h2, 0; mov.b32 r1, {{h1, h0}}; st.global.u32 [d1], r1;"
+        );
+        let run =
+            |perturb| crate::block::Body { text: &text, perturb, ..Default::default() }.words();
+        let value = |bits: u32| -> f64 {
+            if ty == "bf16" {
+                return f64::from(f32::from_bits(bits << 16));
+            }
+            let magnitude = f64::from(bits & 0x3ff | 0x400) / 1024.0;
+            let scaled = magnitude * 2f64.powi((bits >> 10 & 31) as i32 - 15);
+            if bits & 0x7fff == 0 {
+                0.0
+            } else if bits >> 15 == 1 {
+                -scaled
+            } else {
+                scaled
+            }
+        };
+        let mut largest = 0f64;
+        for (exact, moved) in run(None).into_iter().zip(run(Some(5))) {
+            let x = value(exact >> 16);
+            let truth = if name.starts_with("ex2") { x.exp2() } else { x.tanh() };
+            let unit = if is_relative { truth } else { 1.0 };
+            let off = |word: u32| (value(word & 0xffff) - truth).abs() / unit;
+            assert!(off(exact) <= rounding, "{name}: {x}");
+            assert!(off(moved) <= bound + rounding, "{name}: {x}");
+            largest = largest.max(off(moved));
+        }
+        assert!(largest > rounding, "{name}: {largest}");
+    }
+}

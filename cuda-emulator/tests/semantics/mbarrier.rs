@@ -147,8 +147,8 @@ fn expected(map: &TensorMap, coordinates: &[i32]) -> Vec<u8> {
             let (row, piece) = (to / 128 % 8, to / 16);
             let moved = match map.swizzle {
                 Swizzle::None => piece,
-                Swizzle::B32 => piece ^ row % 2,
-                Swizzle::B64 => piece ^ row % 4,
+                Swizzle::B32 => piece ^ (row % 2),
+                Swizzle::B64 => piece ^ (row % 4),
                 Swizzle::B128 => piece ^ row,
             };
             out[moved * 16 + to % 16] = value;

@@ -51,7 +51,7 @@ impl Matrix {
             return row / 8 * by_row + piece * by_piece + row % 8 * 16 + rest;
         }
         let pieces = span / 16;
-        let moved = piece % pieces ^ row % 8 * pieces / 8;
+        let moved = (piece % pieces) ^ (row % 8 * pieces / 8);
         row / 8 * stride + row % 8 * span + moved * 16 + piece / pieces * leading + rest
     }
 
@@ -288,4 +288,61 @@ fn every_type_is_multiplied_with_any_number_of_columns() {
 fn the_largest_product_is_right() {
     let b = Layout { span: 128, outer_major: true };
     Case { types: ("f32", "f16", "f16"), n: 208, a: None, b, keep: true, sign: 1 }.run();
+}
+
+/// A product of zeros of 64 rows and 8 columns, with `d5` for both matrices.
+const MULTIPLY: &str =
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {r0, r1, r2, r3}, d5, d5, 0, 1, 1, 0, 0;";
+const DONE: &str = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;";
+const FENCE: &str = "wgmma.fence.sync.aligned;";
+
+fn problems(rest: &str) -> String {
+    let text = format!(
+        "mov.u32 r141, room; shr.u32 r141, r141, 4; cvt.u64.u32 d4, r141; mov.u64 d5, {descriptor};
+         add.s64 d5, d5, d4; setp.lt.u32 p1, r150, 96; mov.f32 r20, 0f3F800000; {rest}",
+        descriptor = Matrix { layout: PLAIN, lines: 64, bytes: 2 }.descriptor(0),
+    );
+    let image = [0; 16384];
+    Body { text: &text, threads: 128, room: 16384, image: &image, words: 4, ..Body::default() }
+        .problems()
+}
+
+#[test]
+fn products_that_are_used_wrongly_are_reported() {
+    assert_eq!(problems(&format!("{FENCE} {MULTIPLY} {MULTIPLY} {DONE}")), "");
+    let touched = problems(&format!("{FENCE} {MULTIPLY} add.f32 r20, r20, r1; {DONE}"));
+    assert!(touched.contains("was not waited for uses is touched"), "{touched}");
+    // A copy of a register on its way is on its way.
+    let copied =
+        problems(&format!("{FENCE} {MULTIPLY} mov.b32 r9, r1; add.f32 r20, r20, r9; {DONE}"));
+    assert!(copied.contains("was not waited for uses is touched"), "{copied}");
+    let loose = DONE.replace("aligned 0", "aligned 1");
+    let early = problems(&format!("{FENCE} {MULTIPLY} {loose} st.global.f32 [d1], r1; {DONE}"));
+    assert!(early.contains("was not waited for uses is touched"), "{early}");
+    let unfenced = problems(&format!("{MULTIPLY} {DONE}"));
+    assert!(unfenced.contains("since the last wgmma.fence"), "{unfenced}");
+    let written = problems(&format!("{FENCE} add.f32 r1, r20, r20; {MULTIPLY} {DONE}"));
+    assert!(written.contains("since the last wgmma.fence"), "{written}");
+    // Compilers set registers to constants anywhere.
+    assert_eq!(problems(&format!("{FENCE} mov.f32 r1, 0f00000000; {MULTIPLY} {DONE}")), "");
+    let left = problems(&format!("{FENCE} {MULTIPLY} wgmma.commit_group.sync.aligned;"));
+    assert!(left.contains("the warp ends with 1 wgmma"), "{left}");
+    let alone = problems(&format!("@!p1 bra end; {FENCE} {MULTIPLY} {DONE} end:"));
+    assert!(alone.contains("do not execute the same wgmma"), "{alone}");
+    let other = MULTIPLY.replace("1, 1, 0, 0", "-1, 1, 0, 0");
+    let apart = format!("{FENCE} @p1 bra most; {MULTIPLY} bra both; most: {other} both: {DONE}");
+    assert!(problems(&apart).contains("do not execute the same wgmma"));
+    let divergent = problems(&format!(
+        "{FENCE} and.b32 r21, r150, 1; setp.eq.u32 p2, r21, 0; @p2 {MULTIPLY} {DONE}"
+    ));
+    assert!(divergent.contains("do not take part"), "{divergent}");
+    let base = problems(&format!("or.b64 d5, d5, 0x2000000000000; {FENCE} {MULTIPLY} {DONE}"));
+    assert!(base.contains("base offset"), "{base}");
+    let beyond = problems(&format!("or.b64 d5, d5, 0x2000; {FENCE} {MULTIPLY} {DONE}"));
+    assert!(beyond.contains("out of shared memory"), "{beyond}");
+    let changed = problems(&format!(
+        "mov.u32 r22, room; shl.b32 r23, r150, 2; add.u32 r22, r22, r23; {FENCE} {MULTIPLY}
+         st.shared.u32 [r22], r23; {DONE}"
+    ));
+    assert!(changed.contains("wgmma that was not waited for reads"), "{changed}");
 }

@@ -205,7 +205,9 @@ pub fn sample(ptx: &str, temperature: f32, options: &Options) -> Result<Outcome,
 
 /// Tokens of equal weight, and noise on the very borders between them.
 pub fn sample_borders(ptx: &str, options: &Options) -> Result<(), Failure> {
-    let (vocabulary, borders) = (1024usize, [0usize, 1, 3, 4, 8, 127, 128, 512, 1021, 1023]);
+    // Between tokens of a thread, between threads, and between warps.
+    let vocabulary = 1024usize;
+    let borders = [0usize, 1, 3, 4, 8, 127, 128, 256, 384, 512, 640, 768, 896, 1021, 1023];
     let rows = borders.len();
     let noise: Vec<f32> = borders.iter().map(|token| *token as f32 / vocabulary as f32).collect();
     let mut run = Run::new(ptx, options)?;

@@ -8,6 +8,8 @@
 //! - A file is never trusted: what it claims is checked against its size before anything is
 //!   allocated or read, and every fault is a typed error.
 
+#[cfg(test)]
+mod documented;
 mod error;
 mod experts;
 mod fused;

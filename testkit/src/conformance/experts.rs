@@ -2,7 +2,7 @@
 
 use engine_core::backend::SlotSampling;
 use engine_core::model::{
-    Activation, ExpertNames, ExpertOptions, Program, ProgramBuilder, ProgramError, Scoring, Split,
+    Activation, ExpertNames, ExpertOptions, Program, ProgramBuilder, ProgramError, Scoring,
 };
 use engine_core::weights::{Format, Shape, Tensor, Weights};
 

@@ -347,6 +347,14 @@ pub(crate) fn occupancy() {
     assert_eq!(most, (82 << 10) - 1024);
 }
 
+/// Expects ptxas.
+pub(crate) fn registers() {
+    let context = CudaContext::new(0).unwrap();
+    let reverse = function(&context, "reverse");
+    let found = reverse.num_regs().unwrap();
+    assert!((4..=24).contains(&found), "{found}");
+}
+
 extern "C" fn shared_of(_threads: std::ffi::c_int) -> usize {
     0
 }

@@ -79,6 +79,7 @@ fn main() {
         "launch-attributes" => devices::launch_attributes(),
         "clusters" => devices::clusters(),
         "occupancy" => devices::occupancy(),
+        "registers" => devices::registers(),
         other => panic!("no case {other:?}"),
     }
     println!("{case} is as it should be");
@@ -200,6 +201,13 @@ fn two_devices() {
     // SAFETY: the arguments are those of the kernel.
     unsafe { builder.launch(LaunchConfig::for_num_elems(3)) }.unwrap();
     assert_eq!(other.clone_dtoh(&result).unwrap(), [2.0, 4.0, 6.0]);
+    // A function runs on the device that its module was loaded on.
+    let elsewhere = function(&first, "scale");
+    let mut builder = other.launch_builder(&elsewhere);
+    builder.arg(&mut result).arg(&there).arg(&2.0f32).arg(&3u32);
+    // SAFETY: the arguments are those of the kernel.
+    let refused = unsafe { builder.launch(LaunchConfig::for_num_elems(3)) };
+    assert_eq!(failed(refused), CUresult::CUDA_ERROR_INVALID_HANDLE);
 }
 
 /// The error of a kernel stays with the context.

@@ -49,6 +49,9 @@ struct Command {
     /// Blocks along x, y and z.
     #[arg(long, default_value = "1", value_delimiter = ',', num_args = 1..=3)]
     grid: Vec<u32>,
+    /// Blocks of a cluster along x, y and z; what the kernel says if not given.
+    #[arg(long, value_delimiter = ',', num_args = 1..=3)]
+    cluster: Option<Vec<u32>>,
     /// Threads of a block along x, y and z.
     #[arg(long, default_value = "32", value_delimiter = ',', num_args = 1..=3)]
     block: Vec<u32>,
@@ -213,7 +216,7 @@ fn run(
         grid: axes(&command.grid),
         block: axes(&command.block),
         dynamic_shared: command.shared,
-        cluster: None,
+        cluster: command.cluster.as_deref().map(axes),
     };
     let outcome = launch(&kernel, &memory, &shape, arguments.bytes(), &options)?;
     let shown: Vec<Vec<f64>> = buffers

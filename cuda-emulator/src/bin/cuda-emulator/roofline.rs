@@ -28,7 +28,7 @@ pub(crate) fn estimates(
             grid: axes(&command.grid),
             block: axes(&command.block),
             dynamic_shared: command.shared,
-            cluster: None,
+            cluster: command.cluster.as_deref().map(axes),
         };
         let known = counted.iter().find(|(l2, _)| *l2 == gpu.l2).map(|(_, counts)| *counts);
         let counts = match known {

@@ -158,10 +158,10 @@ fn aligned(lane: usize, access: Access, address: u64, bytes: u64) -> Result<(), 
 }
 
 fn whole(lane: usize, bytes: u64) -> Result<(), Trap> {
-    if bytes.is_multiple_of(16) && bytes > 0 {
+    if bytes.is_multiple_of(16) && (16..1 << 20).contains(&bytes) {
         return Ok(());
     }
-    Err(wrong(lane, format!("{bytes} bytes, which is not a multiple of 16")))
+    Err(wrong(lane, format!("{bytes} bytes, which is not a multiple of 16 below 2^20")))
 }
 
 /// The rank of the block that an address leads to, and the offset there.
@@ -266,7 +266,8 @@ fn read_line(
     // From the block's own shared memory, read at once.
     let (_, offset) = locate(context, from);
     let size = context.block.shared.len() as u64;
-    let Some(data) = context.block.shared.get(offset as usize..(offset + bytes) as usize) else {
+    let range = offset as usize..offset.saturating_add(bytes) as usize;
+    let Some(data) = context.block.shared.get(range) else {
         context.outside_of("shared memory", size, lane, offset, bytes, Access::Read)?;
         return Ok(vec![0; bytes as usize]);
     };

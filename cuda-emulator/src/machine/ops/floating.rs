@@ -7,10 +7,10 @@ use crate::machine::float::{
     fma64, mul32, mul64, saturate, sqrt32, sqrt64, to_odd,
 };
 use crate::machine::form::Form;
-use crate::machine::random::mix;
 use crate::ptx::{PtxError, Type};
 
 use super::Op;
+use super::approximate::{approximate, shake, special};
 use super::arithmetic::pairs;
 
 type Compiled = Result<Action, PtxError>;
@@ -196,7 +196,7 @@ where
 }
 
 #[inline(always)]
-fn finish(value: f32, ftz: bool, sat: bool) -> f32 {
+pub(super) fn finish(value: f32, ftz: bool, sat: bool) -> f32 {
     let value = if ftz { flush(value) } else { value };
     if sat { saturate(value) } else { canonical(value) }
 }
@@ -319,69 +319,6 @@ pub(super) fn div(form: &mut Form<'_, '_>, ty: Type) -> Compiled {
         }
         (Type::F32 | Type::F64, _) => Err(form.missing("approx, full or a rounding")),
         (other, _) => Err(form.bad_type(other)),
-    }
-}
-
-/// Moves a value away by up to `ulps` units in the last place and `absolute`, as the seed says.
-#[inline(always)]
-fn shake(value: f32, perturb: Option<u32>, ulps: f32, absolute: f32) -> f32 {
-    let Some(seed) = perturb else { return value };
-    if !value.is_finite() || value == 0.0 {
-        return value;
-    }
-    let random = mix(u64::from(value.to_bits()) ^ u64::from(seed) << 32);
-    // From -1 to 1; the ends are as likely as what lies between.
-    let share = ((random >> 40) as f32 / (1 << 23) as f32 - 1.0).mul_add(1.5, 0.0).clamp(-1.0, 1.0);
-    let unit = value.abs() * f32::EPSILON;
-    share.mul_add(unit.mul_add(ulps, absolute), value)
-}
-
-/// An approximate function of one number. Where a device is off by up to `ulps` units or by
-/// `absolute`, this is exact, or perturbed on request.
-fn special(
-    form: &mut Form<'_, '_>,
-    f: impl Fn(f64) -> f64 + Copy + Send + Sync + 'static,
-    ulps: f32,
-    absolute: f32,
-) -> Compiled {
-    if !form.flag("approx") {
-        return Err(form.missing("approx"));
-    }
-    let ty = form.ty()?;
-    let ftz = form.flag("ftz");
-    approximate(form, ty, ftz, f, ulps, absolute)
-}
-
-fn approximate(
-    form: &mut Form<'_, '_>,
-    ty: Type,
-    ftz: bool,
-    f: impl Fn(f64) -> f64 + Copy + Send + Sync + 'static,
-    ulps: f32,
-    absolute: f32,
-) -> Compiled {
-    form.expect(2)?;
-    match ty {
-        Type::F32 => {
-            let slots = (form.dst::<f32>(0)?, form.src::<f32>(1)?);
-            Ok(Action::lanes(move |registers, mask| {
-                let perturb = registers.perturb;
-                registers.map1(mask, slots, |a: f32| {
-                    let a = if ftz { flush(a) } else { a };
-                    let value = f(f64::from(a)) as f32;
-                    finish(shake(value, perturb, ulps, absolute), ftz, false)
-                });
-            }))
-        }
-        Type::F16 => form.unary(move |a: u16| F16::narrow_double(f(f64::from(F16::widen(a))))),
-        Type::Bf16 => form.unary(move |a: u16| Bf16::narrow_double(f(f64::from(Bf16::widen(a))))),
-        Type::F16x2 => form.unary(move |a: u32| {
-            pairs(a, 0, |a, _| F16::narrow_double(f(f64::from(F16::widen(a)))))
-        }),
-        Type::Bf16x2 => form.unary(move |a: u32| {
-            pairs(a, 0, |a, _| Bf16::narrow_double(f(f64::from(Bf16::widen(a)))))
-        }),
-        other => Err(form.bad_type(other)),
     }
 }
 

@@ -79,8 +79,11 @@ fn locate(context: &Context<'_, '_>, lane: usize, address: u64) -> Result<(u32, 
     let size = context.block.shared.len() as u64;
     if offset.saturating_add(8) > size {
         context.outside_of("shared memory", size, lane, offset, 8, Access::Atomic)?;
-    } else if !offset.is_multiple_of(8) {
+        return Err(Trap::lane(lane, Problem::MbarrierUninitialized { offset }));
+    }
+    if !offset.is_multiple_of(8) {
         context.refused(lane, offset, 8, Access::Atomic, false)?;
+        return Err(Trap::lane(lane, Problem::MbarrierUninitialized { offset }));
     }
     Ok((rank, offset))
 }

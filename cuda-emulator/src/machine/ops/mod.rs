@@ -2,6 +2,7 @@
 //! effect, and one line of its family's table, which holds the forms that the instruction comes
 //! in. Documentation and tests are made from these lines.
 
+mod approximate;
 mod arithmetic;
 mod atomic;
 mod bits;
@@ -9,6 +10,7 @@ mod bulk;
 mod cluster;
 mod convert;
 mod copy;
+mod descriptor;
 mod floating;
 mod matrix;
 mod mbarrier;

@@ -43,6 +43,9 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
     config.qkv_bias = has_bias(&["attn_q", "attn_qkv"]);
     config.attention_output_bias = has_bias(&["attn_output"]);
     config.mlp_bias = has_bias(&["ffn_up"]);
+    for (index, layer) in config.layers.iter_mut().enumerate() {
+        layer.has_experts = file.contains(&format!("blk.{index}.ffn_gate_inp.weight"));
+    }
     if file.contains(FREQUENCY_FACTORS) {
         let factors = file.tensor(FREQUENCY_FACTORS)?.to_f32();
         set_factors(&mut config, factors);

@@ -372,7 +372,10 @@ fn scaling(json: &Fields, parameters: &Fields) -> Result<Option<RopeScaling>, Co
                         yarn_attention(factor, scale, all)
                     }
                 },
-                truncate: parameters.bool("truncate")?.unwrap_or(true),
+                truncate: parameters
+                    .bool("truncate")?
+                    .or(json.bool("rope_truncate")?)
+                    .unwrap_or(true),
             })
         }
         other => {

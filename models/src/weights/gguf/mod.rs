@@ -21,6 +21,11 @@ use reader::{Header, Stored};
 pub use value::{Array, Metadata, Value};
 pub use writer::GgufWriter;
 
+#[cfg(test)]
+pub(super) fn has_type(format: super::Format) -> bool {
+    reader::kind_of(format).is_some()
+}
+
 use super::{Tensor, WeightFileError, WeightsError, map::FileBytes};
 
 /// An open GGUF file, version 2 or 3, memory-mapped; or all parts of a model that is split over

@@ -1,6 +1,6 @@
 //! Kernels with their arguments.
 
-use cuda_emulator::Launch;
+use cuda_emulator::{Launch, Swizzle, TensorMap, TensorType};
 
 /// The type of an output's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,24 @@ pub(crate) enum Argument {
     Output(usize, Output),
     /// A buffer that is read and written.
     Changed(Vec<u8>, Output),
+    /// A tensor map of a buffer: a matrix of so many rows and columns of 2 bytes.
+    Tiles(Box<Argument>, [u64; 2]),
+}
+
+/// Tiles of a matrix in device memory, 64 by 64, in the order that `wgmma` reads.
+pub(crate) fn tiles(address: u64, [rows, columns]: [u64; 2]) -> TensorMap {
+    TensorMap {
+        element: TensorType::Bfloat16,
+        address,
+        sizes: vec![columns, rows],
+        strides: vec![2 * columns],
+        tile: vec![64, 64],
+        element_strides: vec![1, 1],
+        interleave: 0,
+        swizzle: Swizzle::B128,
+        promotion: 0,
+        fill_nan: false,
+    }
 }
 
 impl Argument {
@@ -37,6 +55,7 @@ impl Argument {
             Self::Number(_) => None,
             Self::Input(content) | Self::Changed(content, _) => Some(content.len()),
             Self::Output(bytes, _) => Some(*bytes),
+            Self::Tiles(buffer, _) => buffer.bytes(),
         }
     }
 
@@ -44,6 +63,7 @@ impl Argument {
     pub(crate) fn content(&self) -> Option<&[u8]> {
         match self {
             Self::Input(content) | Self::Changed(content, _) => Some(content),
+            Self::Tiles(buffer, _) => buffer.content(),
             _ => None,
         }
     }
@@ -51,19 +71,30 @@ impl Argument {
     pub(crate) fn output(&self) -> Option<&Output> {
         match self {
             Self::Output(_, output) | Self::Changed(_, output) => Some(output),
+            Self::Tiles(buffer, _) => buffer.output(),
             _ => None,
         }
     }
 
-    /// Appends it to a parameter block: a number, or the address of its buffer.
-    pub(crate) fn append(&self, block: &mut Vec<u8>, address: Option<u64>) {
-        match (self, address) {
-            (Self::Number(bytes), _) => block.extend(bytes),
-            (_, address) => {
-                block.resize(block.len().next_multiple_of(8), 0);
-                block.extend(address.unwrap_or(0).to_le_bytes());
-            }
+    /// Appends it to a parameter block: a number, the address of its buffer, or the tensor map that
+    /// `encode` makes.
+    pub(crate) fn append<E>(
+        &self,
+        block: &mut Vec<u8>,
+        address: Option<u64>,
+        encode: impl FnOnce(&TensorMap) -> Result<[u8; 128], E>,
+    ) -> Result<(), E> {
+        let mut put = |bytes: &[u8], align| {
+            block.resize(block.len().next_multiple_of(align), 0);
+            block.extend(bytes);
+        };
+        let address = address.unwrap_or(0);
+        match self {
+            Self::Number(bytes) => put(bytes, 4),
+            Self::Tiles(_, sizes) => put(&encode(&tiles(address, *sizes))?, 64),
+            _ => put(&address.to_le_bytes(), 8),
         }
+        Ok(())
     }
 }
 
@@ -72,6 +103,8 @@ impl Argument {
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) ptx: &'static str,
+    /// The only compute capability that it runs on; none for 8.0 and newer.
+    pub(crate) capability: Option<i32>,
     pub(crate) shape: Launch,
     pub(crate) arguments: Vec<Argument>,
 }
@@ -154,7 +187,7 @@ fn output(count: usize, element: Element, tolerance: f64) -> Argument {
 
 /// All kernels. Tolerances are a few roundings of the output's type: devices sum in other orders.
 pub(crate) fn all() -> Vec<Case> {
-    vec![decode(), prefill(), norm(), sample(), matvec()]
+    vec![decode(), prefill(), norm(), sample(), matvec(), matmul()]
 }
 
 /// Paged attention of one token a sequence.
@@ -166,6 +199,7 @@ fn decode() -> Case {
     Case {
         name: "decode",
         ptx: include_str!("../../../../fixtures/decode.ptx"),
+        capability: None,
         shape: Launch {
             grid: [kv_heads as u32, batch as u32, 1],
             block: [128, 1, 1],
@@ -198,6 +232,7 @@ fn prefill() -> Case {
     Case {
         name: "prefill",
         ptx: include_str!("../../../../fixtures/prefill.ptx"),
+        capability: None,
         shape: Launch {
             grid: [(tokens / 64) as u32, heads as u32, 1],
             block: [128, 1, 1],
@@ -229,6 +264,7 @@ fn norm() -> Case {
     Case {
         name: "rms_norm",
         ptx: include_str!("../../../../fixtures/norm.ptx"),
+        capability: None,
         shape: Launch {
             grid: [rows as u32, 1, 1],
             block: [256, 1, 1],
@@ -253,6 +289,7 @@ fn sample() -> Case {
     Case {
         name: "sample",
         ptx: include_str!("../../../../fixtures/sample.ptx"),
+        capability: None,
         shape: Launch {
             grid: [rows as u32, 1, 1],
             block: [256, 1, 1],
@@ -280,6 +317,7 @@ fn matvec() -> Case {
     Case {
         name: "matvec",
         ptx: include_str!("../../../../fixtures/matvec.ptx"),
+        capability: None,
         shape: Launch {
             grid: [64, 1, 1],
             block: [128, 1, 1],
@@ -293,6 +331,31 @@ fn matvec() -> Case {
             halves(columns, 3),
             number(rows as i32),
             number(columns as i32),
+        ],
+    }
+}
+
+/// A product of matrices by TMA and `wgmma`; sizes are no multiples of the tiles'.
+fn matmul() -> Case {
+    let (rows, columns, inner) = (500usize, 520usize, 264usize);
+    let tiled = |argument, rows: usize, columns: usize| {
+        Argument::Tiles(Box::new(argument), [rows as u64, columns as u64])
+    };
+    Case {
+        name: "matmul",
+        ptx: include_str!("../../../../fixtures/hopper.ptx"),
+        capability: Some(90),
+        shape: Launch {
+            grid: [columns.div_ceil(64) as u32, rows.div_ceil(64) as u32, 1],
+            block: [256, 1, 1],
+            dynamic_shared: 0,
+            cluster: None,
+        },
+        arguments: vec![
+            tiled(halves(rows * inner, 1), rows, inner),
+            tiled(halves(columns * inner, 2), columns, inner),
+            tiled(output(rows * columns, Element::Bf16, 4e-3), rows, columns),
+            number(inner.div_ceil(64) as i32),
         ],
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_void};
 
+use cuda_emulator::TensorMap;
 use cuda_emulator::ptxas::Ptxas;
 use libloading::Library;
 
@@ -142,6 +143,13 @@ impl Device {
         self.name.starts_with("CUDA emulator")
     }
 
+    /// The device's architecture, with the letter that PTX of a target with a letter needs.
+    fn architecture(&self, ptx: &str) -> String {
+        let own = format!("sm_{}", self.capability);
+        let exact = format!("{own}a");
+        if ptx.contains(&format!(".target {exact}")) { exact } else { own }
+    }
+
     /// Loads PTX; where the driver is too old for its version, as machine code that ptxas makes.
     fn load(&self, ptx: &str) -> Result<Handle> {
         let mut module: Handle = std::ptr::null_mut();
@@ -156,8 +164,7 @@ impl Device {
         };
         let Err(error) = load(text.as_ptr().cast(), &mut module) else { return Ok(module) };
         let name = error.to_string();
-        let assembled =
-            Ptxas::find().and_then(|ptxas| ptxas.binary(ptx, &format!("sm_{}", self.capability)));
+        let assembled = Ptxas::find().and_then(|ptxas| ptxas.binary(ptx, &self.architecture(ptx)));
         let binary =
             assembled.map_err(|error| DeviceError::Module { name, reason: error.to_string() })?;
         load(binary.as_ptr().cast(), &mut module)?;
@@ -204,7 +211,7 @@ impl Device {
                     (address, content.as_ptr(), content.len())
                 )?;
             }
-            argument.append(&mut block, address);
+            argument.append(&mut block, address, |map| self.encode(map))?;
             buffers.push((address, argument));
         }
         self.launch(function, case, &mut block)?;
@@ -243,6 +250,46 @@ impl Device {
         let mut address = 0;
         invoke!(self.driver, "cuMemAlloc_v2", (*mut u64, usize), (&raw mut address, bytes))?;
         Ok(address)
+    }
+
+    /// A tensor map as the driver makes it.
+    fn encode(&self, map: &TensorMap) -> Result<[u8; 128]> {
+        #[repr(align(64))]
+        struct Place([u8; 128]);
+        let mut place = Place([0; 128]);
+        invoke!(
+            self.driver,
+            "cuTensorMapEncodeTiled",
+            (
+                *mut u8,
+                u32,
+                u32,
+                u64,
+                *const u64,
+                *const u64,
+                *const u32,
+                *const u32,
+                u32,
+                u32,
+                u32,
+                u32
+            ),
+            (
+                place.0.as_mut_ptr(),
+                map.element as u32,
+                map.rank() as u32,
+                map.address,
+                map.sizes.as_ptr(),
+                map.strides.as_ptr(),
+                map.tile.as_ptr(),
+                map.element_strides.as_ptr(),
+                map.interleave,
+                map.swizzle as u32,
+                map.promotion,
+                u32::from(map.fill_nan)
+            )
+        )?;
+        Ok(place.0)
     }
 
     fn synchronize(&self) -> Result<()> {

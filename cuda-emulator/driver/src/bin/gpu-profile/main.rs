@@ -19,7 +19,7 @@ use cases::{Case, Values};
 use clap::Parser;
 use cuda_emulator::count::{CacheModel, Counting, Counts};
 use cuda_emulator::hardware::{Demand, Estimate, GPUS, estimate};
-use cuda_emulator::{Memory, Options, Program, launch};
+use cuda_emulator::{Memory, Options, Program, TensorMap, launch};
 use device::{Device, DeviceError};
 use report::{Line, Report};
 
@@ -82,10 +82,13 @@ fn execute(command: &Command) -> Result<bool, Failure> {
     if device.is_stand_in() && !command.stand_in {
         return Err(Failure::NoDevice("the driver is the emulator's stand-in".to_owned()));
     }
-    let chosen = |case: &Case| command.only.as_ref().is_none_or(|name| *name == case.name);
+    let chosen = |case: &Case| {
+        command.only.as_ref().is_none_or(|name| *name == case.name)
+            && case.capability.is_none_or(|capability| capability == device.capability())
+    };
     let cases: Vec<Case> = cases::all().into_iter().filter(chosen).collect();
     if cases.is_empty() {
-        return Err("there is no such kernel".into());
+        return Err("there is no such kernel for this device".into());
     }
     if command.once {
         for case in &cases {
@@ -159,7 +162,7 @@ fn emulate(case: &Case, l2: Option<CacheModel>) -> Result<(Vec<Vec<u8>>, Counts,
         if let (Some(address), Some(content)) = (address, argument.content()) {
             memory.write(address, content)?;
         }
-        argument.append(&mut block, address);
+        argument.append(&mut block, address, TensorMap::encode)?;
         places.push(address);
     }
     let options = Options { counting: Counting { memory: true, l2 }, ..Options::default() };

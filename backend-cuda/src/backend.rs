@@ -1,0 +1,233 @@
+//! The backend: a device that compiles.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use backend_api::kit::{check_memory, check_options, kv_bytes};
+use backend_api::program::{Op, Program};
+use backend_api::weights::Weights;
+use backend_api::{
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+};
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
+
+use crate::device::{Device, failed, has_driver};
+use crate::executor::CudaExecutor;
+use crate::forward::GroupMemory;
+use crate::load::{BACKEND, LoadedProgram};
+use crate::nvrtc::Nvrtc;
+use crate::{Kernel, Variant, append_shared_bytes, source};
+
+/// How a [`CudaBackend`] is set up.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CudaOptions {
+    /// Which device, from 0.
+    pub ordinal: usize,
+    /// Path of `libnvrtc`; `None` leaves it to the system's loader.
+    pub nvrtc: Option<PathBuf>,
+    /// Activations and KV in IEEE f16; otherwise in bfloat16.
+    pub half: bool,
+}
+
+impl CudaOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Path of `libnvrtc`.
+    #[must_use]
+    pub fn nvrtc(self, path: impl Into<PathBuf>) -> Self {
+        Self { nvrtc: Some(path.into()), ..self }
+    }
+}
+
+backend_api::setters!(CudaOptions { ordinal: usize, half: bool });
+
+/// A device of NVIDIA's.
+#[derive(Debug)]
+pub struct CudaBackend {
+    context: Arc<CudaContext>,
+    nvrtc: Nvrtc,
+    /// PTX of what was compiled before.
+    compiled: Mutex<HashMap<(Kernel, Variant), Arc<str>>>,
+    architecture: String,
+    processors: u32,
+    description: String,
+    half: bool,
+}
+
+impl CudaBackend {
+    /// Opens a device.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Device`], which names what is missing: the driver, NVRTC, the device.
+    pub fn new(options: &CudaOptions) -> Result<Self, BackendError> {
+        if !has_driver() {
+            return Err(BackendError::Device {
+                context: "loading the CUDA driver".to_owned(),
+                message: "libcuda.so.1 is not there; it comes with NVIDIA's display driver"
+                    .to_owned(),
+            });
+        }
+        let nvrtc = Nvrtc::load(options.nvrtc.clone().map(OsString::from))?;
+        let context = CudaContext::new(options.ordinal)
+            .map_err(|error| failed(&format!("opening device {}", options.ordinal), error))?;
+        let ask = |attribute| {
+            context.attribute(attribute).map_err(|error| failed("asking the device", error))
+        };
+        let (major, minor) = (
+            ask(DeviceAttribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            ask(DeviceAttribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if major < 8 {
+            return Err(BackendError::Unsupported {
+                backend: BACKEND,
+                what: format!("compute capability {major}.{minor}: the kernels need 8.0"),
+            });
+        }
+        let processors = ask(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let name = context.name().map_err(|error| failed("asking the device", error))?;
+        Ok(Self {
+            nvrtc,
+            compiled: Mutex::default(),
+            architecture: format!("compute_{major}{minor}"),
+            processors: u32::try_from(processors).unwrap_or(1).max(1),
+            description: format!("cuda ({name}, {})", if options.half { "f16" } else { "bf16" }),
+            half: options.half,
+            context,
+        })
+    }
+
+    fn format(&self) -> KvFormat {
+        if self.half { KvFormat::F16 } else { KvFormat::Bf16 }
+    }
+
+    /// Compiles a kernel, unless that was done before.
+    fn load(
+        &self,
+        device: &mut Device,
+        kernel: Kernel,
+        variant: &Variant,
+        names: &[&'static str],
+        shared: u32,
+    ) -> Result<(), BackendError> {
+        let key = (kernel, *variant);
+        let known = self.compiled.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let ptx = match known {
+            Some(ptx) => ptx,
+            None => {
+                let options = variant.options();
+                let ptx =
+                    self.nvrtc.ptx(&source(kernel), kernel.name(), &self.architecture, &options)?;
+                let ptx: Arc<str> = ptx.into();
+                let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+                compiled.insert(key, Arc::clone(&ptx));
+                ptx
+            }
+        };
+        device.load(kernel, variant, &ptx, names, shared)
+    }
+
+    /// Loads what the operations of a program launch.
+    fn load_kernels(
+        &self,
+        device: &mut Device,
+        loaded: &LoadedProgram,
+    ) -> Result<(), BackendError> {
+        let plain = loaded.plain();
+        for kernel in [Kernel::Embed, Kernel::RmsNorm, Kernel::Linear, Kernel::GatedActivation] {
+            self.load(device, kernel, &plain, &[kernel.name()], 0)?;
+        }
+        self.load(device, Kernel::Elementwise, &plain, &Kernel::ELEMENTWISE, 0)?;
+        for op in loaded.program.ops() {
+            let Op::Attention(attention) = op else { continue };
+            let variant = loaded.of_heads(attention);
+            let kernels = [Kernel::RopeAndStore, Kernel::AttentionDecode, Kernel::AttentionMerge];
+            for kernel in kernels {
+                self.load(device, kernel, &variant, &[kernel.name()], 0)?;
+            }
+            let kernel = Kernel::AttentionAppend;
+            self.load(device, kernel, &variant, &[kernel.name()], append_shared_bytes(&variant))?;
+        }
+        Ok(())
+    }
+}
+
+impl Backend for CudaBackend {
+    fn capabilities(&self) -> Capabilities {
+        let free = Device::free_bytes(&self.context).unwrap_or(0);
+        let mut capabilities = Capabilities::new(self.description.clone(), free);
+        capabilities.kv_formats = vec![self.format()];
+        // Host memory is not looked at; the operating system says no where there is none.
+        capabilities.host_memory_bytes = u64::MAX / 2;
+        capabilities
+    }
+
+    fn compile(
+        &self,
+        programs: &[Program],
+        weights: &dyn Weights,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Executor>, BackendError> {
+        let capabilities = self.capabilities();
+        check_options(BACKEND, &capabilities, programs, options)?;
+        check_memory(
+            "KV",
+            kv_bytes(self, programs, &options.limits.pages, options),
+            capabilities.memory_bytes,
+        )?;
+        self.context.bind_to_thread().map_err(|error| failed("binding the device", error))?;
+        let mut device = Device::new(&self.context)?;
+        let mut by_name = HashMap::new();
+        let (mut loaded, mut groups) = (Vec::new(), Vec::new());
+        for program in programs {
+            let first_group = groups.len();
+            let limits = &options.limits;
+            let program_loaded = LoadedProgram::new(
+                &mut device,
+                program,
+                weights,
+                &mut by_name,
+                limits,
+                first_group,
+                self.half,
+            )?;
+            self.load_kernels(&mut device, &program_loaded)?;
+            loaded.push(program_loaded);
+            for (index, group) in program.groups().iter().enumerate() {
+                let page_bytes = self.page_bytes(
+                    program,
+                    GroupId(index as u8),
+                    options.page_size,
+                    self.format(),
+                );
+                let page_bytes = (page_bytes / u64::from(group.layers.max(1))) as usize;
+                let pages = limits.pages[first_group + index] as usize;
+                let layers = (0..group.layers).map(|_| device.allocate(page_bytes * pages));
+                let layers = layers.collect::<Result<Vec<_>, _>>()?;
+                let table_width = options.context_length.div_ceil(options.page_size) as usize + 1;
+                let tables = device.allocate_zeros(limits.slots as usize * table_width * 4)?;
+                groups.push(GroupMemory { layers, page_bytes, tables, table_width });
+            }
+        }
+        device.synchronize()?;
+        let bounds = BatchBounds::new(programs, options);
+        let host_pages = options.host_pages.clone();
+        let executor = CudaExecutor::new(
+            device,
+            loaded,
+            groups,
+            bounds,
+            self.half,
+            self.processors,
+            host_pages,
+        );
+        Ok(Box::new(executor))
+    }
+}

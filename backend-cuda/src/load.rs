@@ -1,0 +1,205 @@
+//! Weights on the device, and the place of each value of a program.
+
+use std::collections::HashMap;
+
+use backend_api::kit::{Buffers, Liveness, check_weight_shape};
+use backend_api::program::{Attention, Op, Program, RowsOf, ValueId, WeightId};
+use backend_api::weights::Weights;
+use backend_api::{BackendError, GroupId, Limits};
+use half::{bf16, f16};
+
+use crate::Variant;
+use crate::device::Device;
+
+/// What errors call this backend.
+pub(crate) const BACKEND: &str = "cuda";
+/// The variant of kernels that know nothing of heads.
+const PLAIN: (u32, u32) = (64, 1);
+
+/// A program with everything that its kernels are told.
+#[derive(Debug)]
+pub(crate) struct LoadedProgram {
+    pub(crate) program: Program,
+    /// By [`WeightId`]: 16-bit numbers.
+    weights: Vec<u64>,
+    /// By [`ValueId`].
+    values: Vec<u64>,
+    /// By operation: rotary frequencies.
+    pub(crate) frequencies: Vec<u64>,
+    /// The executor's number of the program's first page group.
+    pub(crate) first_group: usize,
+    /// Activations in f16; otherwise in bfloat16.
+    half: bool,
+}
+
+impl LoadedProgram {
+    /// Places values and loads weights. `by_name` has the weights of the programs before.
+    ///
+    /// # Errors
+    ///
+    /// Weights that are missing or of another shape; operations that there is no kernel for; memory.
+    pub(crate) fn new(
+        device: &mut Device,
+        program: &Program,
+        weights: &dyn Weights,
+        by_name: &mut HashMap<String, u64>,
+        limits: &Limits,
+        first_group: usize,
+        half: bool,
+    ) -> Result<Self, BackendError> {
+        check_operations(program)?;
+        let mut places = Vec::new();
+        for weight in program.weights() {
+            let place = match by_name.get(&weight.name) {
+                Some(&place) => place,
+                None => {
+                    let tensor = weights.tensor(&weight.name)?;
+                    check_weight_shape(weight, &tensor)?;
+                    let bits: Vec<u16> = tensor.to_f32().iter().map(|&x| narrow(x, half)).collect();
+                    let place = device.upload(&bits)?;
+                    by_name.insert(weight.name.clone(), place);
+                    place
+                }
+            };
+            places.push(place);
+        }
+        let mut frequencies = Vec::new();
+        for op in program.ops() {
+            frequencies.push(match op {
+                Op::Rope { inverse_frequencies, .. } => device.upload(inverse_frequencies)?,
+                _ => 0,
+            });
+        }
+        let values = place_values(device, program, limits)?;
+        Ok(Self {
+            program: program.clone(),
+            weights: places,
+            values,
+            frequencies,
+            first_group,
+            half,
+        })
+    }
+
+    pub(crate) fn weight(&self, id: WeightId) -> u64 {
+        self.weights[id.index()]
+    }
+
+    pub(crate) fn value(&self, id: ValueId) -> u64 {
+        self.values[id.index()]
+    }
+
+    pub(crate) fn width(&self, id: ValueId) -> usize {
+        self.program.values()[id.index()].width as usize
+    }
+
+    /// Whether a value's rows are the requested outputs.
+    pub(crate) fn is_of_outputs(&self, id: ValueId) -> bool {
+        self.program.values()[id.index()].rows == RowsOf::Outputs
+    }
+
+    /// The executor's number of a group.
+    pub(crate) fn group(&self, group: GroupId) -> usize {
+        self.first_group + group.index()
+    }
+
+    /// The variant of kernels that know nothing of heads.
+    pub(crate) fn plain(&self) -> Variant {
+        Variant { half: self.half, ..Variant::new(PLAIN.0, PLAIN.1) }
+    }
+
+    /// The variant of an attention's kernels.
+    pub(crate) fn of_heads(&self, attention: &Attention) -> Variant {
+        let group = attention.heads / attention.kv_heads.max(1);
+        Variant { half: self.half, ..Variant::new(attention.head_dim, group) }
+    }
+}
+
+/// The 16 bits of a number.
+pub(crate) fn narrow(x: f32, half: bool) -> u16 {
+    if half { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() }
+}
+
+/// The number that 16 bits are.
+pub(crate) fn widen(bits: u16, half: bool) -> f32 {
+    if half { f16::from_bits(bits).to_f32() } else { bf16::from_bits(bits).to_f32() }
+}
+
+/// Whether a value holds logits, which are f32.
+pub(crate) fn is_wide(program: &Program, value: ValueId) -> bool {
+    program.ops().iter().any(|op| match op {
+        Op::Logits { out, .. } => *out == value,
+        Op::Scale { input, out, .. } | Op::SoftCap { input, out, .. } => {
+            *out == value && is_wide(program, *input)
+        }
+        _ => false,
+    })
+}
+
+/// Gives values whose lives don't overlap the same memory.
+fn place_values(
+    device: &mut Device,
+    program: &Program,
+    limits: &Limits,
+) -> Result<Vec<u64>, BackendError> {
+    let liveness = Liveness::new(program, &[program.logits(), program.hidden()]);
+    let mut buffers = Buffers::default();
+    let mut buffer_of = vec![None; program.values().len()];
+    for (index, op) in program.ops().iter().enumerate() {
+        for out in op.outputs() {
+            let value = program.values()[out.index()];
+            let rows = if value.rows == RowsOf::Outputs { limits.outputs } else { limits.tokens };
+            let bytes = if is_wide(program, out) { 4 } else { 2 };
+            buffer_of[out.index()] =
+                Some(buffers.take(rows as usize * value.width as usize * bytes));
+        }
+        for dead in liveness.dying_after(index) {
+            if let Some(buffer) = buffer_of[dead.index()] {
+                buffers.give_back(buffer);
+            }
+        }
+    }
+    let addresses = buffers
+        .into_kinds()
+        .into_iter()
+        .map(|bytes| device.allocate(bytes))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(buffer_of.into_iter().map(|buffer| buffer.map_or(0, |buffer| addresses[buffer])).collect())
+}
+
+/// Refuses what no kernel computes.
+fn check_operations(program: &Program) -> Result<(), BackendError> {
+    let unsupported = |what: String| Err(BackendError::Unsupported { backend: BACKEND, what });
+    for op in program.ops() {
+        match op {
+            Op::MixtureOfExperts(_) => return unsupported("mixtures of experts".to_owned()),
+            Op::Attention(attention) => {
+                let (head, group) =
+                    (attention.head_dim, attention.heads / attention.kv_heads.max(1));
+                if head % 8 != 0 || head > 256 || group > 64 || head * group > 2048 {
+                    return unsupported(format!(
+                        "heads of {head} dimensions, {group} to a KV head"
+                    ));
+                }
+            }
+            Op::Linear { input, .. } | Op::Logits { input, .. } => {
+                let width = program.values()[input.index()].width;
+                if width % 8 != 0 {
+                    return unsupported(format!(
+                        "products over {width} columns, which 8 doesn't divide"
+                    ));
+                }
+            }
+            Op::Embed { out, .. } => {
+                let width = program.values()[out.index()].width;
+                if width % 8 != 0 {
+                    return unsupported(format!(
+                        "embeddings of {width} columns, which 8 doesn't divide"
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
