@@ -1,59 +1,103 @@
-//! Linear operations of the embedded backend, against what the machine can do.
+//! Linear operations of the embedded backend, against what the machine was just measured to do.
 //!
-//!     cargo bench --bench kernels
+//!     cargo bench --bench kernels [-- THREADS]
 //!
-//! First prints the read bandwidth that was measured, then times a product of SmolLM2's widest kind
-//! (576 inputs, 49,152 outputs: weights that don't fit in the caches) in every format, for batches
-//! of 1, 8 and 32 rows. Criterion reports the throughput in bytes of weights for one row, as that is
-//! bound by memory, and in flops (as "elements") for more.
+//! First measures how fast the machine reads memory and multiplies, in each precision, by small
+//! probes. Then times the products of three models' shapes, in the formats and precisions that they
+//! are used in, for 1 to 512 rows. For each: the median time, bytes of weights a second, operations a
+//! second (a multiply-add is two), and the share of the limit that is nearer: reading or multiplying.
+//! Shares stay comparable on a busy machine; times don't.
 
-use std::{error::Error, hint::black_box, time::Duration};
+use std::{
+    error::Error,
+    time::{Duration, Instant},
+};
 
 use backend_cpu::{
     CpuBackend, CpuOptions,
-    measure::{LinearKernel, read_bandwidth},
+    measure::{LinearKernel, multiply_peak, read_bandwidth},
 };
-use criterion::{BenchmarkId, Criterion, Throughput};
-use engine_core::{backend::Backend, weights::Format};
+use engine_core::{
+    backend::{Backend, Compute},
+    weights::Format,
+};
 
-const DEPTH: usize = 576;
-const COLUMNS: usize = 49_152;
+/// Model, operation, inputs, outputs. Operations on the same input are one product.
+const SHAPES: [(&str, &str, usize, usize); 12] = [
+    ("SmolLM2-135M", "q, k, v", 576, 960),
+    ("SmolLM2-135M", "gate, up", 576, 3072),
+    ("SmolLM2-135M", "down", 1536, 576),
+    ("SmolLM2-135M", "logits", 576, 49_152),
+    ("Qwen3-0.6B", "q, k, v", 1024, 4096),
+    ("Qwen3-0.6B", "gate, up", 1024, 6144),
+    ("Qwen3-0.6B", "down", 3072, 1024),
+    ("Qwen3-0.6B", "logits", 1024, 151_936),
+    ("Qwen3-8B", "q, k, v", 4096, 6144),
+    ("Qwen3-8B", "out", 4096, 4096),
+    ("Qwen3-8B", "gate, up", 4096, 24_576),
+    ("Qwen3-8B", "down", 12_288, 4096),
+];
+const MODES: [(Format, Compute); 4] = [
+    (Format::Q4_1, Compute::Exact),
+    (Format::Q4_1, Compute::Int8),
+    (Format::Q8_0, Compute::Int8),
+    (Format::BF16, Compute::Bf16),
+];
+const ROWS: [usize; 5] = [1, 8, 32, 256, 512];
+/// Time for a row of the table.
+const TIME: Duration = Duration::from_millis(150);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut criterion = Criterion::default()
-        .configure_from_args()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
-    let options = CpuOptions::new();
+    let mut options = CpuOptions::new();
+    // Cargo passes `--bench` along.
+    options.threads = std::env::args().skip(1).find_map(|argument| argument.parse().ok());
     let backend = CpuBackend::with_options(&options)?;
     println!("{}", backend.capabilities().description);
-    for threads in [1, backend.threads()] {
-        let rate = read_bandwidth(&CpuOptions::new().threads(threads))?;
-        println!("read bandwidth, {threads} thread(s): {:.1} GB/s", rate * 1e-9);
+    let bandwidth = read_bandwidth(&options)?;
+    println!("reads {:.1} GB/s", bandwidth * 1e-9);
+    let mut peaks = Vec::new();
+    for compute in [Compute::Exact, Compute::Bf16, Compute::Int8] {
+        let peak = multiply_peak(compute, &options)?;
+        println!("multiplies {:.2} Tops/s in {compute}", peak * 1e-12);
+        peaks.push((compute, peak));
     }
-    for rows in [1, 8, 32] {
-        let mut group = criterion.benchmark_group(format!("linear/{rows} rows"));
-        for format in Format::ALL {
-            let mut kernel = LinearKernel::new(format, DEPTH, COLUMNS, rows, &options)?;
-            group.throughput(match rows {
-                1 => Throughput::Bytes(kernel.weight_bytes()),
-                _ => Throughput::Elements(kernel.flops()),
-            });
-            let mut failed = None;
-            group.bench_function(BenchmarkId::from_parameter(format), |bencher| {
-                bencher.iter(|| {
-                    if let Err(error) = black_box(&mut kernel).run() {
-                        failed = Some(error);
-                    }
-                });
-            });
-            if let Some(error) = failed {
-                return Err(error.into());
+    println!(
+        "| model | operation | weights | compute | rows | µs | GB/s | Tops/s | of the limit |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    for (model, operation, depth, columns) in SHAPES {
+        for (format, compute) in MODES {
+            let peak = peaks.iter().find(|(known, _)| *known == compute);
+            let peak = peak.map_or(f64::INFINITY, |(_, peak)| *peak);
+            for rows in ROWS {
+                let weights = (format, compute);
+                let mut kernel = LinearKernel::new(weights, depth, columns, rows, &options)?;
+                let seconds = median(&mut kernel)?;
+                let (bytes, flops) = (kernel.weight_bytes() as f64, kernel.flops() as f64);
+                let limit = (bytes / bandwidth).max(flops / peak);
+                println!(
+                    "| {model} | {operation} | {format} | {compute} | {rows} | {:.0} | {:.1} | {:.3} | {:.0} % |",
+                    seconds * 1e6,
+                    bytes / seconds * 1e-9,
+                    flops / seconds * 1e-12,
+                    100.0 * limit / seconds,
+                );
             }
         }
-        group.finish();
     }
-    criterion.final_summary();
     Ok(())
+}
+
+/// The median time of a run, in seconds.
+fn median(kernel: &mut LinearKernel) -> Result<f64, Box<dyn Error>> {
+    kernel.run()?;
+    let mut times = Vec::new();
+    let started = Instant::now();
+    while times.len() < 5 || started.elapsed() < TIME {
+        let run = Instant::now();
+        kernel.run()?;
+        times.push(run.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
 }

@@ -77,7 +77,7 @@ pub use grammar;
 
 /// What most programs import.
 pub mod prelude {
-    pub use crate::backend::{Backend, Progress};
+    pub use crate::backend::{Backend, Compute, KvFormat, Progress};
     pub use crate::engine::{Engine, EngineOptions, FitEstimate, Generation, KvMemory, Shutdown};
     pub use crate::error::{EngineError, GenerateError, GenerationError, SubmitError};
     pub use crate::request::{

@@ -3,8 +3,8 @@
 use crate::program::Program;
 use crate::weights::Weights;
 use crate::{
-    BackendError, Batch, Capabilities, CompileOptions, Deadline, Footprint, GroupId, KvFormat,
-    Limits, Masks, PageCopy, StepError, StepResult, Ticket, kit,
+    BackendError, Batch, Capabilities, CompileOptions, Compute, Deadline, Footprint, GroupId,
+    KvFormat, Limits, Masks, PageCopy, StepError, StepResult, Ticket, kit,
 };
 
 /// A device, or several that act as one.
@@ -23,12 +23,19 @@ pub trait Backend: Send + Sync {
         format.bytes(program.kv_elements(group).saturating_mul(page_size.into()))
     }
 
-    /// Bytes that a program's weights take on the device; by default those that they are stored in.
+    /// Bytes that a program's weights take on the device, for products in a precision; by default
+    /// those that they are stored in.
     ///
     /// # Errors
     ///
     /// A tensor that is missing or can't be read.
-    fn weight_bytes(&self, program: &Program, weights: &dyn Weights) -> Result<u64, BackendError> {
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        compute: Compute,
+    ) -> Result<u64, BackendError> {
+        let _ = compute;
         program.weights().iter().try_fold(0u64, |sum, weight| {
             Ok(sum.saturating_add(weights.tensor(&weight.name)?.data().len() as u64))
         })
@@ -55,7 +62,8 @@ pub trait Backend: Send + Sync {
         let kv = kit::kv_bytes(self, programs, &options.limits.pages, options);
         let mut all = Footprint::new(0, kv, 0);
         for program in programs {
-            all.weights = all.weights.saturating_add(self.weight_bytes(program, weights)?);
+            all.weights =
+                all.weights.saturating_add(self.weight_bytes(program, weights, options.compute)?);
             let activations = self.activation_bytes(program, &options.limits);
             all.activations = all.activations.saturating_add(activations);
         }

@@ -279,7 +279,7 @@ impl<'a> Batch<'a> {
 pub struct SharedPrefix {
     /// The rows, as indices into [`Batch::rows`].
     pub rows: Span,
-    /// How many pages they share, in every group.
+    /// How many pages they share, in every group. All of the rows' new tokens come after them.
     pub pages: u32,
 }
 

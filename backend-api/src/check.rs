@@ -246,7 +246,7 @@ pub enum BatchError {
         /// The adapter.
         adapter: u32,
     },
-    /// Rows are said to share pages, but don't.
+    /// Rows are said to share pages, but don't, or write to them.
     #[error("row {row} is said to share its first {pages} pages, but does not")]
     Shared {
         /// The row.
@@ -495,10 +495,14 @@ impl Batch<'_> {
             let pages = shared.pages as usize;
             for index in shared.rows.range() {
                 let wrong = BatchError::Shared { row: index, pages: shared.pages };
+                let end = u64::from(shared.pages) * u64::from(bounds.page_size);
                 let first = self.rows.get(shared.rows.start as usize);
                 let (Some(first), Some(row)) = (first, self.rows.get(index)) else {
                     return Err(wrong);
                 };
+                if u64::from(row.position) < end {
+                    return Err(wrong);
+                }
                 for (group, &window) in program.windows.iter().enumerate() {
                     let group = GroupId((program.first_group + group) as u8);
                     let live = bounds.first_live_entry(row, window).min(pages)..pages;

@@ -25,6 +25,7 @@ mod backend;
 mod batch;
 mod check;
 mod clip;
+mod compute;
 mod error;
 pub mod kit;
 mod options;
@@ -43,6 +44,7 @@ pub use batch::{
 };
 pub use check::{BatchBounds, BatchError};
 pub use clip::{Clip, clip};
+pub use compute::{Compute, UnknownName};
 pub use error::BackendError;
 pub use options::{Capabilities, CompileOptions, Footprint, KvFormat, Limits};
 pub use radix_cache::{PageId, Token};

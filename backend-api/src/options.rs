@@ -1,6 +1,8 @@
 //! What a device offers, and what the engine decided before compiling.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
+
+use crate::{Compute, UnknownName};
 
 /// What a device has and what its backend promises.
 #[derive(Clone, Debug)]
@@ -16,6 +18,10 @@ pub struct Capabilities {
     pub page_sizes: Vec<u32>,
     /// Formats in which it can hold KV, preferred first. Never empty.
     pub kv_formats: Vec<KvFormat>,
+    /// Precisions that it computes in beside [`Compute::Exact`].
+    pub computes: Vec<Compute>,
+    /// Those of them that are faster than exact on this device: what [`Compute::Auto`] chooses from.
+    pub fast_computes: Vec<Compute>,
     /// A row's result does not depend on what else is in the batch, nor on how its prompt was
     /// chunked or cached.
     pub batch_invariant: bool,
@@ -25,7 +31,8 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Capabilities of a backend that takes page sizes 1 to 512 and f32 KV; adjust the fields.
+    /// Capabilities of a backend that takes page sizes 1 to 512 and f32 KV, and computes exactly;
+    /// adjust the fields.
     pub fn new(description: impl Into<String>, memory_bytes: u64) -> Self {
         Self {
             description: description.into(),
@@ -33,6 +40,8 @@ impl Capabilities {
             host_memory_bytes: 0,
             page_sizes: (0..=9).map(|power| 1 << power).collect(),
             kv_formats: vec![KvFormat::F32],
+            computes: Vec::new(),
+            fast_computes: Vec::new(),
             batch_invariant: false,
             prepares_hidden: false,
         }
@@ -51,6 +60,8 @@ pub struct CompileOptions {
     pub context_length: u32,
     /// How KV is stored.
     pub kv_format: KvFormat,
+    /// In what precision products with weights are computed.
+    pub compute: Compute,
     /// Pages of the host tier for each page group; empty where there is none.
     pub host_pages: Vec<u32>,
     /// Give up speed for results that don't depend on the batch, where the backend doesn't
@@ -65,13 +76,14 @@ pub struct CompileOptions {
 }
 
 impl CompileOptions {
-    /// Options with f32 KV and no host tier.
+    /// Options with f32 KV and no host tier, computing exactly.
     pub fn new(limits: Limits, page_size: u32, context_length: u32) -> Self {
         Self {
             limits,
             page_size,
             context_length,
             kv_format: KvFormat::F32,
+            compute: Compute::Exact,
             host_pages: Vec::new(),
             deterministic: false,
             longest_draft: 0,
@@ -106,14 +118,20 @@ pub enum KvFormat {
     F16,
     /// The upper half of a binary32.
     Bf16,
+    /// Signed bytes, and an f32 scale for each head's key and value of a position.
+    Int8,
 }
 
 impl KvFormat {
-    /// Bytes that so many elements take.
+    /// Every format.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Int8];
+
+    /// Bytes that so many elements take, without scales.
     pub fn bytes(self, elements: u64) -> u64 {
         match self {
             Self::F32 => elements.saturating_mul(4),
             Self::F16 | Self::Bf16 => elements.saturating_mul(2),
+            Self::Int8 => elements,
         }
     }
 }
@@ -124,7 +142,17 @@ impl fmt::Display for KvFormat {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         })
+    }
+}
+
+impl FromStr for KvFormat {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let known = Self::ALL.into_iter().find(|format| format.to_string() == text);
+        known.ok_or_else(|| UnknownName::new(text, &Self::ALL))
     }
 }
 

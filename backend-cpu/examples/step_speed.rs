@@ -1,10 +1,11 @@
 //! How fast the backend alone runs a model: no scheduler, no tokenizer, no cache.
 //!
-//!     cargo run --release -p backend-cpu --example step_speed -- MODEL [STREAMS] [THREADS] [PROMPT] [NEW]
+//!     cargo run --release -p backend-cpu --example step_speed -- MODEL [STREAMS] [THREADS] [PROMPT] [NEW] [COMPUTE] [KV]
 //!
 //! MODEL is a GGUF file or a directory as Hugging Face lays it out. Each of STREAMS sequences has PROMPT
-//! tokens and generates NEW more, greedily; steps are launched one ahead. Prints the time of the
-//! prefill and of decoding, and the bytes of weights and KV that a second of decoding reads.
+//! tokens and generates NEW more, greedily; steps are launched one ahead. COMPUTE is `exact`, `bf16`,
+//! `int8` or `auto` (default), and KV the format of KV (default `f32`). Prints the time of the prefill
+//! and of decoding.
 
 use std::{error::Error, sync::Arc, time::Instant};
 
@@ -12,8 +13,9 @@ use backend_cpu::{CpuBackend, CpuOptions};
 use engine_core::{
     PageId,
     backend::{
-        Backend, Batch, CompileOptions, Deadline, Executor, GroupId, InputToken, Limits,
-        OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult, Ticket,
+        Backend, Batch, CompileOptions, Compute, Deadline, Executor, GroupId, InputToken, KvFormat,
+        Limits, OutputRequest, Row, SlotEvent, SlotId, SlotSampling, Slots, Span, StepResult,
+        Ticket,
     },
     model::open_model,
 };
@@ -31,6 +33,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (streams, threads) = (number(1, 1)?, number(2, 2)?);
     let (prompt, new) = (number(3, 128)?, number(4, 128)?);
 
+    let compute = arguments.get(5).map_or(Ok(Compute::Auto), |name| name.parse())?;
+    let kv_format = arguments.get(6).map_or(Ok(KvFormat::F32), |name| name.parse())?;
+
     let model = open_model(path.as_ref())?;
     let program = model.program()?;
     let backend = CpuBackend::with_options(&CpuOptions::new().threads(threads as usize))?;
@@ -42,7 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         slots: streams,
         pages: vec![streams * pages_each],
     };
-    let options = CompileOptions::new(limits, PAGE_SIZE, prompt + new);
+    let mut options = CompileOptions::new(limits, PAGE_SIZE, prompt + new);
+    options.compute = compute;
+    options.kv_format = kv_format;
     let started = Instant::now();
     let executor = backend.compile(std::slice::from_ref(&program), &*model.weights, &options)?;
     println!(

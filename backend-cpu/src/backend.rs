@@ -3,8 +3,8 @@
 use std::thread::available_parallelism;
 
 use backend_api::{
-    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
-    Limits, kit,
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
+    KvFormat, Limits, kit,
     program::{PageGroup, Program},
     weights::Weights,
 };
@@ -90,6 +90,13 @@ impl CpuBackend {
         self.simd
     }
 
+    /// Precisions that are faster than exact.
+    fn fast_computes(&self) -> Vec<Compute> {
+        let bf16 = self.simd.has_fast_bf16().then_some(Compute::Bf16);
+        let int8 = self.simd.has_fast_bytes().then_some(Compute::Int8);
+        bf16.into_iter().chain(int8).collect()
+    }
+
     /// A pool of this backend's threads.
     pub(crate) fn pool(&self) -> Result<Pool, BackendError> {
         Pool::new("understory-cpu", self.threads).map_err(|error| BackendError::Device {
@@ -107,13 +114,16 @@ impl Default for CpuBackend {
 
 impl Backend for CpuBackend {
     fn capabilities(&self) -> Capabilities {
-        let set = format!("{:?}", self.simd.set()).to_lowercase();
-        let description = format!("cpu ({set}, {} threads)", self.threads);
+        let description = format!("cpu ({}, {} threads)", self.simd.set(), self.threads);
         let memory = memory::available_bytes();
         let mut capabilities = Capabilities::new(description, memory);
         // One memory serves both tiers; what the device tier leaves, the host tier may have.
         capabilities.host_memory_bytes = memory;
         capabilities.batch_invariant = true;
+        capabilities.kv_formats =
+            vec![KvFormat::F32, KvFormat::Bf16, KvFormat::F16, KvFormat::Int8];
+        capabilities.computes = vec![Compute::Bf16, Compute::Int8];
+        capabilities.fast_computes = self.fast_computes();
         capabilities
     }
 
@@ -122,15 +132,20 @@ impl Backend for CpuBackend {
         program: &Program,
         group: GroupId,
         page_size: u32,
-        _format: KvFormat,
+        format: KvFormat,
     ) -> u64 {
-        // Values are padded, so a page may cost more than its elements.
+        // Values are padded and bytes have scales, so a page may cost more than its elements.
         let group = &program.groups()[group.index()];
-        page_shape(group, page_size).page_bytes().saturating_mul(group.layers.into())
+        page_shape(group, page_size).page_bytes(format).saturating_mul(group.layers.into())
     }
 
-    fn weight_bytes(&self, program: &Program, weights: &dyn Weights) -> Result<u64, BackendError> {
-        loaded_bytes(program, weights)
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        compute: Compute,
+    ) -> Result<u64, BackendError> {
+        loaded_bytes(program, weights, (compute, &self.fast_computes()))
     }
 
     fn activation_bytes(&self, program: &Program, limits: &Limits) -> u64 {
@@ -148,10 +163,12 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Executor>, BackendError> {
         kit::check_options(BACKEND, &self.capabilities(), programs, options)?;
         let (limits, host_pages) = (&options.limits, &options.host_pages);
+        let fast = self.fast_computes();
+        let compute = (options.compute, &fast[..]);
         let mut loaded = LoadedWeights::default();
         let compiled = programs
             .iter()
-            .map(|program| compile(program, &loaded.load(program, weights)?))
+            .map(|program| compile(program, &loaded.load(program, weights, compute)?))
             .collect::<Result<Vec<Compiled>, _>>()?;
         let activations = compiled.iter().map(|it| it.activation_bytes(limits));
         let activations = activations.fold(0, u64::saturating_add);
@@ -166,10 +183,10 @@ impl Backend for CpuBackend {
         let machines = programs.iter().zip(compiled).map(|(program, compiled)| {
             let groups = first_group..first_group + program.groups().len();
             first_group = groups.end;
-            Machine::new(compiled, groups, limits)
+            Machine::new(compiled, groups, options)
         });
         let machines = machines.collect();
-        let tiers = pages.map(|pages| kv_memory(programs, pages, options.page_size));
+        let tiers = pages.map(|pages| kv_memory(programs, pages, options));
         let workers = Workers::new(self.pool()?, self.simd);
         let driver = Driver::new(workers, loaded, machines, tiers, limits.slots as usize);
         let footprint = driver.footprint();
@@ -194,12 +211,13 @@ fn page_shape(group: &PageGroup, page_size: u32) -> PageShape {
 }
 
 /// Memory by page group of all programs and by layer; none for groups that `pages` lacks.
-fn kv_memory(programs: &[Program], pages: &[u32], page_size: u32) -> KvMemory {
+fn kv_memory(programs: &[Program], pages: &[u32], options: &CompileOptions) -> KvMemory {
     let groups = programs.iter().flat_map(Program::groups).zip(pages);
     groups
         .map(|(group, pages)| {
-            let shape = page_shape(group, page_size);
-            (0..group.layers).map(|_| KvLayer::new(shape, *pages as usize)).collect()
+            let shape = page_shape(group, options.page_size);
+            let layer = |_| KvLayer::new(shape, *pages as usize, options.kv_format);
+            (0..group.layers).map(layer).collect()
         })
         .collect()
 }

@@ -22,8 +22,9 @@
 //! - **Kernels are written once**, over sixteen lanes of f32. An instruction set says what
 //!   these lanes are: portable Rust, AVX2 or AVX-512, found when the backend is made. All `unsafe`
 //!   is there, in the thread pool, and where threads write parts of one buffer.
-//! - **Weights keep their format** (f32, f16, bf16, and ggml's 4- and 8-bit blocks), regrouped at
-//!   load so that lanes are output columns, and become f32 in registers. Activations are f32.
+//! - **Weights keep their format**, regrouped at load so that lanes are output columns. In exact
+//!   precision they become f32 in registers, and activations are f32; in bf16 and int8 both are
+//!   multiplied as they are, by dot products or matrix units where the processor has them.
 //! - **Steps run on a driver thread** with a pool of its own, so that the caller plans the next step
 //!   meanwhile. Workers spin between the parts of a step and park when there is none: an idle
 //!   engine costs no processor time.

@@ -11,6 +11,7 @@ use std::{
     any::Any,
     cell::UnsafeCell,
     io,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -25,6 +26,9 @@ use parking_lot::Mutex;
 const SPINS_BEFORE_PARK: usize = 4_000;
 /// Turns after which whoever waits for the last task lets others run in between.
 const SPINS_BEFORE_YIELD: usize = 2_000;
+
+/// Values below which an operation on rows isn't worth a parallel region.
+const SERIAL_VALUES: usize = 8 * 1024;
 
 /// A panic in a task, caught. The other tasks of that region may not have been done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -74,6 +78,15 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Calls `work(task)` once for each task below `tasks`, on the caller's thread alone.
+    ///
+    /// # Errors
+    /// If a call panicked: then the tasks after it were left out.
+    pub(crate) fn run_here(tasks: usize, work: &dyn Fn(usize)) -> Result<(), TaskPanicked> {
+        catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(work)))
+            .map_err(|panic| TaskPanicked { message: message_of(&*panic) })
+    }
+
     /// Calls `work(thread, task)` once for each task below `tasks`, and returns when all are
     /// done. `thread` is below [`threads`](Self::threads), and no two calls that run at the same
     /// time are given the same one.
@@ -86,8 +99,7 @@ impl Pool {
         work: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), TaskPanicked> {
         if tasks <= 1 || self.workers.is_empty() {
-            return catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(|task| work(0, task))))
-                .map_err(|panic| TaskPanicked { message: message_of(&*panic) });
+            return Self::run_here(tasks, &|task| work(0, task));
         }
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. No worker keeps the reference after this call: it
@@ -139,6 +151,24 @@ impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("threads", &self.threads()).finish()
     }
+}
+
+/// Calls `work` with ranges of rows that together are all of them, in parallel if that pays.
+///
+/// # Errors
+/// If a call panicked.
+pub(crate) fn for_rows(
+    pool: &mut Pool,
+    rows: usize,
+    width: usize,
+    work: &(dyn Fn(Range<usize>) + Sync),
+) -> Result<(), TaskPanicked> {
+    let wanted = (rows * width / (SERIAL_VALUES / 2)).clamp(1, pool.threads() * 2);
+    let rows_per_task = rows.div_ceil(wanted).max(1);
+    pool.run(rows.div_ceil(rows_per_task), &|_, task| {
+        let start = task * rows_per_task;
+        work(start..(start + rows_per_task).min(rows));
+    })
 }
 
 type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;

@@ -1,6 +1,8 @@
 //! Memory that several threads write at once, each its own part.
 
-use std::{marker::PhantomData, ops::Range};
+use std::{cell::UnsafeCell, marker::PhantomData, ops::Range};
+
+use bytemuck::Pod;
 
 /// A mutable slice whose parts are handed to different threads. Parallel kernels write
 /// interleaved columns of a row-major matrix, which `split_at_mut` can't express.
@@ -34,5 +36,58 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: the range is inside the borrowed slice, and the caller promises that nobody
         // else has any of it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// Memory that some threads write and, at other times, all threads read.
+pub(crate) struct Cells<T> {
+    memory: UnsafeCell<Vec<T>>,
+}
+
+// SAFETY: it is a `Vec<T>`: what several threads do to it at once is subject to the contract of
+// `part`, and the rest needs `&mut` or only reads.
+unsafe impl<T: Send + Sync> Sync for Cells<T> {}
+
+impl<T: Pod> Cells<T> {
+    /// So many zeros, in memory that the operating system hands out at the first touch.
+    pub(crate) fn zeroed(len: usize) -> Self {
+        Self { memory: UnsafeCell::new(vec![T::zeroed(); len]) }
+    }
+
+    /// All of it.
+    #[inline(always)]
+    pub(crate) fn get(&self) -> &[T] {
+        // SAFETY: nobody writes while somebody reads: the contract of `part`.
+        unsafe { &*self.memory.get() }
+    }
+
+    /// All of it, as bytes.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(self.memory.get_mut())
+    }
+
+    /// The elements in `range`, to write. Panics if they aren't all inside.
+    ///
+    /// # Safety
+    /// No two parts that are alive at the same time may overlap, and nobody may hold what
+    /// [`get`](Self::get) returned meanwhile.
+    #[expect(clippy::mut_from_ref, reason = "parts are disjoint, as the caller promises")]
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        // SAFETY: reading the vector's address and length races with nothing, as nobody changes
+        // them through a shared reference.
+        let (start, len) = unsafe {
+            let memory = self.memory.get();
+            ((*memory).as_ptr().cast_mut(), (*memory).len())
+        };
+        assert!(range.start <= range.end && range.end <= len, "part out of range");
+        // SAFETY: the range is inside of the vector, and the caller promises that nobody else has
+        // any of it.
+        unsafe { std::slice::from_raw_parts_mut(start.add(range.start), range.len()) }
+    }
+}
+
+impl<T> std::fmt::Debug for Cells<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cells").finish_non_exhaustive()
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use backend_cpu::{CpuBackend, CpuOptions, InstructionSet};
+use engine_core::backend::{Compute, KvFormat};
 use testkit::conformance::Subject;
 
 /// Largest difference of a log probability to the interpreter, which accumulates in f64. Most cases
@@ -19,6 +20,33 @@ fn subject(instruction_set: InstructionSet) -> Option<Subject> {
             None
         }
     }
+}
+
+/// The fastest instructions of this processor, in less than f32.
+fn reduced(compute: Compute, kv_format: KvFormat, tolerance: f32) -> Subject {
+    let backend = CpuBackend::with_options(&CpuOptions::new().threads(2));
+    let backend = backend.expect("two threads are an option anywhere");
+    Subject::new(Arc::new(backend), tolerance).compute(compute).kv_format(kv_format)
+}
+
+mod kv_in_f16 {
+    use super::*;
+    testkit::conformance_suite!(reduced(Compute::Exact, KvFormat::F16, 5e-3));
+}
+
+mod kv_in_int8 {
+    use super::*;
+    testkit::conformance_suite!(reduced(Compute::Exact, KvFormat::Int8, 5e-2));
+}
+
+mod bf16 {
+    use super::*;
+    testkit::conformance_suite!(reduced(Compute::Bf16, KvFormat::Bf16, 0.15));
+}
+
+mod int8 {
+    use super::*;
+    testkit::conformance_suite!(reduced(Compute::Int8, KvFormat::Bf16, 0.15));
 }
 
 mod portable {

@@ -8,9 +8,9 @@ use backend_cpu::{CpuBackend, CpuOptions};
 use engine_core::{
     PageId, Token,
     backend::{
-        Backend, BackendError, Batch, BatchError, Deadline, GroupId, InputToken, KvFormat, Mask,
-        Masks, OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Span, StepError,
-        StepResult, Ticket, Tier,
+        Backend, BackendError, Batch, BatchError, Deadline, GroupId, InputToken, Mask, Masks,
+        OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Span, StepError, StepResult,
+        Ticket, Tier,
     },
     model::{LoadedModel, Program, open_model},
     weights::{Format, MapWeights, Shape, Tensor, Weights, WeightsError},
@@ -354,8 +354,6 @@ fn options_that_make_no_sense_are_typed_errors() {
     assert!(matches!(error, BackendError::Option { option: "limits.pages", .. }));
     let error = refused(&|options| options.limits.slots = 0);
     assert!(matches!(error, BackendError::Option { option: "limits", .. }));
-    let error = refused(&|options| options.kv_format = KvFormat::Bf16);
-    assert!(matches!(error, BackendError::Unsupported { .. }));
     let error = refused(&|options| options.limits.pages = vec![u32::MAX]);
     assert!(matches!(error, BackendError::Memory { .. }));
     let error = refused(&|options| options.limits.tokens = u32::MAX);

@@ -89,7 +89,7 @@ fn greedy_tokens_match_the_reference_in_any_batch_chunk_page_size_and_thread_cou
             expected.prompts.iter().map(|prompt| prompt.token_ids.as_slice()).collect();
         for set in instruction_sets() {
             for (page_size, chunk, threads) in [(1, 7, 1), (16, usize::MAX, 2), (128, 16, 3)] {
-                let setup = Setup { threads, set: Some(set), page_size, chunk };
+                let setup = Setup { threads, set: Some(set), page_size, chunk, ..Setup::default() };
                 let answers = greedy(&program, &*model.weights, &prompts, 16, setup);
                 for (answer, prompt) in answers.iter().zip(&expected.prompts) {
                     assert_eq!(*answer, prompt.greedy.token_ids, "{name} {setup:?}");

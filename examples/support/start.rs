@@ -52,6 +52,16 @@ pub(crate) struct EngineArguments {
     #[arg(long)]
     threads: Option<usize>,
 
+    /// In what precision products with weights are computed: `exact`, `bf16`, `int8`, or `auto`,
+    /// which follows the format of the weights.
+    #[arg(long, value_name = "PRECISION", default_value_t = Compute::Auto)]
+    compute: Compute,
+
+    /// How KV is stored: `f32`, `f16`, `bf16` or `int8`. Default: `bf16` where less than f32 is
+    /// computed with, otherwise what the backend prefers.
+    #[arg(long, value_name = "FORMAT")]
+    kv_format: Option<KvFormat>,
+
     /// The program asks for vectors.
     #[arg(skip)]
     pub(crate) embeddings: bool,
@@ -140,6 +150,8 @@ impl EngineArguments {
             .record_inputs(self.record_inputs.clone())
             .cache(!self.no_cache)
             .max_running_requests(self.max_running)
+            .compute(self.compute)
+            .kv_format(self.kv_format)
             .page_size(self.page_size)
             .kv_memory(self.kv_memory.0)
             .context_length(self.context_length)

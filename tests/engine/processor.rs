@@ -4,7 +4,7 @@
 use std::fs;
 
 use engine_core::Token;
-use engine_core::backend::PoolKind;
+use engine_core::backend::{Backend, Compute, KvFormat, PoolKind};
 use engine_core::engine::EngineOptions;
 use engine_core::request::EmbedRequest;
 use understory::BackendChoice;
@@ -24,40 +24,77 @@ fn references() -> Vec<(Vec<Token>, Vec<Token>)> {
     prompts.iter().map(reference).collect()
 }
 
+/// Ways to set up an engine, none of which changes a token.
+const CHANGES: [fn(&mut EngineOptions); 8] = [
+    |_| {},
+    |options| options.overlap = false,
+    |options| options.cache = false,
+    |options| options.chunked_prefill_size = Some(16),
+    |options| options.chunked_prefill_size = Some(512),
+    |options| options.page_size = Some(1),
+    |options| options.page_size = Some(128),
+    |options| options.retract_every = Some(3),
+];
+
+/// Runs each prompt several times, so that batches are mixed and prefixes are found again, and
+/// returns what they are continued with.
+fn continued(backend: &dyn Backend, options: EngineOptions) -> Vec<Vec<Token>> {
+    let engine = start(backend, options);
+    let generations: Vec<_> = references()
+        .into_iter()
+        .cycle()
+        .take(9)
+        .map(|(prompt, expected)| engine.submit(request(&prompt, expected.len() as u32)).unwrap())
+        .collect();
+    generations.into_iter().map(|it| it.wait().unwrap().remove(0).tokens).collect()
+}
+
 #[test]
 fn greedy_tokens_are_those_of_the_reference_however_the_engine_is_set_up() {
-    type Change = fn(&mut EngineOptions);
-    let changes: [Change; 8] = [
-        |_| {},
-        |options| options.overlap = false,
-        |options| options.cache = false,
-        |options| options.chunked_prefill_size = Some(16),
-        |options| options.chunked_prefill_size = Some(512),
-        |options| options.page_size = Some(1),
-        |options| options.page_size = Some(128),
-        |options| options.retract_every = Some(3),
-    ];
     let choice = BackendChoice::Cpu { threads: Some(2) };
     let backend = choice.open(&FetchOptions::default(), &mut ()).unwrap();
-    for (number, change) in changes.into_iter().enumerate() {
+    let expected: Vec<_> = references().into_iter().cycle().take(9).map(|it| it.1).collect();
+    for (number, change) in CHANGES.into_iter().enumerate() {
         let mut options = small();
         change(&mut options);
-        let engine = start(backend.as_ref(), options);
-        // Each prompt several times, so that batches are mixed and prefixes are found again.
-        let generations: Vec<_> = references()
-            .into_iter()
-            .cycle()
-            .take(9)
-            .map(|(prompt, expected)| {
-                let max_tokens = expected.len() as u32;
-                (expected, engine.submit(request(&prompt, max_tokens)).unwrap())
-            })
-            .collect();
-        for (expected, generation) in generations {
-            let output = generation.wait().unwrap().remove(0);
-            assert_eq!(output.tokens, expected, "change {number}");
+        assert_eq!(continued(backend.as_ref(), options), expected, "change {number}");
+    }
+}
+
+#[test]
+fn greedy_tokens_of_a_precision_are_the_same_however_the_engine_is_set_up() {
+    let choice = BackendChoice::Cpu { threads: Some(2) };
+    let backend = choice.open(&FetchOptions::default(), &mut ()).unwrap();
+    for (compute, kv_format) in [
+        (Compute::Int8, Some(KvFormat::F32)),
+        (Compute::Int8, None),
+        (Compute::Bf16, None),
+        (Compute::Exact, Some(KvFormat::Int8)),
+        (Compute::Exact, Some(KvFormat::F16)),
+    ] {
+        let mut plain = small().compute(compute).kv_format(kv_format);
+        plain.max_running_requests = Some(1);
+        let expected = continued(backend.as_ref(), plain);
+        for (number, change) in CHANGES.into_iter().enumerate() {
+            let mut options = small().compute(compute).kv_format(kv_format);
+            change(&mut options);
+            let tokens = continued(backend.as_ref(), options);
+            assert_eq!(tokens, expected, "{compute} {kv_format:?}, change {number}");
         }
     }
+}
+
+#[test]
+fn kv_is_bf16_where_products_are_not_exact_unless_told_otherwise() {
+    let choice = BackendChoice::Cpu { threads: Some(1) };
+    let backend = choice.open(&FetchOptions::default(), &mut ()).unwrap();
+    let format = |compute, kv_format: Option<KvFormat>| {
+        let options = small().compute(compute).kv_format(kv_format);
+        start(backend.as_ref(), options).limits().kv_format
+    };
+    assert_eq!(format(Compute::Exact, None), KvFormat::F32);
+    assert_eq!(format(Compute::Int8, None), KvFormat::Bf16);
+    assert_eq!(format(Compute::Int8, Some(KvFormat::F32)), KvFormat::F32);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Barrier};
 
 use engine_core::Token;
-use engine_core::backend::{Backend, SlotSampling};
+use engine_core::backend::{Backend, Compute, SlotSampling};
 use engine_core::engine::{Engine, EngineOptions, Generation, KvMemory};
 use engine_core::error::GenerationError;
 use engine_core::request::{GenerationEvent, Request, SamplingParams, TokenConstraint};
@@ -21,6 +21,8 @@ pub(crate) fn model() -> PathBuf {
 /// Few pages and slots, so that requests meet.
 pub(crate) fn small() -> EngineOptions {
     let mut options = EngineOptions::default();
+    // Answers of other implementations are exact ones.
+    options.compute = Compute::Exact;
     options.page_size = Some(4);
     options.kv_memory = KvMemory::Tokens(1024);
     options.max_running_requests = Some(4);

@@ -1,6 +1,7 @@
 //! Gemma 3 270M in Q4_K_M, through the engine.
 
 use backend_cpu::CpuBackend;
+use engine_core::backend::Compute;
 use engine_core::engine::{Engine, EngineOptions, KvMemory};
 use engine_core::model::open_model;
 use understory::source::{FetchOptions, ModelSource};
@@ -45,6 +46,7 @@ fn gemma3_greedy_tokens_equal_transformers() {
     let path = ModelSource::Gemma3.resolve(&FetchOptions::default(), &mut ()).unwrap();
     let expected: Greedy = read("gemma3/greedy.json");
     let mut options = EngineOptions::default();
+    options.compute = Compute::Exact;
     options.kv_memory = KvMemory::Tokens(8192);
     let engine = Engine::builder().options(options).load(path, &CpuBackend::new(), &mut ());
     let engine = engine.unwrap();

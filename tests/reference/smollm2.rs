@@ -1,6 +1,7 @@
 //! SmolLM2-135M-Instruct in Q4_1, through the engine.
 
 use backend_cpu::CpuBackend;
+use engine_core::backend::Compute;
 use engine_core::engine::{Engine, EngineOptions, KvMemory};
 use understory::source::{FetchOptions, ModelSource};
 
@@ -13,6 +14,8 @@ use crate::recorded::{Greedy, generate, logits_error};
 const TOLERANCE: f32 = 3e-4;
 
 fn engine(options: EngineOptions) -> Engine {
+    // The reference computes in f32.
+    let options = options.compute(Compute::Exact);
     let path = ModelSource::Default.resolve(&FetchOptions::default(), &mut ()).unwrap();
     Engine::builder().options(options).load(path, &CpuBackend::new(), &mut ()).unwrap()
 }

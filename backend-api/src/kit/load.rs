@@ -3,18 +3,18 @@
 use crate::program::{Program, Weight};
 use crate::weights::Tensor;
 use crate::{
-    Backend, BackendError, Capabilities, CompileOptions, GroupId, Limits, PageCopy, PageId,
-    StepError, Tier,
+    Backend, BackendError, Capabilities, CompileOptions, Compute, GroupId, Limits, PageCopy,
+    PageId, StepError, Tier,
 };
 
 /// Checks what `programs` and `options` ask of a backend called `backend`, apart from memory: there
-/// is a program, each page group has its capacity, page size and KV format are among the
+/// is a program, each page group has its capacity, page size, KV format and precision are among the
 /// capabilities, and no limit is zero.
 ///
 /// # Errors
 ///
-/// [`BackendError::Option`] for what makes no sense, [`BackendError::Unsupported`] for a KV format
-/// or a host tier that the backend doesn't have.
+/// [`BackendError::Option`] for what makes no sense, [`BackendError::Unsupported`] for a KV format,
+/// a precision or a host tier that the backend doesn't have.
 pub fn check_options(
     backend: &'static str,
     capabilities: &Capabilities,
@@ -29,13 +29,17 @@ pub fn check_options(
     if programs.is_empty() || programs.len() > MOST || groups > MOST {
         return invalid("programs", format!("{} with {groups} page groups", programs.len()));
     }
-    let CompileOptions { limits, host_pages, page_size, kv_format, .. } = options;
+    let CompileOptions { limits, host_pages, page_size, kv_format, compute, .. } = options;
     if !capabilities.page_sizes.contains(page_size) {
         let reason = format!("{page_size} is none of {:?}", capabilities.page_sizes);
         return invalid("page_size", reason);
     }
     if !capabilities.kv_formats.contains(kv_format) {
         return unsupported(format!("KV in {kv_format}"));
+    }
+    let needs_nothing = matches!(compute, Compute::Exact | Compute::Auto);
+    if !needs_nothing && !capabilities.computes.contains(compute) {
+        return unsupported(format!("computing in {compute}"));
     }
     if limits.pages.len() != groups {
         let reason = format!("{} for {groups} page groups", limits.pages.len());
@@ -177,6 +181,7 @@ mod tests {
         assert_eq!(option(refusal(|it| it.context_length = 0)), "context_length");
         let unsupported = |error| matches!(error, BackendError::Unsupported { .. });
         assert!(unsupported(refusal(|it| it.kv_format = KvFormat::Bf16)));
+        assert!(unsupported(refusal(|it| it.compute = Compute::Int8)));
         assert!(unsupported(refusal(|it| it.host_pages = vec![0, 0, 1])));
         let capabilities = Capabilities::new("test", 1 << 20);
         let checked = check_options("test", &capabilities, &[], &options(&[]));

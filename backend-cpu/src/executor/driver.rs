@@ -262,8 +262,8 @@ fn dead(mut batch: Box<OwnedBatch>, panic: &TaskPanicked) -> Done {
     Done::Step { batch, outcome }
 }
 
-fn copy_between(from: &[KvLayer], to: &mut [KvLayer], from_page: PageId, to_page: PageId) {
-    for (from, to) in from.iter().zip(to) {
+fn copy_between(from: &mut [KvLayer], to: &mut [KvLayer], from_page: PageId, to_page: PageId) {
+    for (from, to) in from.iter_mut().zip(to) {
         to.copy_page_from(from, from_page, to_page);
     }
 }

@@ -7,7 +7,7 @@ use backend_api::{
 
 use super::{
     compile::{Buffer, Placement, pairwise},
-    forward::{Forward, for_rows},
+    forward::Forward,
     weights::{MatrixId, StackId, VectorId},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         linear::{LinearRows, Product, multiply},
         rows::{Pairwise, PairwiseOp},
     },
-    pool::TaskPanicked,
+    pool::{TaskPanicked, for_rows},
     shared::SharedMut,
 };
 
@@ -170,7 +170,7 @@ impl Forward<'_> {
             }
         }
         let workers = &mut *self.workers;
-        multiply(&mut workers.pool, workers.simd, &products, &mut workers.expanded)
+        multiply(&mut workers.pool, workers.simd, &products, &mut workers.linear)
     }
 
     /// The biases of the active experts, one behind the other; nothing where there are none.

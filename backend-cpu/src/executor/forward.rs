@@ -1,38 +1,36 @@
 //! The forward pass: instructions over the rows of a batch.
 
 use super::{
-    compile::{AttentionInstruction, Buffer, Compiled, Instruction, LinearPart},
+    attention::AttentionStates,
+    compile::{Buffer, Compiled, Instruction, LinearPart},
     machine::StepShape,
     owned_batch::OwnedBatch,
     weights::{LoadedWeights, MatrixId, VectorId},
 };
 use crate::{
     kernels::{
-        attention::{AttentionLayer, AttentionScratch, AttentionTask},
-        blocks::{Block, F32Block},
+        attention::AttentionScratch,
         experts::Routes,
         kv::KvLayer,
-        linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
+        linear::{LinearRows, Product, multiply},
+        matrix::LinearScratch,
         rope::{Pairing, Rope, RopeAngles},
         rows::{Pairwise, PairwiseOp, Pointwise, PointwiseOp, RmsNorm},
     },
-    pool::{Pool, TaskPanicked},
+    pool::{Pool, TaskPanicked, for_rows},
     shared::SharedMut,
     simd::Simd,
 };
-
-/// Values below which an operation on rows isn't worth a parallel region.
-const SERIAL_VALUES: usize = 8 * 1024;
 
 /// Threads, and the memory that they need while they compute: the same for all programs.
 pub(crate) struct Workers {
     pub(crate) pool: Pool,
     pub(super) simd: Simd,
-    /// [`SCRATCH_BLOCKS`] for each thread.
-    pub(super) expanded: Vec<F32Block>,
+    pub(super) linear: LinearScratch,
     pub(super) routes: Routes,
     /// By thread.
-    attention: Vec<AttentionScratch>,
+    pub(super) attention: Vec<AttentionScratch>,
+    pub(super) states: AttentionStates,
 }
 
 impl Workers {
@@ -41,9 +39,10 @@ impl Workers {
         Self {
             pool,
             simd,
-            expanded: vec![F32Block::zero(); threads * SCRATCH_BLOCKS],
+            linear: LinearScratch::new(threads),
             routes: Routes::default(),
             attention: (0..threads).map(|_| AttentionScratch::default()).collect(),
+            states: AttentionStates::default(),
         }
     }
 }
@@ -67,7 +66,7 @@ pub(super) struct Forward<'a> {
     /// By rotary.
     pub(super) angles: &'a [RopeAngles],
     /// By page group of the program, and layer.
-    pub(super) kv: &'a mut [Vec<KvLayer>],
+    pub(super) kv: &'a [Vec<KvLayer>],
     pub(super) shape: &'a StepShape,
     pub(super) batch: &'a OwnedBatch,
 }
@@ -183,7 +182,7 @@ impl Forward<'_> {
             &mut self.workers.pool,
             self.workers.simd,
             &products,
-            &mut self.workers.expanded,
+            &mut self.workers.linear,
         );
         for (part, memory) in parts.iter().zip(memories) {
             self.buffers[part.out.index] = memory;
@@ -212,46 +211,6 @@ impl Forward<'_> {
             let output = unsafe { output.part(range.clone()) };
             let (input, first_token) = (&input[range], rows.start);
             simd.run(Rope { input, output, width, head_dim, pairs, pairing, angles, first_token });
-        });
-        self.put_back(out, memory);
-        result
-    }
-
-    fn attention(&mut self, attention: &AttentionInstruction) -> Result<(), TaskPanicked> {
-        let AttentionInstruction { query, new, out, group, layer, heads, .. } = *attention;
-        let mut memory = self.take(out);
-        let kv = &mut self.kv[group.index()][layer];
-        let shape = kv.shape();
-        let batch = self.batch;
-        if let Some([key, value]) = new {
-            for (row_index, row) in batch.rows.iter().enumerate() {
-                let table = batch.table(row_index, group);
-                for (token, position) in row.tokens.range().zip(row.position as usize..) {
-                    let keys = &self.buffers[key.index][token * key.width..][..key.width];
-                    let values = &self.buffers[value.index][token * value.width..][..value.width];
-                    let page = table[position / shape.page_size];
-                    kv.write(page, position % shape.page_size, keys, values);
-                }
-            }
-        }
-        let layer = AttentionLayer {
-            kv,
-            queries: &self.buffers[query.index],
-            output: SharedMut::new(&mut memory),
-            heads,
-            scale: attention.scale,
-            window: attention.window,
-            soft_cap: attention.soft_cap,
-            sinks: attention.sinks.map(|sinks| self.weights.vector(sinks)),
-        };
-        let scratch = SharedMut::new(&mut self.workers.attention);
-        let (simd, queries) = (self.workers.simd, &self.shape.queries);
-        let result = self.workers.pool.run(queries.len() * shape.kv_heads, &|thread, task| {
-            let (row, tokens) = queries[task / shape.kv_heads];
-            let (pages, kv_head) = (batch.table(row, group), task % shape.kv_heads);
-            // SAFETY: no two tasks that run at the same time have the same thread number.
-            let scratch = unsafe { &mut scratch.part(thread..thread + 1)[0] };
-            simd.run(AttentionTask { layer, pages, tokens, kv_head, scratch });
         });
         self.put_back(out, memory);
         result
@@ -370,19 +329,4 @@ impl Forward<'_> {
     pub(super) fn put_back(&mut self, buffer: Buffer, memory: Vec<f32>) {
         self.buffers[buffer.index] = memory;
     }
-}
-
-/// Calls `work` with ranges of rows that together are all of them, in parallel if that pays.
-pub(super) fn for_rows(
-    pool: &mut Pool,
-    rows: usize,
-    width: usize,
-    work: &(dyn Fn(std::ops::Range<usize>) + Sync),
-) -> Result<(), TaskPanicked> {
-    let wanted = (rows * width / (SERIAL_VALUES / 2)).clamp(1, pool.threads() * 2);
-    let rows_per_task = rows.div_ceil(wanted).max(1);
-    pool.run(rows.div_ceil(rows_per_task), &|_, task| {
-        let start = task * rows_per_task;
-        work(start..(start + rows_per_task).min(rows));
-    })
 }

@@ -2,20 +2,17 @@
 
 use std::ops::Range;
 
-use backend_api::Limits;
+use backend_api::CompileOptions;
 
 use super::{
+    attention::AttentionPlan,
     compile::{BufferRows, Compiled},
     forward::{Forward, Workers},
     owned_batch::OwnedBatch,
     weights::LoadedWeights,
 };
 use crate::{
-    kernels::{
-        attention::{QueryTokens, TOKENS_PER_TASK},
-        kv::KvLayer,
-        rope::RopeAngles,
-    },
+    kernels::{kv::KvLayer, rope::RopeAngles},
     pool::TaskPanicked,
 };
 
@@ -30,12 +27,14 @@ pub(crate) struct Machine {
     /// By rotary.
     angles: Vec<RopeAngles>,
     shape: StepShape,
+    page_size: usize,
 }
 
 impl Machine {
-    /// Memory for steps of up to `limits`. `groups` are the program's page groups among those of
+    /// Memory for steps of up to the limits of `options`. `groups` are the program's page groups among those of
     /// the executor.
-    pub(crate) fn new(compiled: Compiled, groups: Range<usize>, limits: &Limits) -> Self {
+    pub(crate) fn new(compiled: Compiled, groups: Range<usize>, options: &CompileOptions) -> Self {
+        let limits = &options.limits;
         let room = |(rows, width): &(BufferRows, usize)| match rows {
             BufferRows::Tokens => vec![0.0; limits.tokens as usize * width],
             BufferRows::Outputs | BufferRows::Logits => vec![0.0; limits.outputs as usize * width],
@@ -44,6 +43,7 @@ impl Machine {
             buffers: compiled.buffers.iter().map(room).collect(),
             angles: compiled.rotaries.iter().map(|_| RopeAngles::default()).collect(),
             shape: StepShape::default(),
+            page_size: options.page_size as usize,
             compiled,
             groups,
         }
@@ -64,15 +64,17 @@ impl Machine {
         &mut self,
         workers: &mut Workers,
         weights: &LoadedWeights,
-        kv: &mut [Vec<KvLayer>],
+        kv: &[Vec<KvLayer>],
         batch: &OwnedBatch,
     ) -> Result<(), TaskPanicked> {
-        let Self { compiled, groups, buffers, angles, shape } = self;
+        let Self { compiled, groups, buffers, angles, shape, .. } = self;
         shape.fill(batch);
+        let threads = workers.pool.threads();
+        shape.attention.fill(batch, self.page_size, threads);
         for (angles, (frequencies, factor)) in angles.iter_mut().zip(&compiled.rotaries) {
             angles.compute(&shape.positions, frequencies, *factor);
         }
-        let kv = &mut kv[groups.clone()];
+        let kv = &kv[groups.clone()];
         let mut forward = Forward { compiled, weights, workers, buffers, angles, kv, shape, batch };
         compiled.instructions.iter().try_for_each(|instruction| forward.execute(instruction))
     }
@@ -105,29 +107,16 @@ pub(super) struct StepShape {
     pub(super) positions: Vec<u32>,
     outputs: usize,
     logits: usize,
-    /// Attention's tasks, for one KV head: row and tokens.
-    pub(super) queries: Vec<(usize, QueryTokens)>,
+    pub(super) attention: AttentionPlan,
 }
 
 impl StepShape {
     pub(super) fn fill(&mut self, batch: &OwnedBatch) {
         self.positions.clear();
-        self.queries.clear();
         self.outputs = batch.output_tokens.len();
         self.logits = batch.logit_rows;
-        for (index, row) in batch.rows.iter().enumerate() {
+        for row in &batch.rows {
             self.positions.extend(row.position..row.kv_len());
-            let (count, position) = (row.tokens.len as usize, row.position as usize);
-            for start in (0..count).step_by(TOKENS_PER_TASK) {
-                self.queries.push((
-                    index,
-                    QueryTokens {
-                        first_token: row.tokens.start as usize + start,
-                        count: TOKENS_PER_TASK.min(count - start),
-                        position: position + start,
-                    },
-                ));
-            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! that the next step, which may be waiting already, can go on with it before anybody has read
 //! it.
 
+mod attention;
 mod compile;
 mod driver;
 mod experts;

@@ -4,7 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use backend_api::{
     Batch, BatchBounds, Draft, GroupId, InputToken, OutputRequest, PageId, ProgramId, Row,
-    RowFailure, SlotEvent, SlotId, SlotSampling, Span, StepError, StepResult, Token, Want,
+    RowFailure, SharedPrefix, SlotEvent, SlotId, SlotSampling, Span, StepError, StepResult, Token,
+    Want,
 };
 
 use super::sampling::{NextToken, ResidentSlot};
@@ -28,6 +29,7 @@ pub(crate) struct OwnedBatch {
     pub(crate) rows: Vec<Row>,
     pub(crate) outputs: Vec<OutputRequest>,
     pub(crate) targets: Vec<Token>,
+    pub(crate) shared: Vec<SharedPrefix>,
     pub(crate) changes: Vec<SlotChange>,
     /// By token: what `tokens` stand for, known when the step runs.
     pub(crate) resolved: Vec<Token>,
@@ -82,6 +84,7 @@ impl OwnedBatch {
         copy(&mut self.rows, batch.rows);
         copy(&mut self.outputs, batch.outputs);
         copy(&mut self.targets, batch.targets);
+        copy(&mut self.shared, batch.shared);
         self.resolved.clear();
         self.place_outputs();
         self.groups = groups.get(batch.program.index()).copied().unwrap_or(0);

@@ -3,14 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 
 use backend_api::{
-    BackendError,
+    BackendError, Compute,
     kit::check_weight_shape,
     program::{Op, Program, Weight, WeightId},
     weights::{Shape, Tensor, Weights, WeightsError},
 };
 
 use super::BACKEND;
-use crate::kernels::panels::PackedMatrix;
+use crate::kernels::matrix::Matrix;
 
 /// Index of a matrix in [`LoadedWeights`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +27,9 @@ pub(crate) struct StackId(usize);
 /// The weights of all programs of an executor. One that several programs name is there once.
 #[derive(Debug, Default)]
 pub(crate) struct LoadedWeights {
-    matrices: Vec<PackedMatrix>,
+    matrices: Vec<Matrix>,
     vectors: Vec<Vec<f32>>,
-    stacks: Vec<Vec<PackedMatrix>>,
+    stacks: Vec<Vec<Matrix>>,
     by_name: HashMap<String, WeightPlace>,
 }
 
@@ -41,7 +41,9 @@ enum WeightPlace {
 }
 
 impl LoadedWeights {
-    /// Reads the weights of a program. A norm without a weight gets one of ones.
+    /// Reads the weights of a program, matrices for a precision; those of `fast` are what
+    /// [`Compute::Auto`] chooses from. A norm without a weight gets one of
+    /// ones.
     ///
     /// # Errors
     /// A weight that is missing or has another shape.
@@ -49,14 +51,20 @@ impl LoadedWeights {
         &mut self,
         program: &'a Program,
         weights: &dyn Weights,
+        (compute, fast): (Compute, &[Compute]),
     ) -> Result<WeightPlaces<'a>, BackendError> {
         let mut places = Vec::with_capacity(program.weights().len());
-        for weight in program.weights() {
+        let exact = kept_exact(program);
+        for (index, weight) in program.weights().iter().enumerate() {
             let tensor = weights.tensor(&weight.name)?;
             check_weight_shape(weight, &tensor)?;
+            let compute = match exact.contains(&index) {
+                true => Compute::Exact,
+                false => compute.of(tensor.format(), fast),
+            };
             let place = match self.by_name.get(&weight.name) {
                 Some(known) => *known,
-                None => self.add(&weight.name, &tensor)?,
+                None => self.add(&weight.name, &tensor, compute)?,
             };
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);
@@ -69,19 +77,24 @@ impl LoadedWeights {
         Ok(WeightPlaces { program, places, ones })
     }
 
-    fn add(&mut self, name: &str, tensor: &Tensor<'_>) -> Result<WeightPlace, BackendError> {
+    fn add(
+        &mut self,
+        name: &str,
+        tensor: &Tensor<'_>,
+        compute: Compute,
+    ) -> Result<WeightPlace, BackendError> {
+        let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
         Ok(match tensor.shape() {
             Shape::Vector(_) => {
                 self.vectors.push(tensor.to_f32());
                 WeightPlace::Vector(VectorId(self.vectors.len() - 1))
             }
             Shape::Matrix { .. } => {
-                self.matrices.push(PackedMatrix::pack(tensor));
+                self.matrices.push(Matrix::pack(tensor, compute).map_err(inconsistent)?);
                 WeightPlace::Matrix(MatrixId(self.matrices.len() - 1))
             }
             Shape::Stack { count, .. } => {
-                let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
-                let pack = |index| tensor.matrix(index).map(|matrix| PackedMatrix::pack(&matrix));
+                let pack = |index| Matrix::pack(&tensor.matrix(index)?, compute);
                 let stack: Result<_, _> = (0..count).map(pack).collect();
                 self.stacks.push(stack.map_err(inconsistent)?);
                 WeightPlace::Stack(StackId(self.stacks.len() - 1))
@@ -89,7 +102,7 @@ impl LoadedWeights {
         })
     }
 
-    pub(crate) fn matrix(&self, id: MatrixId) -> &PackedMatrix {
+    pub(crate) fn matrix(&self, id: MatrixId) -> &Matrix {
         &self.matrices[id.0]
     }
 
@@ -98,7 +111,7 @@ impl LoadedWeights {
     }
 
     /// One matrix for each expert.
-    pub(crate) fn stack(&self, id: StackId) -> &[PackedMatrix] {
+    pub(crate) fn stack(&self, id: StackId) -> &[Matrix] {
         &self.stacks[id.0]
     }
 
@@ -111,21 +124,49 @@ impl LoadedWeights {
     }
 }
 
-/// Bytes that the weights of a program take once they are loaded.
+/// Matrices, by index, that are exact in any precision: routers, since a small change may choose
+/// another expert, and the biases of experts, which multiply nothing.
+fn kept_exact(program: &Program) -> Vec<usize> {
+    let mixtures = program.ops().iter().filter_map(|op| match op {
+        Op::MixtureOfExperts(mixture) => Some(mixture),
+        _ => None,
+    });
+    let mut exact = Vec::new();
+    for mixture in mixtures {
+        let layers = [mixture.gate, mixture.up, mixture.down];
+        exact.extend(layers.iter().filter_map(|layer| layer.bias).map(WeightId::index));
+        exact.extend(program.ops().iter().filter_map(|op| match op {
+            Op::Linear { weight, out, .. } if *out == mixture.scores => Some(weight.index()),
+            _ => None,
+        }));
+    }
+    exact
+}
+
+/// Bytes that the weights of a program take once they are loaded for a precision.
 ///
 /// # Errors
 /// A weight that is missing or can't be read.
-pub(crate) fn loaded_bytes(program: &Program, weights: &dyn Weights) -> Result<u64, BackendError> {
+pub(crate) fn loaded_bytes(
+    program: &Program,
+    weights: &dyn Weights,
+    (compute, fast): (Compute, &[Compute]),
+) -> Result<u64, BackendError> {
+    let exact = kept_exact(program);
     let mut bytes: usize =
         runs_of_ones(program).iter().map(|run| *run as usize * size_of::<f32>()).sum();
-    for weight in program.weights() {
+    for (index, weight) in program.weights().iter().enumerate() {
         let tensor = weights.tensor(&weight.name)?;
         let format = tensor.format();
+        let compute = match exact.contains(&index) {
+            true => Compute::Exact,
+            false => compute.of(format, fast),
+        };
         bytes += match tensor.shape() {
             Shape::Vector(len) => len * size_of::<f32>(),
-            Shape::Matrix { rows, cols } => PackedMatrix::bytes_of(format, rows, cols),
+            Shape::Matrix { rows, cols } => Matrix::bytes_of(format, (rows, cols), compute),
             Shape::Stack { count, rows, cols } => {
-                count * PackedMatrix::bytes_of(format, rows, cols)
+                count * Matrix::bytes_of(format, (rows, cols), compute)
             }
         };
     }

@@ -36,7 +36,7 @@ macro_rules! both {
 
 /// Lanes 0 to 7 and 8 to 15.
 #[derive(Clone, Copy)]
-pub(crate) struct Lanes(__m256, __m256);
+pub(crate) struct Lanes(pub(super) __m256, pub(super) __m256);
 
 impl Isa for Avx2 {
     type F32 = Lanes;

@@ -13,12 +13,24 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod delegate;
+pub(crate) mod dot;
+#[cfg(target_arch = "x86_64")]
+mod dot_avx2;
+#[cfg(target_arch = "x86_64")]
+mod dot_avx512;
 mod portable;
+pub(crate) mod tiles;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use dot_avx2::AvxVnni;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use dot_avx512::Avx512Dot;
 pub(crate) use portable::Portable;
 
 /// Lanes of a vector, and columns of a weight panel.

@@ -1,4 +1,5 @@
-//! `y = x W + b`: activations in f32, weights as the file has them.
+//! `y = x W + b`: activations in f32, weights as the file has them. Products of reduced precision
+//! are in `int8` and `bf16`; [`multiply`] runs all of them.
 //!
 //! **Layout.** Lanes are output columns: weights come in panels of sixteen columns (see
 //! `blocks`), and an activation is broadcast. Each output is *one* chain of fused multiply-adds
@@ -27,6 +28,7 @@ use std::ops::Range;
 
 use super::{
     blocks::{Block, F32Block},
+    matrix::{LinearScratch, Matrix, multiply_bytes, multiply_pairs},
     panels::{PackedMatrix, PanelBlocks, Panels, with_direct_panels, with_panels},
 };
 use crate::{
@@ -60,12 +62,21 @@ pub(crate) struct LinearRows<'a> {
 /// A weight matrix, and the rows that it is multiplied with.
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
-    pub(crate) matrix: &'a PackedMatrix,
+    pub(crate) matrix: &'a Matrix,
     pub(crate) rows: LinearRows<'a>,
 }
 
-/// Computes some products in one parallel region. `scratch` is [`SCRATCH_BLOCKS`] blocks for each
-/// thread of the pool.
+/// A product with what its tasks need.
+struct Prepared<'a> {
+    tasks: Range<usize>,
+    panels_each: usize,
+    product: Product<'a>,
+    /// Which of the converted inputs is its own.
+    input: usize,
+}
+
+/// Computes some products in one parallel region. Inputs of reduced precision are converted
+/// before, once for all products that share them.
 ///
 /// # Errors
 /// If a kernel panicked.
@@ -73,31 +84,76 @@ pub(crate) fn multiply(
     pool: &mut Pool,
     simd: Simd,
     products: &[Product<'_>],
-    scratch: &mut [F32Block],
+    scratch: &mut LinearScratch,
 ) -> Result<(), TaskPanicked> {
     let threads = pool.threads();
     let mut tasks = 0;
-    let prepared: Vec<(Range<usize>, usize, Product<'_>)> = products
-        .iter()
-        .filter(|product| product.rows.rows > 0)
-        .map(|product| {
-            let panels_each = panels_per_task(product, threads);
-            let first = tasks;
-            tasks += product.matrix.panel_count().div_ceil(panels_each);
-            (first..tasks, panels_each, *product)
-        })
-        .collect();
-    let scratch = SharedMut::new(scratch);
+    let mut prepared: Vec<Prepared<'_>> = Vec::with_capacity(products.len());
+    for product in products.iter().filter(|product| product.rows.rows > 0) {
+        let panels_each = panels_per_task(product, threads);
+        let first = tasks;
+        tasks += product.matrix.panel_count().div_ceil(panels_each);
+        let input = convert(pool, simd, product, &prepared, scratch)?;
+        prepared.push(Prepared { tasks: first..tasks, panels_each, product: *product, input });
+    }
+    let LinearScratch { expanded, tiled, bytes, pairs } = scratch;
+    let (expanded, tiled) = (SharedMut::new(expanded), SharedMut::new(tiled));
     pool.run(tasks, &|thread, task| {
-        let product = prepared.iter().find(|(tasks, ..)| tasks.contains(&task));
-        let Some((tasks, panels_each, Product { matrix, rows })) = product else { return };
+        let prepared = prepared.iter().find(|prepared| prepared.tasks.contains(&task));
+        let Some(Prepared { tasks, panels_each, product, input }) = prepared else { return };
+        let Product { matrix, rows } = *product;
         let first = (task - tasks.start) * panels_each;
         let panels = first..(first + panels_each).min(matrix.panel_count());
-        let mine = thread * SCRATCH_BLOCKS..(thread + 1) * SCRATCH_BLOCKS;
-        // SAFETY: no two tasks that run at the same time have the same thread number.
-        let scratch = unsafe { scratch.part(mine) };
-        LinearTask { matrix, rows: *rows, panels, scratch }.run(simd);
+        match matrix {
+            Matrix::Exact(matrix) => {
+                let mine = thread * SCRATCH_BLOCKS..(thread + 1) * SCRATCH_BLOCKS;
+                // SAFETY: no two tasks that run at the same time have the same thread number.
+                let scratch = unsafe { expanded.part(mine) };
+                LinearTask { matrix, rows, panels, scratch }.run(simd);
+            }
+            Matrix::Bytes(matrix) => {
+                // SAFETY: as above.
+                let scratch = unsafe { &mut tiled.part(thread..thread + 1)[0] };
+                multiply_bytes(simd, matrix, panels, &bytes[*input], rows, scratch);
+            }
+            Matrix::Pairs(matrix) => multiply_pairs(simd, matrix, panels, &pairs[*input], rows),
+        }
     })
+}
+
+/// Converts a product's input to the precision of its matrix, unless a product before it has the
+/// same one. Returns where it is.
+fn convert(
+    pool: &mut Pool,
+    simd: Simd,
+    product: &Product<'_>,
+    before: &[Prepared<'_>],
+    scratch: &mut LinearScratch,
+) -> Result<usize, TaskPanicked> {
+    let Product { matrix, rows } = product;
+    let is_same = |other: &Product<'_>| {
+        std::mem::discriminant(other.matrix) == std::mem::discriminant(*matrix)
+    };
+    let mut next = 0;
+    for other in before.iter().filter(|other| is_same(&other.product)) {
+        if std::ptr::eq(other.product.rows.input, rows.input) {
+            return Ok(other.input);
+        }
+        next = next.max(other.input + 1);
+    }
+    let shape = (rows.rows, matrix.depth());
+    match matrix {
+        Matrix::Exact(_) => {}
+        Matrix::Bytes(_) => {
+            scratch.bytes.resize_with(scratch.bytes.len().max(next + 1), Default::default);
+            scratch.bytes[next].fill(pool, simd, rows.input, shape)?;
+        }
+        Matrix::Pairs(_) => {
+            scratch.pairs.resize_with(scratch.pairs.len().max(next + 1), Default::default);
+            scratch.pairs[next].fill(pool, simd, rows.input, shape)?;
+        }
+    }
+    Ok(next)
 }
 
 /// Panels that a task computes: as many as tiles walk together, or fewer where that leaves
@@ -445,7 +501,7 @@ fn tile<S: Isa, B: Block, const R: usize, const P: usize>(
 
 /// Where a panel's columns are in an output row.
 #[derive(Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     start: usize,
     end: usize,
     columns: usize,
@@ -453,7 +509,7 @@ struct Place {
 
 impl Place {
     #[inline(always)]
-    fn new(panel: usize, columns: usize) -> Self {
+    pub(super) fn new(panel: usize, columns: usize) -> Self {
         let start = panel * LANES;
         Self { start, end: (start + LANES).min(columns), columns }
     }
@@ -468,7 +524,7 @@ impl Place {
 
     /// Adds the bias and stores.
     #[inline(always)]
-    fn finish<S: Isa>(self, isa: S, row: usize, sum: S::F32, rows: LinearRows<'_>) {
+    pub(super) fn finish<S: Isa>(self, isa: S, row: usize, sum: S::F32, rows: LinearRows<'_>) {
         let sum = match rows.bias {
             Some(bias) => isa.add(sum, isa.load_partial(&bias[self.start..self.end], 0.0)),
             None => sum,

@@ -1,12 +1,14 @@
 //! Products against a reference in f64, and against themselves in other batches.
 
-use backend_api::weights::{Format, Shape, Tensor};
+use backend_api::{
+    Compute,
+    weights::{Format, Shape, Tensor},
+};
 use proptest::prelude::*;
 
 use super::{
-    blocks::{Block, F32Block},
-    linear::{LinearRows, Product, SCRATCH_BLOCKS, multiply},
-    panels::PackedMatrix,
+    linear::{LinearRows, Product, multiply},
+    matrix::{LinearScratch, Matrix},
 };
 use crate::{pool::Pool, shared::SharedMut, simd::Simd};
 
@@ -22,15 +24,10 @@ pub(super) fn noise(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn matrix(
-    format: Format,
-    columns: usize,
-    depth: usize,
-    seed: u64,
-) -> (Tensor<'static>, PackedMatrix) {
+fn matrix(format: Format, columns: usize, depth: usize, seed: u64) -> (Tensor<'static>, Matrix) {
     let values = noise(seed, columns * depth);
     let tensor = Tensor::from_f32(format, Shape::matrix(columns, depth), &values).unwrap();
-    let packed = PackedMatrix::pack(&tensor);
+    let packed = Matrix::pack(&tensor, Compute::Exact).unwrap();
     (tensor, packed)
 }
 
@@ -39,16 +36,16 @@ fn whole_blocks(format: Format, depth: usize) -> usize {
     depth.next_multiple_of(format.block_elements())
 }
 
-fn product(
+pub(super) fn product(
     simd: Simd,
-    matrix: &PackedMatrix,
+    matrix: &Matrix,
     input: &[f32],
     bias: Option<&[f32]>,
     threads: usize,
 ) -> Vec<f32> {
     let rows = input.len() / matrix.depth();
     let mut output = vec![f32::NAN; rows * matrix.columns()];
-    let mut scratch = vec![F32Block::zero(); threads * SCRATCH_BLOCKS];
+    let mut scratch = LinearScratch::new(threads);
     let mut pool = Pool::new("test", threads).unwrap();
     let rows = LinearRows { input, rows, output: SharedMut::new(&mut output), bias };
     multiply(&mut pool, simd, &[Product { matrix, rows }], &mut scratch).unwrap();
@@ -56,7 +53,11 @@ fn product(
 }
 
 /// The product in f64, and for each output the sum of the magnitudes of its terms.
-fn reference(tensor: &Tensor<'_>, input: &[f32], bias: Option<&[f32]>) -> Vec<(f64, f64)> {
+pub(super) fn reference(
+    tensor: &Tensor<'_>,
+    input: &[f32],
+    bias: Option<&[f32]>,
+) -> Vec<(f64, f64)> {
     let (columns, depth) = (tensor.shape().rows(), tensor.shape().cols());
     let weights = tensor.to_f32();
     let mut out = Vec::new();

@@ -124,14 +124,9 @@ impl PackedMatrix {
         false
     }
 
-    /// Panels of sixteen outputs.
-    pub(crate) fn panel_count(&self) -> usize {
-        self.columns().div_ceil(LANES)
-    }
-
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        with_panels!(self, panels => size_of_val(panels.blocks.as_slice()))
+        with_panels!(self, panels => panels.bytes())
     }
 
     /// Writes the weights of output `column` to `out`, `depth` values: an embedding look-up.
@@ -166,8 +161,16 @@ pub(crate) struct Panels<B> {
     columns: usize,
 }
 
+impl<B> std::fmt::Debug for Panels<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { depth, columns, .. } = self;
+        f.debug_struct("Panels").field("depth", depth).field("columns", columns).finish()
+    }
+}
+
 impl<B: Block> Panels<B> {
-    fn pack(tensor: &Tensor<'_>) -> Self {
+    /// Regroups a tensor of the block's format, each of whose rows is an output.
+    pub(crate) fn pack(tensor: &Tensor<'_>) -> Self {
         let (columns, depth) = (tensor.shape().rows(), tensor.shape().cols());
         let blocks = columns.div_ceil(LANES) * depth.div_ceil(B::DEPTH);
         let mut this = Self { blocks: vec![B::zero(); blocks], depth, columns };
@@ -182,7 +185,8 @@ impl<B: Block> Panels<B> {
         this
     }
 
-    fn bytes_of(columns: usize, depth: usize) -> usize {
+    /// Bytes in memory of a matrix of `columns` outputs and `depth` inputs, once it is packed.
+    pub(crate) fn bytes_of(columns: usize, depth: usize) -> usize {
         columns.div_ceil(LANES) * depth.div_ceil(B::DEPTH) * size_of::<B>()
     }
 
@@ -194,6 +198,11 @@ impl<B: Block> Panels<B> {
     /// Outputs.
     pub(crate) fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.blocks.as_slice())
     }
 
     /// The blocks of a panel.
@@ -211,7 +220,8 @@ impl<B: Block> Panels<B> {
         (first * self.depth.div_ceil(B::DEPTH) + panel % INTERLEAVED, together)
     }
 
-    fn column(&self, column: usize, out: &mut [f32]) {
+    /// Writes the weights of output `column` to `out`, `depth` values.
+    pub(crate) fn column(&self, column: usize, out: &mut [f32]) {
         let (panel, lane) = (self.panel(column / LANES), column % LANES);
         for (index, out) in out.chunks_mut(B::DEPTH).enumerate() {
             let block = panel.get(index);
@@ -250,6 +260,12 @@ impl<'a, B: Block> PanelBlocks<'a, B> {
     #[inline(always)]
     pub(crate) fn get(&self, index: usize) -> &'a B {
         &self.blocks[index * self.stride]
+    }
+
+    /// All blocks from the first on, and how far it is from one to the next.
+    #[inline(always)]
+    pub(crate) fn as_slice(&self) -> (&'a [B], usize) {
+        (self.blocks, self.stride)
     }
 
     /// The block to fetch from memory while block number `index` is used: one of this panel, or

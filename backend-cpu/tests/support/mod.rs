@@ -11,9 +11,9 @@ use backend_cpu::{CpuBackend, CpuOptions, InstructionSet};
 use engine_core::{
     PageId, Token,
     backend::{
-        Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, Limits,
-        OutputRequest, Pooling, ProgramId, Row, Sampled, SlotEvent, SlotId, SlotSampling, Slots,
-        Span, StepError, StepResult, Ticket, Want,
+        Backend, Batch, CompileOptions, Compute, Deadline, Draft, Executor, GroupId, InputToken,
+        Limits, OutputRequest, Pooling, ProgramId, Row, Sampled, SharedPrefix, SlotEvent, SlotId,
+        SlotSampling, Slots, Span, StepError, StepResult, Ticket, Want,
     },
     model::Program,
     weights::Weights,
@@ -29,11 +29,12 @@ pub(crate) struct Setup {
     pub(crate) set: Option<InstructionSet>,
     pub(crate) page_size: u32,
     pub(crate) chunk: usize,
+    pub(crate) compute: Compute,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { threads: 2, set: None, page_size: 16, chunk: usize::MAX }
+        Self { threads: 2, set: None, page_size: 16, chunk: usize::MAX, compute: Compute::Exact }
     }
 }
 
@@ -123,6 +124,8 @@ pub(crate) struct Harness {
     /// The program that steps run.
     pub(crate) program: ProgramId,
     pub(crate) events: Vec<SlotEvent>,
+    /// Hints for the steps to come.
+    pub(crate) shared: Vec<SharedPrefix>,
     step: u64,
 }
 
@@ -167,6 +170,7 @@ impl Harness {
             positions: HashMap::new(),
             growing: Vec::new(),
             events: Vec::new(),
+            shared: Vec::new(),
             step: 0,
         }
     }
@@ -280,6 +284,7 @@ impl Harness {
         let mut batch = Batch::new(self.step, &tokens, &rows, 0, &outputs, &events, &self.slots);
         batch.program = self.program;
         batch.targets = &targets;
+        batch.shared = &self.shared;
         self.executor.launch(&batch)
     }
 
@@ -306,7 +311,9 @@ pub(crate) fn compile_options(programs: &[Program], setup: Setup) -> CompileOpti
         slots: SLOTS,
         pages: vec![SLOTS * CONTEXT / setup.page_size; groups],
     };
-    CompileOptions::new(limits, setup.page_size, CONTEXT)
+    let mut options = CompileOptions::new(limits, setup.page_size, CONTEXT);
+    options.compute = setup.compute;
+    options
 }
 
 /// Greedy tokens of `prompts`, run together, launched one step ahead of what is read.

@@ -36,24 +36,38 @@ impl ModelFacts {
         source: Option<String>,
         context_length: usize,
     ) -> Self {
-        let mut bytes: Vec<(Format, u64)> = Vec::new();
-        // A weight that is missing or malformed counts nothing: compiling reports it, with what it
-        // was needed for.
-        for tensor in program.weights().iter().filter_map(|w| weights.tensor(&w.name).ok()) {
-            let (format, len) = (tensor.format(), tensor.data().len() as u64);
-            match bytes.iter_mut().find(|(known, _)| *known == format) {
-                Some((_, sum)) => *sum += len,
-                None => bytes.push((format, len)),
-            }
-        }
+        let bytes = bytes_by_format(program, weights);
         Self {
             source,
             path: model.map(|model| model.path.clone()),
             architecture: model.map(|model| model.config.architecture.to_string()),
             context_length,
             vocab_size: program.vocab_size(),
-            format: bytes.iter().max_by_key(|(_, sum)| *sum).map(|(format, _)| *format),
+            format: most(&bytes),
             weight_bytes: bytes.iter().map(|(_, sum)| sum).sum(),
         }
     }
+}
+
+/// The format that most of a program's weights' bytes are in; `None` without weights.
+pub(super) fn main_format(program: &Program, weights: &dyn Weights) -> Option<Format> {
+    most(&bytes_by_format(program, weights))
+}
+
+fn most(bytes: &[(Format, u64)]) -> Option<Format> {
+    bytes.iter().max_by_key(|(_, sum)| *sum).map(|(format, _)| *format)
+}
+
+fn bytes_by_format(program: &Program, weights: &dyn Weights) -> Vec<(Format, u64)> {
+    let mut bytes: Vec<(Format, u64)> = Vec::new();
+    // A weight that is missing or malformed counts nothing: compiling reports it, with what it was
+    // needed for.
+    for tensor in program.weights().iter().filter_map(|w| weights.tensor(&w.name).ok()) {
+        let (format, len) = (tensor.format(), tensor.data().len() as u64);
+        match bytes.iter_mut().find(|(known, _)| *known == format) {
+            Some((_, sum)) => *sum += len,
+            None => bytes.push((format, len)),
+        }
+    }
+    bytes
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::facts::main_format;
 use super::limits::EngineLimits;
 use super::options::EngineOptions;
 use crate::backend::{Backend, CompileOptions, Footprint, GroupId};
@@ -28,8 +29,10 @@ impl Plan {
         model_context: usize,
         backend: &dyn Backend,
     ) -> Result<Self, EngineError> {
-        let weights = backend.weight_bytes(program, weights)?;
-        let limits = EngineLimits::derive(options, program, model_context, weights, backend)?;
+        let format = main_format(program, weights);
+        let weights = backend.weight_bytes(program, weights, options.compute)?;
+        let stored = (weights, format);
+        let limits = EngineLimits::derive(options, program, model_context, stored, backend)?;
         let config = limits.scheduler_config(options);
         let compile = limits.compile_options(options, &backend.capabilities(), &config)?;
         Ok(Self { limits, config, compile, weights })

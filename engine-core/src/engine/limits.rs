@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::kv_sizes::{KvPages, KvSizes};
 use super::options::{EngineOptions, KvMemory};
-use crate::backend::{Backend, Capabilities, CompileOptions, KvFormat, Limits};
+use crate::backend::weights::Format;
+use crate::backend::{Backend, Capabilities, CompileOptions, Compute, KvFormat, Limits};
 use crate::error::EngineError;
 use crate::kv::GroupKind;
 use crate::model::Program;
@@ -29,6 +30,8 @@ pub struct EngineLimits {
     pub windowed_pages: u32,
     /// Bytes that all of them take.
     pub kv_bytes: u64,
+    /// How KV is stored.
+    pub kv_format: KvFormat,
     /// Pages of KV on the host; 0 without a host tier.
     pub host_pages: u32,
     /// Bytes that those take.
@@ -107,17 +110,17 @@ impl fmt::Display for LimitWarning {
 }
 
 impl EngineLimits {
-    /// Works them out.
+    /// Works them out. Weights take so many bytes on the device, most of them in a format.
     pub(super) fn derive(
         options: &EngineOptions,
         program: &Program,
         model_context: usize,
-        weight_bytes: u64,
+        (weight_bytes, format): (u64, Option<Format>),
         backend: &dyn Backend,
     ) -> Result<Self, EngineError> {
         let capabilities = &backend.capabilities();
         let page_size = page_size(options, capabilities)?;
-        let kv_format = kv_format(capabilities)?;
+        let kv_format = kv_format(options, format, capabilities)?;
         positive("max_queued_requests", Some(options.max_queued_requests))?;
         let wanted_context = positive("context_length", options.context_length)?;
         let full_context = wanted_context.unwrap_or(model_context);
@@ -184,6 +187,7 @@ impl EngineLimits {
             pages,
             windowed_pages,
             kv_bytes,
+            kv_format,
             host_pages,
             host_kv_bytes: u64::from(host_pages) * sizes.full_bytes,
             context_length,
@@ -239,7 +243,8 @@ impl EngineLimits {
         let context_length = as_u32("context_length", self.context_length)?;
         let page_size = as_u32("page_size", self.page_size)?;
         let mut compile = CompileOptions::new(limits, page_size, context_length);
-        compile.kv_format = kv_format(capabilities)?;
+        compile.kv_format = self.kv_format;
+        compile.compute = options.compute;
         compile.deterministic = options.deterministic;
         compile.hidden = options.embeddings || !capabilities.prepares_hidden;
         compile.longest_draft = options.speculation.map_or(0, |s| s.max_draft.into());
@@ -320,7 +325,20 @@ fn part(option: &'static str, fraction: f64, of: u64) -> Result<u64, EngineError
     Err(EngineError::Option { option, reason })
 }
 
-fn kv_format(capabilities: &Capabilities) -> Result<KvFormat, EngineError> {
+fn kv_format(
+    options: &EngineOptions,
+    weights: Option<Format>,
+    capabilities: &Capabilities,
+) -> Result<KvFormat, EngineError> {
+    if let Some(format) = options.kv_format {
+        // Compiling says so if the backend doesn't have it.
+        return Ok(format);
+    }
+    let compute = weights.map(|format| options.compute.of(format, &capabilities.fast_computes));
+    let is_exact = compute.is_none_or(|compute| compute == Compute::Exact);
+    if !is_exact && capabilities.kv_formats.contains(&KvFormat::Bf16) {
+        return Ok(KvFormat::Bf16);
+    }
     capabilities.kv_formats.first().copied().ok_or_else(|| EngineError::Option {
         option: "kv_format",
         reason: "the backend takes none".to_owned(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use radix_cache::{Policy, WritePolicy};
 
+use crate::backend::{Compute, KvFormat};
 use crate::schedule::{QueuePolicy, Speculation};
 
 /// How an engine is set up. What is `None` is derived from model and machine when the engine is
@@ -28,6 +29,13 @@ pub struct EngineOptions {
     /// Most prompt tokens computed in a step; longer prompts take several steps, between which
     /// running requests get their tokens. Default 512.
     pub chunked_prefill_size: Option<usize>,
+    /// In what precision products with weights are computed. Default
+    /// [`Compute::Auto`]: what suits the format of each weight, where that is faster. Answers of
+    /// [`Compute::Exact`] are those of other implementations in f32, up to rounding.
+    pub compute: Compute,
+    /// How KV is stored. Default: bf16 where most products are computed in less than f32 and the
+    /// backend has bf16, otherwise what the backend prefers.
+    pub kv_format: Option<KvFormat>,
     /// Memory for KV. Default half of what the weights leave.
     pub kv_memory: KvMemory,
     /// Longest sequence in tokens, prompt and answer together. Default: what the model was made
@@ -105,6 +113,8 @@ backend_api::setters!(EngineOptions {
     page_size: impl Into<Option<usize>>,
     max_running_requests: impl Into<Option<u32>>,
     chunked_prefill_size: impl Into<Option<usize>>,
+    compute: Compute,
+    kv_format: impl Into<Option<KvFormat>>,
     kv_memory: KvMemory,
     context_length: impl Into<Option<usize>>,
     cache: bool,
@@ -129,6 +139,8 @@ impl Default for EngineOptions {
             page_size: None,
             max_running_requests: None,
             chunked_prefill_size: None,
+            compute: Compute::Auto,
+            kv_format: None,
             kv_memory: KvMemory::Fraction(0.5),
             context_length: None,
             cache: true,

@@ -8,9 +8,10 @@ use super::arrival::PromptWant;
 use super::flights::{LaunchedRow, RowKind};
 use super::report::Deferred;
 use super::sequence::{Sequence, SequenceKey};
+use super::sharing::shared_prefixes;
 use crate::backend::{
-    Batch, Draft, InputToken, OutputRequest, PoolKind, Pooling, Row, SlotEvent, SlotId, Slots,
-    Span, Want,
+    Batch, Draft, InputToken, OutputRequest, PoolKind, Pooling, Row, SharedPrefix, SlotEvent,
+    SlotId, Slots, Span, Want,
 };
 
 /// Owns the flat arrays of one step.
@@ -25,6 +26,7 @@ pub(super) struct Assembly {
     deferred: Vec<Deferred>,
     events: Vec<SlotEvent>,
     launched: Vec<LaunchedRow>,
+    shared: Vec<SharedPrefix>,
 }
 
 impl Assembly {
@@ -39,6 +41,7 @@ impl Assembly {
         self.outputs.clear();
         self.targets.clear();
         self.deferred.clear();
+        self.shared.clear();
         self.decode_rows = 0;
         self.launched = launched;
     }
@@ -142,6 +145,12 @@ impl Assembly {
         std::mem::take(&mut self.launched)
     }
 
+    /// Looks which decode rows begin with the same pages.
+    pub(super) fn find_shared(&mut self, slots: &Slots, page_size: usize) {
+        let decoding = &self.rows[..self.decode_rows as usize];
+        shared_prefixes(decoding, slots, page_size, &mut self.shared);
+    }
+
     /// The batch was launched as a step of this number.
     pub(super) fn number(&mut self, step: u64) {
         self.step = step;
@@ -155,6 +164,7 @@ impl Assembly {
         let Self { step, tokens, rows, decode_rows, outputs, events, .. } = self;
         let mut batch = Batch::new(*step, tokens, rows, *decode_rows, outputs, events, slots);
         batch.targets = &self.targets;
+        batch.shared = &self.shared;
         batch
     }
 

@@ -67,6 +67,7 @@ mod rows;
 mod scheduler;
 mod sequence;
 mod sequences;
+mod sharing;
 mod state;
 mod transfers;
 

@@ -117,6 +117,10 @@ impl Planner {
                 transfers.demote_ahead(state.pages.pool_mut())?;
             }
             state.pages.swap_events(self.assembly.events_mut());
+            // Rows of windowed groups have different pages left of a common prefix.
+            if state.config.windowed.is_none() {
+                self.assembly.find_shared(state.pages.slots(), state.config.page_size);
+            }
             self.assembly.number(state.flights.launch(rows));
             state.reserve.decay();
             return Ok(Some(Decision::Launch));

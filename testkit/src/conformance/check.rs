@@ -90,7 +90,8 @@ impl Check<'_> {
     /// A session on the backend under test.
     pub(super) fn session(&self, model: &Model, setup: &Setup) -> Result<Session, Failure> {
         let kv_format = self.subject.kv_format.unwrap_or(setup.kv_format);
-        Session::new(self.backend(), model, &Setup { kv_format, ..setup.clone() })
+        let compute = self.subject.compute;
+        Session::new(self.backend(), model, &Setup { kv_format, compute, ..setup.clone() })
     }
 
     /// A session on the reference.

@@ -42,7 +42,7 @@ mod whole_models;
 use std::sync::Arc;
 
 use engine_core::backend::Backend;
-use engine_core::backend::KvFormat;
+use engine_core::backend::{Compute, KvFormat};
 
 pub use check::{Case, Check, assert_passes};
 pub use failure::{CaseError, Failure};
@@ -69,6 +69,7 @@ pub struct Subject {
     backend: Arc<dyn Backend>,
     tolerance: f32,
     kv_format: Option<KvFormat>,
+    compute: Compute,
     skips: &'static [&'static str],
 }
 
@@ -76,13 +77,19 @@ impl Subject {
     /// A backend whose log probabilities differ from the reference's by at most `tolerance`
     /// (natural logarithms). About 1e-4 suits one that computes in f32.
     pub fn new(backend: Arc<dyn Backend>, tolerance: f32) -> Self {
-        Self { backend, tolerance, kv_format: None, skips: &[] }
+        Self { backend, tolerance, kv_format: None, compute: Compute::Exact, skips: &[] }
     }
 
     /// Stores KV in another format than f32. The tolerance must allow for it.
     #[must_use]
     pub fn kv_format(self, format: KvFormat) -> Self {
         Self { kv_format: Some(format), ..self }
+    }
+
+    /// Computes in another precision than exact. The tolerance must allow for it.
+    #[must_use]
+    pub fn compute(self, compute: Compute) -> Self {
+        Self { compute, ..self }
     }
 
     /// What the backend doesn't support: names of cases, or `case/part`. A suite fails if the
@@ -103,6 +110,7 @@ impl std::fmt::Debug for Subject {
             .field("backend", &self.description())
             .field("tolerance", &self.tolerance)
             .field("kv_format", &self.kv_format)
+            .field("compute", &self.compute)
             .field("skips", &self.skips)
             .finish()
     }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::backend::{
-    Backend, Batch, CompileOptions, Deadline, Draft, Executor, GroupId, InputToken, KvFormat,
-    Limits, Mask, Masks, OutputRequest, PageCopy, ProgramId, Row, SlotEvent, SlotId, SlotSampling,
-    Slots, Span, StepError, StepResult, Ticket, Want,
+    Backend, Batch, CompileOptions, Compute, Deadline, Draft, Executor, GroupId, InputToken,
+    KvFormat, Limits, Mask, Masks, OutputRequest, PageCopy, ProgramId, Row, SlotEvent, SlotId,
+    SlotSampling, Slots, Span, StepError, StepResult, Ticket, Want,
 };
 use engine_core::{PageId, Token};
 
@@ -26,6 +26,7 @@ pub(super) struct Setup {
     pub(super) slots: u32,
     pub(super) context_length: u32,
     pub(super) kv_format: KvFormat,
+    pub(super) compute: Compute,
     pub(super) host_pages: u32,
     /// Hidden states and pooled vectors are wanted.
     pub(super) hidden: bool,
@@ -39,6 +40,7 @@ impl Setup {
             slots: 8,
             context_length: 128,
             kv_format: KvFormat::F32,
+            compute: Compute::Exact,
             host_pages: 0,
             hidden: false,
         }
@@ -60,6 +62,7 @@ impl Setup {
         };
         let mut options = CompileOptions::new(limits, self.page_size, self.context_length);
         (options.kv_format, options.hidden) = (self.kv_format, self.hidden);
+        options.compute = self.compute;
         if self.host_pages > 0 {
             options.host_pages = vec![self.host_pages; groups];
         }

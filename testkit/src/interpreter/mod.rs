@@ -44,7 +44,8 @@ mod tests;
 
 use engine_core::backend::kit::Tickets;
 use engine_core::backend::{
-    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
+    KvFormat,
 };
 use engine_core::model::Program;
 use engine_core::sample::OutputSampler;
@@ -134,6 +135,10 @@ fn check_options(programs: &[Program], options: &CompileOptions) -> Result<(), B
     let (page_size, limits) = (options.page_size, &options.limits);
     if !page_size.is_power_of_two() || page_size > 512 {
         return invalid("page_size", format!("{page_size} is not a power of two up to 512"));
+    }
+    if !matches!(options.compute, Compute::Exact | Compute::Auto) {
+        let what = format!("computing in {}", options.compute);
+        return Err(BackendError::Unsupported { backend: BACKEND, what });
     }
     if options.kv_format != KvFormat::F32 {
         let what = format!("KV in {}", options.kv_format);
