@@ -176,7 +176,7 @@ fn check_operations(program: &Program) -> Result<(), BackendError> {
             Op::Attention(attention) => {
                 let (head, group) =
                     (attention.head_dim, attention.heads / attention.kv_heads.max(1));
-                if head % 8 != 0 || head > 256 || group > 64 || head * group > 2048 {
+                if !head.is_multiple_of(8) || head > 256 || group > 64 || head * group > 2048 {
                     return unsupported(format!(
                         "heads of {head} dimensions, {group} to a KV head"
                     ));
@@ -184,7 +184,7 @@ fn check_operations(program: &Program) -> Result<(), BackendError> {
             }
             Op::Linear { input, .. } | Op::Logits { input, .. } => {
                 let width = program.values()[input.index()].width;
-                if width % 8 != 0 {
+                if !width.is_multiple_of(8) {
                     return unsupported(format!(
                         "products over {width} columns, which 8 doesn't divide"
                     ));
@@ -192,7 +192,7 @@ fn check_operations(program: &Program) -> Result<(), BackendError> {
             }
             Op::Embed { out, .. } => {
                 let width = program.values()[out.index()].width;
-                if width % 8 != 0 {
+                if !width.is_multiple_of(8) {
                     return unsupported(format!(
                         "embeddings of {width} columns, which 8 doesn't divide"
                     ));

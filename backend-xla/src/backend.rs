@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use backend_api::{
-    Backend, BackendError, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    Backend, BackendError, Capabilities, CompileOptions, Compute, Executor, GroupId, KvFormat,
     kit::{check_memory, check_options},
     program::Program,
     weights::{Format, Weights},
@@ -216,7 +216,12 @@ impl Backend for XlaBackend {
         format.bytes(elements.saturating_mul(page_size.into()))
     }
 
-    fn weight_bytes(&self, program: &Program, weights: &dyn Weights) -> Result<u64, BackendError> {
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        _compute: Compute,
+    ) -> Result<u64, BackendError> {
         Ok(Self::bytes_of_weights(&self.placement(program, weights)?))
     }
 

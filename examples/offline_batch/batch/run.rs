@@ -86,7 +86,7 @@ pub(crate) async fn run(
         if let Some(prepared) = next.take() {
             match submit(engine, &mut reader, prepared, running.is_empty()) {
                 Submitted::Running(answer) => running.push(answer),
-                Submitted::Full(prepared) => next = Some(prepared),
+                Submitted::Full(prepared) => next = Some(*prepared),
                 Submitted::Refused(answer) => {
                     progress(Progress::Answered { completion_tokens: 0 });
                     answers.take(answer).map_err(BatchError::Write)?;
@@ -126,7 +126,7 @@ type Running = FuturesUnordered<BoxFuture<'static, AnswerLine>>;
 enum Submitted {
     Running(BoxFuture<'static, AnswerLine>),
     /// Too many wait already: to be tried again once one of them has its answer.
-    Full(Prepared),
+    Full(Box<Prepared>),
     Refused(AnswerLine),
 }
 
@@ -162,7 +162,7 @@ fn submit(
             }))
         }
         Err(Failure::Submit(SubmitError::QueueFull { .. })) if !is_idle => {
-            Submitted::Full(prepared)
+            Submitted::Full(Box::new(prepared))
         }
         Err(error) => {
             let fault = match error {

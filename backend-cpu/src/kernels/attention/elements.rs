@@ -4,6 +4,8 @@
 //! and walk the positions. A scale belongs to a position: it multiplies the score of a key, and
 //! the weight of a value.
 
+#![allow(clippy::needless_range_loop, reason = "each index is a register of several arrays")]
+
 use super::{BLOCK, KvAccess, KvScratch, MOST_QUERIES, Scores, Tile, View};
 use crate::{
     isa::{Isa, LANES},

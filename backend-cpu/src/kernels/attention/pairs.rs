@@ -4,6 +4,8 @@
 //! with positions in lanes, weighted sums walk pairs of absolute positions with dimensions in
 //! lanes: half the instructions and half the memory of f32.
 
+#![allow(clippy::needless_range_loop, reason = "each index is a register of several arrays")]
+
 use super::{BLOCK, KvAccess, KvScratch, Scores, Tile, View};
 use crate::{
     isa::{

@@ -4,6 +4,8 @@
 //! each dot product does 32 products, twice what a multiply-add does. Matrix units: 32 rows by two
 //! panels, all inputs in one go. One row is bound by memory, 2 bytes a weight.
 
+#![allow(clippy::needless_range_loop, reason = "each index is a register of several arrays")]
+
 use std::ops::Range;
 
 use super::{pairs::Bf16Pairs, rows::Bf16Rows};

@@ -6,6 +6,8 @@
 //! (Q4_1: 11) instructions that use the multipliers are dot products of 64 products each, where
 //! the exact kernel's multiply-adds do sixteen. One row is bound by memory as before.
 
+#![allow(clippy::needless_range_loop, reason = "each index is a register of several arrays")]
+
 use std::ops::Range;
 
 use super::{blocks::ByteWeights, rows::QuantizedRows};
