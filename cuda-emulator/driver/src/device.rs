@@ -1,6 +1,6 @@
 //! Devices and contexts.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 
 use cuda_emulator::driver::Status;
 
@@ -23,6 +23,17 @@ pub unsafe extern "C" fn cuInit(flags: u32) -> u32 {
 pub unsafe extern "C" fn cuDriverGetVersion(version: *mut i32) -> u32 {
     // SAFETY: the program's pointer, null allowed.
     early_call(|_| unsafe { put(version, VERSION) })
+}
+
+/// Tables of functions that NVIDIA does not document. None is there; NVRTC asks for one whenever it finds a driver, and
+/// crashes if the question itself is missing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetExportTable(table: *mut *const c_void, _id: *const c_void) -> u32 {
+    early_call(|_| {
+        // SAFETY: the program's pointer, null allowed.
+        unsafe { put(table, std::ptr::null())? };
+        Err(Status::NOT_FOUND)
+    })
 }
 
 #[unsafe(no_mangle)]

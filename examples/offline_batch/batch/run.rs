@@ -89,7 +89,7 @@ pub(crate) async fn run(
                 Submitted::Full(prepared) => next = Some(*prepared),
                 Submitted::Refused(answer) => {
                     progress(Progress::Answered { completion_tokens: 0 });
-                    answers.take(answer).map_err(BatchError::Write)?;
+                    answers.take(*answer).map_err(BatchError::Write)?;
                 }
             }
         }
@@ -127,7 +127,7 @@ enum Submitted {
     Running(BoxFuture<'static, AnswerLine>),
     /// Too many wait already: to be tried again once one of them has its answer.
     Full(Box<Prepared>),
-    Refused(AnswerLine),
+    Refused(Box<AnswerLine>),
 }
 
 fn prepare(
@@ -149,7 +149,7 @@ fn submit(
         Ok(request) => request,
         Err(failure) => {
             let reason = one_line(failure);
-            return Submitted::Refused(prepared.refused(&reason, Fault::Request));
+            return Submitted::Refused(Box::new(prepared.refused(&reason, Fault::Request)));
         }
     };
     match reader.submit(engine, request, prepared.format.as_ref()) {
@@ -169,7 +169,7 @@ fn submit(
                 Failure::Submit(SubmitError::ShuttingDown | SubmitError::Dead(_)) => Fault::Engine,
                 _ => Fault::Request,
             };
-            Submitted::Refused(prepared.refused(&one_line(&error), fault))
+            Submitted::Refused(Box::new(prepared.refused(&one_line(&error), fault)))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use engine_core::backend::{Backend, BackendError, StepError};
+use engine_core::backend::{Backend, BackendError, KvFormat, StepError};
 
 use super::Subject;
 use super::failure::Failure;
@@ -87,9 +87,14 @@ impl Check<'_> {
         }
     }
 
+    /// The format of KV under test, or else the one that the case would take.
+    pub(super) fn kv_format(&self, of_case: KvFormat) -> KvFormat {
+        self.subject.kv_format.unwrap_or(of_case)
+    }
+
     /// A session on the backend under test.
     pub(super) fn session(&self, model: &Model, setup: &Setup) -> Result<Session, Failure> {
-        let kv_format = self.subject.kv_format.unwrap_or(setup.kv_format);
+        let kv_format = self.kv_format(setup.kv_format);
         let compute = self.subject.compute;
         Session::new(self.backend(), model, &Setup { kv_format, compute, ..setup.clone() })
     }

@@ -151,5 +151,7 @@ pub fn malformed_batches_are_errors(check: &Check<'_>) -> Result<(), Failure> {
 
 fn compile(check: &Check<'_>, model: &Model, options: &CompileOptions) -> Result<(), BackendError> {
     let programs = std::slice::from_ref(model.program());
-    check.backend().compile(programs, &model.weights, options).map(drop)
+    let mut options = options.clone();
+    options.kv_format = check.kv_format(options.kv_format);
+    check.backend().compile(programs, &model.weights, &options).map(drop)
 }
