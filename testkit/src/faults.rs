@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use engine_core::backend::{
-    Backend, BackendError, Batch, Capabilities, CompileOptions, Deadline, Executor, Limits, Masks,
-    PageCopy, Progress, RowFailure, StepError, StepResult, Ticket,
+    Backend, BackendError, Batch, Capabilities, CompileOptions, Compute, Deadline, Executor,
+    Limits, Masks, PageCopy, Progress, RowFailure, StepError, StepResult, Ticket,
 };
 use engine_core::model::Program;
 use engine_core::weights::Weights;
@@ -321,6 +321,15 @@ impl<B: Backend> FaultyBackend<B> {
 impl<B: Backend> Backend for FaultyBackend<B> {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        compute: Compute,
+    ) -> Result<u64, BackendError> {
+        self.inner.weight_bytes(program, weights, compute)
     }
 
     fn compile(

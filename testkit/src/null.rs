@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use engine_core::Token;
 use engine_core::backend::{
-    Backend, BackendError, Batch, Capabilities, CompileOptions, Deadline, Executor, Limits, Mask,
-    Masks, PageCopy, Progress, Sampled, Span, StepError, StepResult, Ticket, Want,
+    Backend, BackendError, Batch, Capabilities, CompileOptions, Compute, Deadline, Executor,
+    Limits, Mask, Masks, PageCopy, Progress, Sampled, Span, StepError, StepResult, Ticket, Want,
 };
 use engine_core::model::Program;
 use engine_core::weights::Weights;
@@ -77,6 +77,16 @@ impl Backend for NullBackend {
         capabilities.host_memory_bytes = 1 << 30;
         capabilities.batch_invariant = true;
         capabilities
+    }
+
+    /// Nothing: the weights are not read.
+    fn weight_bytes(
+        &self,
+        _program: &Program,
+        _weights: &dyn Weights,
+        _compute: Compute,
+    ) -> Result<u64, BackendError> {
+        Ok(0)
     }
 
     fn compile(

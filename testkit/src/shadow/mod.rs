@@ -30,7 +30,9 @@ mod violation;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use engine_core::backend::{Backend, BackendError, Capabilities, CompileOptions, Executor};
+use engine_core::backend::{
+    Backend, BackendError, Capabilities, CompileOptions, Compute, Executor,
+};
 use engine_core::model::Program;
 use engine_core::weights::Weights;
 use parking_lot::Mutex;
@@ -63,6 +65,16 @@ impl Backend for ShadowBackend {
         capabilities.host_memory_bytes = 1 << 30;
         capabilities.batch_invariant = true;
         capabilities
+    }
+
+    /// Nothing: the weights are not read.
+    fn weight_bytes(
+        &self,
+        _program: &Program,
+        _weights: &dyn Weights,
+        _compute: Compute,
+    ) -> Result<u64, BackendError> {
+        Ok(0)
     }
 
     fn compile(
