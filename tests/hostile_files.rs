@@ -116,7 +116,6 @@ fn gguf_values_that_make_no_sense_are_named_and_exact() {
     let as_float = gguf.changed(after("llama.block_count"), &6_u32.to_le_bytes());
     says(&as_float, "type", &["`llama.block_count`", "not a non-negative integer"]);
     for (key, field) in [
-        ("llama.vocab_size", "vocab_size"),
         ("llama.feed_forward_length", "intermediate_size"),
         ("llama.block_count", "layers"),
     ] {
@@ -124,6 +123,9 @@ fn gguf_values_that_make_no_sense_are_named_and_exact() {
         says(&largest, key, &["4294967295", field]);
         says(&gguf.changed(after(key) + 4, &[0; 4]), key, &[field, "0"]);
     }
+    // The embedding has as many rows as there are tokens, whatever the key says.
+    let vocabulary = gguf.changed(after("llama.vocab_size") + 4, &u32::MAX.to_le_bytes());
+    assert_eq!(refusal(&vocabulary), None);
     let template = gguf.find("tokenizer.chat_template") + "tokenizer.chat_template".len() + 12;
     says(&gguf.changed(template, b"{% fur"), "template", &["chat template", "line 1", "fur"]);
 }
@@ -136,7 +138,8 @@ fn gguf_tensors_that_are_missing_or_malformed_are_named() {
     let dimensions = gguf.find(name) + name.len() + 4;
     let (kind, offset) = (dimensions + 16, dimensions + 20);
     says(&gguf.renamed(name), "name", &["model.layers.1.self_attn.q_proj.weight"]);
-    says(&gguf.changed(kind, &[10]), "type", &[name, "Q2_K", "not supported"]);
+    says(&gguf.changed(kind, &[10]), "row", &[name, "64 elements", "Q2_K blocks"]);
+    says(&gguf.changed(kind, &[16]), "type", &[name, "IQ2_XXS"]);
     says(&gguf.changed(offset, &[1]), "offset", &[name, "not a multiple of"]);
     says(&gguf.changed(offset + 5, &[1]), "offset", &[name, "truncated or malformed"]);
     says(&gguf.changed(dimensions, &[65]), "shape", &[name]);
