@@ -115,10 +115,9 @@ fn gguf_values_that_make_no_sense_are_named_and_exact() {
     let after = |key: &str| gguf.find(key) + key.len();
     let as_float = gguf.changed(after("llama.block_count"), &6_u32.to_le_bytes());
     says(&as_float, "type", &["`llama.block_count`", "not a non-negative integer"]);
-    for (key, field) in [
-        ("llama.feed_forward_length", "intermediate_size"),
-        ("llama.block_count", "layers"),
-    ] {
+    for (key, field) in
+        [("llama.feed_forward_length", "intermediate_size"), ("llama.block_count", "layers")]
+    {
         let largest = gguf.changed(after(key) + 4, &u32::MAX.to_le_bytes());
         says(&largest, key, &["4294967295", field]);
         says(&gguf.changed(after(key) + 4, &[0; 4]), key, &[field, "0"]);

@@ -2,6 +2,7 @@
 //! windows let go of change no token.
 
 use backend_cpu::CpuBackend;
+use engine_core::backend::Compute;
 use engine_core::engine::{Engine, EngineOptions, KvMemory};
 use engine_core::model::open_model;
 use engine_core::request::{Prompt, Request, SamplingParams};
@@ -15,7 +16,7 @@ fn windowed_families_are_served_as_transformers_generates() {
     for name in ["mistral", "gemma2", "gemma3", "olmo3", "phi3"] {
         let model = open_model(&fixtures::path(&format!("tiny/{name}"))).unwrap();
         let expected: Expected = fixtures::read(&format!("tiny/{name}/expected.json"));
-        let mut options = EngineOptions::default();
+        let mut options = EngineOptions::default().compute(Compute::Exact);
         options.page_size = Some(4);
         options.context_length = Some(128);
         options.chunked_prefill_size = Some(16);
@@ -42,7 +43,7 @@ fn the_context_that_is_served_decides_on_the_frequencies_of_long_rope() {
         expected.prompts.into_iter().partition(|prompt| prompt.token_ids.len() < 48);
     assert!(!short.is_empty() && !long.is_empty());
     for (context_length, prompts) in [(Some(64), short), (None, long)] {
-        let mut options = EngineOptions::default();
+        let mut options = EngineOptions::default().compute(Compute::Exact);
         options.context_length = context_length;
         options.kv_memory = KvMemory::Tokens(1024);
         let builder = Engine::builder().options(options);
