@@ -26,7 +26,8 @@ pub(crate) fn cpu() -> BackendChoice {
 /// Prefix cache, chunked prefill, overlap, and a retraction every few steps. Few shapes, as each
 /// is compiled before the first request.
 pub(crate) fn eventful() -> EngineOptions {
-    let mut options = EngineOptions::default();
+    // As XLA computes, so that both backends can be compared.
+    let mut options = EngineOptions::default().compute(Compute::Exact);
     options.kv_memory = KvMemory::Tokens(4096);
     options.context_length = Some(1024);
     options.max_running_requests = Some(4);

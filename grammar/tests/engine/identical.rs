@@ -105,7 +105,10 @@ fn penalties_keep_tokens_from_being_forced_and_change_nothing_else_about_the_gra
 #[test]
 fn forced_tokens_save_steps() {
     let steps = |forces| {
-        let engine = engine(options());
+        // One at a time: how many share a step depends on when each arrives.
+        let mut options = options();
+        options.max_running_requests = Some(1);
+        let engine = engine(options);
         tokens(&engine, |_| {}, forces);
         engine.snapshot().steps
     };

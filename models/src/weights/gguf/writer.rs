@@ -9,7 +9,7 @@ const ALIGNMENT: usize = 32;
 /// test may well want to write nonsense.
 ///
 /// ```
-/// use engine_core::weights::{Format, GgufFile, GgufWriter, Shape, Tensor, Value};
+/// use models::weights::{Format, GgufFile, GgufWriter, Shape, Tensor, Value};
 ///
 /// let norm = Tensor::from_f32(Format::F32, Shape::Vector(2), &[1.0, 0.5])?;
 /// let file = GgufWriter::new()
