@@ -150,6 +150,13 @@ fn place_values(
             let value = program.values()[out.index()];
             let rows = if value.rows == RowsOf::Outputs { limits.outputs } else { limits.tokens };
             let bytes = if is_wide(program, out) { 4 } else { 2 };
+            // Kernels count numbers in 32 bits.
+            if i32::try_from(u64::from(rows) * u64::from(value.width)).is_err() {
+                return Err(BackendError::Unsupported {
+                    backend: BACKEND,
+                    what: format!("steps of {rows} rows of {} numbers", value.width),
+                });
+            }
             buffer_of[out.index()] =
                 Some(buffers.take(rows as usize * value.width as usize * bytes));
         }

@@ -140,6 +140,16 @@ pub struct EngineArguments {
     )]
     tp_size: usize,
 
+    /// In what precision products with weights are computed: `exact`, `bf16`, `int8`, or `auto`, which follows the
+    /// format of the weights (cpu only).
+    #[arg(long, value_name = "PRECISION", default_value_t = Compute::Auto)]
+    compute: Compute,
+
+    /// How KV is stored: `f32`, `f16`, `bf16` or `int8`. Default: `bf16` where less than f32 is computed with,
+    /// otherwise what the device prefers.
+    #[arg(long, value_name = "FORMAT")]
+    kv_format: Option<KvFormat>,
+
     /// Share of the memory that weights leave, for KV: above 0, at most 1.
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, conflicts_with = "max_total_tokens")]
     mem_fraction_static: f64,
@@ -350,6 +360,8 @@ impl EngineArguments {
         // What is no size of memory at all is the engine's to refuse: as much as there can be.
         let bytes = |gigabytes: f64| KvMemory::Bytes((gigabytes * 1e9) as u64);
         let mut options = EngineOptions::default()
+            .compute(self.compute)
+            .kv_format(self.kv_format)
             .page_size(self.page_size)
             .max_running_requests(self.max_running_requests)
             .kv_memory(memory)
@@ -380,5 +392,32 @@ impl EngineArguments {
             .speculation(self.speculative_algorithm.map(|Proposals::Ngram| Speculation::default()));
         options.chunked_prefill_size = self.chunked_prefill_size;
         options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        serve: ServeArguments,
+    }
+
+    #[test]
+    fn precision_and_kv_format_reach_the_engine() {
+        let options = |arguments: &[&str]| {
+            let program =
+                Program::try_parse_from([&["understory"], arguments].concat()).expect("flags");
+            program.serve.engine_options()
+        };
+        let given = options(&["--compute", "exact", "--kv-format", "int8"]);
+        assert_eq!((given.compute, given.kv_format), (Compute::Exact, Some(KvFormat::Int8)));
+        let silent = options(&[]);
+        assert_eq!((silent.compute, silent.kv_format), (Compute::Auto, None));
+        assert!(Program::try_parse_from(["understory", "--compute", "f64"]).is_err());
     }
 }
