@@ -15,7 +15,6 @@ use crate::{
         Workers, compile, loaded_bytes,
     },
     kernels::kv::{KvLayer, PageShape},
-    memory,
     pool::Pool,
     simd::{InstructionSet, Simd},
 };
@@ -115,7 +114,7 @@ impl Default for CpuBackend {
 impl Backend for CpuBackend {
     fn capabilities(&self) -> Capabilities {
         let description = format!("cpu ({}, {} threads)", self.simd.set(), self.threads);
-        let memory = memory::available_bytes();
+        let memory = kit::available_bytes();
         let mut capabilities = Capabilities::new(description, memory);
         // One memory serves both tiers; what the device tier leaves, the host tier may have.
         capabilities.host_memory_bytes = memory;
@@ -177,7 +176,7 @@ impl Backend for CpuBackend {
         let needed = kv.into_iter().fold(activations, u64::saturating_add);
         let beside = loaded.bytes();
         let what = format!("memory for KV and activations beside {beside} bytes of weights");
-        kit::check_memory(what, needed, memory::available_bytes())?;
+        kit::check_memory(what, needed, kit::available_bytes())?;
 
         let mut first_group = 0;
         let machines = programs.iter().zip(compiled).map(|(program, compiled)| {

@@ -36,7 +36,6 @@ mod executor;
 mod isa;
 mod kernels;
 pub mod measure;
-mod memory;
 mod pool;
 mod shared;
 mod simd;

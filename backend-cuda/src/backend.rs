@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backend_api::kit::{check_memory, check_options, kv_bytes};
+use backend_api::kit::{available_bytes, check_memory, check_options, kv_bytes};
 use backend_api::program::{Op, Program};
 use backend_api::weights::Weights;
 use backend_api::{
@@ -164,8 +164,7 @@ impl Backend for CudaBackend {
         let free = Device::free_bytes(&self.context).unwrap_or(0);
         let mut capabilities = Capabilities::new(self.description.clone(), free);
         capabilities.kv_formats = vec![self.format()];
-        // Host memory is not looked at; the operating system says no where there is none.
-        capabilities.host_memory_bytes = u64::MAX / 2;
+        capabilities.host_memory_bytes = available_bytes();
         capabilities
     }
 
@@ -182,6 +181,8 @@ impl Backend for CudaBackend {
             kv_bytes(self, programs, &options.limits.pages, options),
             capabilities.memory_bytes,
         )?;
+        let host = kv_bytes(self, programs, &options.host_pages, options);
+        check_memory("KV of the host tier", host, capabilities.host_memory_bytes)?;
         self.context.bind_to_thread().map_err(|error| failed("binding the device", error))?;
         let mut device = Device::new(&self.context)?;
         let mut by_name = HashMap::new();

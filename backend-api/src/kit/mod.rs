@@ -4,10 +4,12 @@
 
 mod liveness;
 mod load;
+mod memory;
 mod pack;
 mod tickets;
 
 pub use liveness::{Buffers, Liveness, activation_bytes};
 pub use load::{check_copies, check_memory, check_options, check_weight_shape, kv_bytes};
+pub use memory::available_bytes;
 pub use pack::{OutputRow, Packed, output_rows};
 pub use tickets::Tickets;

@@ -7,7 +7,7 @@ const ASSUMED: u64 = 4 << 30;
 
 /// Bytes of memory that are available to this process now: what the machine has left, or what its
 /// control group allows, whichever is less. On systems without `/proc` four GiB are assumed.
-pub(crate) fn available_bytes() -> u64 {
+pub fn available_bytes() -> u64 {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_in(&text));
     let group =
         group_limit("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
