@@ -1,5 +1,6 @@
 //! `understory serve MODEL`: a server for the protocols of OpenAI and SGLang.
 
+#[path = "../../examples/support/bars.rs"]
 mod bars;
 mod signals;
 
