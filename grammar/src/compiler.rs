@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine_core::Token;
 use engine_core::text::Tokenizer;
@@ -100,6 +100,8 @@ impl GrammarCompiler {
         let grammar = Shared::build_in_time(&self.shared, spec.lower(options)?)?;
         let mut cached = self.shared.cached.lock();
         if options.cached_grammars > 0 {
+            // Another call may have compiled the same grammar meanwhile.
+            cached.retain(|(other, _)| *other != key);
             if cached.len() >= options.cached_grammars {
                 cached.remove(0);
             }
@@ -126,7 +128,9 @@ impl Shared {
         grammar: TopLevelGrammar,
     ) -> Result<Grammar, GrammarError> {
         let limit = shared.options.compile_time;
-        let deadline = Instant::now() + limit;
+        let now = Instant::now();
+        // A limit beyond what clocks count is none.
+        let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_secs(1 << 32));
         let late = || GrammarError::TooComplex { reason: format!("not compiled within {limit:?}") };
         let mut compiling = shared.compiling.lock();
         while *compiling >= AT_ONCE {

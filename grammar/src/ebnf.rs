@@ -341,7 +341,14 @@ impl<'a> Parser<'a> {
         let node = Node::Repeat(Box::new(item), least, most);
         // One repetition of another needs brackets in Lark.
         if self.rest.starts_with(['*', '+', '?', '{']) {
-            return self.repeated(Node::Sequence(vec![node]));
+            self.depth += 1;
+            if self.depth > self.max_depth {
+                let (depth, limit) = (self.depth, self.max_depth);
+                return Err(GrammarError::TooDeep { depth, limit });
+            }
+            let all = self.repeated(Node::Sequence(vec![node]))?;
+            self.depth -= 1;
+            return Ok(all);
         }
         Ok(node)
     }

@@ -37,7 +37,7 @@ const FORMATS: [&str; 10] =
 
 /// The schema in a form that the compiler enforces exactly, or what stands in the way.
 pub(crate) fn enforceable(schema: &Value) -> Result<Value, GrammarError> {
-    let mut walk = Walk { root: schema, targets: Vec::new() };
+    let mut walk = Walk { root: schema, targets: Vec::new(), open: Vec::new(), walked: 0 };
     let mut result = walk.schema(schema, &mut String::from("#"))?;
     let mut definitions = Map::new();
     // What references lead to leads to more.
@@ -59,10 +59,25 @@ struct Walk<'a> {
     /// Where references lead, as JSON pointers. The schema that is at the first becomes the
     /// definition 0.
     targets: Vec<String>,
+    /// The schemas that are being put in the place of a reference, outermost first.
+    open: Vec<*const Value>,
+    /// Schemas walked so far; one that is put in several places counts each time.
+    walked: usize,
 }
+
+/// Schemas that are walked: references in alternatives can double a schema at every step.
+const MOST_SCHEMAS: usize = 20_000;
+/// How deep schemas that were put in the place of references may nest in each other.
+const MOST_OPEN: usize = 32;
 
 impl<'a> Walk<'a> {
     fn schema(&mut self, schema: &Value, pointer: &mut String) -> Result<Value, GrammarError> {
+        self.walked += 1;
+        if self.walked > MOST_SCHEMAS {
+            let reason =
+                format!("more than {MOST_SCHEMAS} schemas, those behind references counted");
+            return Err(GrammarError::TooComplex { reason });
+        }
         let Value::Object(fields) = schema else {
             return match schema {
                 Value::Bool(_) => Ok(schema.clone()),
@@ -102,13 +117,10 @@ impl<'a> Walk<'a> {
         let value = match (keyword, value) {
             (_, Value::Array(schemas)) if LIST.contains(&keyword) || keyword == "items" => {
                 let schemas = schemas.iter().enumerate().map(|(index, schema)| {
-                    // Whether two alternatives exclude each other is seen on them, not on
-                    // references to them.
-                    let schema = match keyword {
-                        "oneOf" => self.resolved(schema),
-                        _ => schema,
-                    };
-                    within(pointer, &index.to_string(), |pointer| self.schema(schema, pointer))
+                    within(pointer, &index.to_string(), |pointer| match keyword {
+                        "oneOf" => self.alternative(schema, pointer),
+                        _ => self.schema(schema, pointer),
+                    })
                 });
                 Value::Array(schemas.collect::<Result<_, _>>()?)
             }
@@ -146,6 +158,22 @@ impl<'a> Walk<'a> {
             _ => value.clone(),
         };
         Ok(Some(value))
+    }
+
+    /// One of several that exclude each other: whether they do is seen on schemas, not on references to them.
+    fn alternative(&mut self, schema: &Value, pointer: &mut String) -> Result<Value, GrammarError> {
+        let target = self.resolved(schema);
+        // A schema within itself stays a reference, or there would be no end.
+        if std::ptr::eq(target, schema) || self.open.contains(&std::ptr::from_ref(target)) {
+            return self.schema(schema, pointer);
+        }
+        if self.open.len() >= MOST_OPEN {
+            return Err(GrammarError::TooDeep { depth: MOST_OPEN + 1, limit: MOST_OPEN });
+        }
+        self.open.push(target);
+        let walked = self.schema(target, pointer);
+        self.open.pop();
+        walked
     }
 
     /// The schema that a bare reference leads to, or the schema itself.
@@ -244,7 +272,36 @@ mod tests {
         let circle =
             json!({"$defs": {"a": {"$ref": "#/$defs/a"}}, "oneOf": [{"$ref": "#/$defs/a"}]});
         assert_eq!(enforceable(&circle).unwrap()["oneOf"], json!([{"$ref": "#/$defs/0"}]));
+        // A schema that has itself among its alternatives ends.
+        let own = json!({"oneOf": [{"$ref": "#"}, {"type": "null"}]});
+        assert!(enforceable(&own).is_ok());
+        let tree = json!({
+            "$defs": {
+                "Node": {"properties": {"left": {"oneOf": [{"$ref": "#/$defs/Node"}, {"$ref": "#/$defs/Leaf"}]}}},
+                "Leaf": {"type": "null"},
+            },
+            "$ref": "#/$defs/Node",
+        });
+        assert!(enforceable(&tree).is_ok());
         let nowhere = enforceable(&json!({"$ref": "#/$defs/c"})).unwrap_err();
         assert_eq!(nowhere.to_string(), "nothing is at #/$defs/c, where a $ref leads");
+    }
+
+    #[test]
+    fn alternatives_that_double_at_every_step_are_refused() {
+        let chain = |steps: usize| {
+            let both = |n: usize| json!([{"$ref": format!("#/$defs/{n}")}, {"$ref": format!("#/$defs/{n}")}]);
+            let mut named = Map::new();
+            for step in 0..steps {
+                named.insert(step.to_string(), json!({ "items": { "oneOf": both(step + 1) } }));
+            }
+            named.insert(steps.to_string(), json!({"type": "null"}));
+            json!({"$defs": named, "oneOf": both(0)})
+        };
+        assert!(enforceable(&chain(5)).is_ok());
+        let error = enforceable(&chain(25)).unwrap_err();
+        assert!(matches!(error, GrammarError::TooComplex { .. }), "{error}");
+        let error = enforceable(&chain(400)).unwrap_err();
+        assert!(matches!(error, GrammarError::TooDeep { .. }), "{error}");
     }
 }
