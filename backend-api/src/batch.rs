@@ -226,7 +226,8 @@ pub struct Batch<'a> {
     pub targets: &'a [Token],
     /// What changed in slots since the previous launch.
     pub events: &'a [SlotEvent],
-    /// Runs of rows that begin with the same pages, for cascade attention. A hint.
+    /// Runs of rows that begin with the same pages, for cascade attention: in order, no row in two. A
+    /// hint.
     pub shared: &'a [SharedPrefix],
     /// State of all slots, after the events.
     pub slots: &'a Slots,

@@ -491,7 +491,14 @@ impl Batch<'_> {
         program: &ProgramBounds,
         bounds: &BatchBounds,
     ) -> Result<(), BatchError> {
+        // Runs are in order and disjoint: a row whose prefix were read twice would count it twice.
+        let mut next = 0;
         for shared in self.shared {
+            let range = shared.rows.range();
+            if range.start < next {
+                return Err(BatchError::Shared { row: range.start, pages: shared.pages });
+            }
+            next = range.end;
             let pages = shared.pages as usize;
             for index in shared.rows.range() {
                 let wrong = BatchError::Shared { row: index, pages: shared.pages };

@@ -133,6 +133,7 @@ impl Device {
         if values.is_empty() {
             return Ok(());
         }
+        self.bind()?;
         let bytes: &[u8] = bytemuck::cast_slice(values);
         // SAFETY: callers name memory of this device with room for the values; pageable memory is read before the
         // call returns.
@@ -142,6 +143,7 @@ impl Device {
 
     /// Waits for all work and reads memory.
     pub(crate) fn read<T: Pod>(&self, address: u64, values: &mut [T]) -> Result<(), BackendError> {
+        self.bind()?;
         if !values.is_empty() {
             // SAFETY: callers name memory of this device with that many values; the stream is waited for below.
             unsafe { result::memcpy_dtoh_async(values, address, self.stream.cu_stream()) }
@@ -152,9 +154,16 @@ impl Device {
 
     /// Copies within the device's memory.
     pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), BackendError> {
+        self.bind()?;
         // SAFETY: callers name memory of this device.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
             .map_err(|error| failed("copying on the device", error))
+    }
+
+    /// Makes the device the calling thread's: an engine compiles on one thread and launches on another.
+    fn bind(&self) -> Result<(), BackendError> {
+        let bound = self.stream.context().bind_to_thread();
+        bound.map_err(|error| failed("binding the device", error))
     }
 
     pub(crate) fn synchronize(&self) -> Result<(), BackendError> {

@@ -81,7 +81,11 @@ impl Driver {
         let device = self.device_of(address).map_err(|_| Status::INVALID_VALUE)?;
         let memory = &self.device(device)?.memory;
         match memory.find(address) {
-            Some((base, size)) if address - base + bytes <= size => Ok(()),
+            Some((base, size))
+                if (address - base).checked_add(bytes).is_some_and(|end| end <= size) =>
+            {
+                Ok(())
+            }
             _ => Err(Status::INVALID_VALUE),
         }
     }

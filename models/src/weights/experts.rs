@@ -106,7 +106,9 @@ impl ExpertWeights {
             Shape::Vector(len) => Shape::matrix(self.experts, len),
             shape => Shape::stack(self.experts, shape.rows(), shape.cols()),
         };
-        let mut data = Vec::with_capacity(stack.byte_len(format).map_err(inconsistent)?);
+        stack.byte_len(format).map_err(inconsistent)?;
+        // It grows with the experts that are there: their number is the configuration's word alone.
+        let mut data = Vec::new();
         for expert in 0..self.experts {
             let tensor = one(expert)?;
             if tensor.format() != format || tensor.shape() != shape {
