@@ -184,7 +184,7 @@ impl Shard {
     }
 
     fn raw(&self, name: &str) -> Option<Raw<'_>> {
-        let info = self.metadata.info(name)?;
+        let info = self.metadata.info(name).filter(|info| !info.shape.contains(&0))?;
         let (start, end) = info.data_offsets;
         let bytes = self.bytes.get(self.data_start..)?.get(start..end)?;
         Some(Raw { dtype: info.dtype, shape: &info.shape, bytes })
@@ -215,7 +215,9 @@ fn tensor<'a>(
             return Err(WeightsError::UnsupportedType { name: name(), kind: other.to_string() });
         }
     };
-    let Some(shape) = Shape::from_dims(shape) else {
+    // A tensor without elements takes no bytes, whatever its other dimensions are: nothing needs one, and loops over those
+    // dimensions would have no end.
+    let Some(shape) = Shape::from_dims(shape).filter(|_| !shape.contains(&0)) else {
         return Err(WeightsError::UnsupportedRank { name: name(), shape: shape.to_vec() });
     };
     Tensor::new(format, shape, bytes)
