@@ -5,7 +5,7 @@ use std::fmt;
 use super::limits::EngineLimits;
 use super::options::EngineOptions;
 use crate::backend::program::{Op, WeightId};
-use crate::backend::{Backend, CompileOptions, Compute, Footprint, GroupId};
+use crate::backend::{Backend, CompileOptions, Compute, Footprint, GroupId, kit};
 use crate::error::EngineError;
 use crate::model::Program;
 use crate::schedule::SchedulerConfig;
@@ -36,6 +36,7 @@ impl Plan {
         let config = limits.scheduler_config(options);
         let capabilities = backend.capabilities();
         let compile = limits.compile_options(options, &capabilities, &config)?;
+        kit::check_options("chosen", &capabilities, std::slice::from_ref(program), &compile)?;
         Ok(Self { limits, config, compile, weights })
     }
 }
