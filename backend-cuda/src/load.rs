@@ -54,7 +54,7 @@ impl LoadedProgram {
                 Some(&place) => place,
                 None => {
                     let tensor = weights.tensor(&weight.name)?;
-                    check_weight_shape(weight, &tensor)?;
+                    check_weight_shape(weight, tensor.shape())?;
                     let bits: Vec<u16> = tensor.to_f32().iter().map(|&x| narrow(x, half)).collect();
                     let place = device.upload(&bits)?;
                     by_name.insert(weight.name.clone(), place);
