@@ -45,10 +45,11 @@ pub(crate) fn count(context: &Context, body: &[u8], _caller: &Caller) -> Result<
     context.check_model(request.model.as_deref())?;
     let chat = chat(&request)?;
     let sent = messages(chat.messages)?;
-    context.check_length("messages", length(&sent))?;
     let tools = chat.tools.filter(|tools| !tools.is_empty());
     let tools = tools.map(|tools| tools.iter().filter_map(described).collect::<Vec<_>>());
-    let tokens = context.render(&sent, &ChatOptions::default().tools(tools))?;
+    let options = ChatOptions::default().tools(tools);
+    context.check_length("messages", length(&sent, &options))?;
+    let tokens = context.render(&sent, &options)?;
     Ok(json!({"input_tokens": tokens.len()}))
 }
 
@@ -80,7 +81,10 @@ fn plain(role: &str, content: impl Into<Value>) -> Message {
 
 /// A text, or a list of blocks of text.
 fn text(param: &str, value: &Value) -> Result<String, Refused> {
-    let wrong = || Refused::invalid(Some(param), format!("{param}: only text is supported"));
+    let wrong = || {
+        let message = format!("{param}: only text is supported");
+        Refused::invalid(Some(param), message).code("unsupported")
+    };
     match value {
         Value::String(text) => Ok(text.clone()),
         Value::Null => Ok(String::new()),
@@ -126,7 +130,7 @@ fn add(index: usize, role: &str, content: &Value, all: &mut Vec<Message>) -> Res
             _ => {
                 let param = format!("messages[{index}].content[{place}]");
                 let message = format!("{param}: only text and tools are supported");
-                return Err(Refused::invalid(Some(&param), message));
+                return Err(Refused::invalid(Some(&param), message).code("unsupported"));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! OpenAI's responses: `POST /v1/responses`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ToolChoice;
@@ -47,10 +47,17 @@ pub(crate) struct TextOptions {
     pub(crate) format: Option<TextFormat>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// Answers repeat it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct TextFormat {
     #[serde(rename = "type")]
     pub(crate) kind: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) schema: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) strict: Option<bool>,
 }
