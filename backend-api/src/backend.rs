@@ -1,7 +1,7 @@
 //! The two traits: a device that compiles, and compiled programs that run.
 
 use crate::program::Program;
-use crate::weights::Weights;
+use crate::weights::{Format, Weights};
 use crate::{
     BackendError, Batch, Capabilities, CompileOptions, Compute, Deadline, Footprint, GroupId,
     KvFormat, Limits, Masks, PageCopy, StepError, StepResult, Ticket, kit,
@@ -11,6 +11,14 @@ use crate::{
 pub trait Backend: Send + Sync {
     /// What the device has and what the backend promises on it.
     fn capabilities(&self) -> Capabilities;
+
+    /// In what precision products with a matrix in `format`, of `inputs` columns, are computed where
+    /// `compute` is asked for: never [`Compute::Auto`]. By default what [`Compute::of`] says; a backend
+    /// without a kernel for the format in that precision says what it computes in instead.
+    fn compute_of(&self, compute: Compute, format: Format, inputs: usize) -> Compute {
+        let _ = inputs;
+        compute.of(format, &self.capabilities().fast_computes)
+    }
 
     /// Bytes that a page of a program's group takes on the device, over all its layers.
     fn page_bytes(

@@ -6,7 +6,7 @@ use backend_api::{
     Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
     KvFormat, Limits, kit,
     program::{PageGroup, Program},
-    weights::Weights,
+    weights::{Format, Weights},
 };
 
 use crate::{
@@ -14,7 +14,10 @@ use crate::{
         BACKEND, Compiled, CpuExecutor, Driver, KvMemory, LoadedWeights, Machine, WeightPlaces,
         Workers, compile, loaded_bytes,
     },
-    kernels::kv::{KvLayer, PageShape},
+    kernels::{
+        kv::{KvLayer, PageShape},
+        matrix::Matrix,
+    },
     pool::Pool,
     simd::{InstructionSet, Simd},
 };
@@ -124,6 +127,10 @@ impl Backend for CpuBackend {
         capabilities.computes = vec![Compute::Bf16, Compute::Int8];
         capabilities.fast_computes = self.fast_computes();
         capabilities
+    }
+
+    fn compute_of(&self, compute: Compute, format: Format, inputs: usize) -> Compute {
+        Matrix::compute_of(compute.of(format, &self.fast_computes()), format, inputs)
     }
 
     fn page_bytes(

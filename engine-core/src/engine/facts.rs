@@ -43,19 +43,10 @@ impl ModelFacts {
             architecture: model.map(|model| model.config.architecture.to_string()),
             context_length,
             vocab_size: program.vocab_size(),
-            format: most(&bytes),
+            format: bytes.iter().max_by_key(|(_, sum)| *sum).map(|(format, _)| *format),
             weight_bytes: bytes.iter().map(|(_, sum)| sum).sum(),
         }
     }
-}
-
-/// The format that most of a program's weights' bytes are in; `None` without weights.
-pub(super) fn main_format(program: &Program, weights: &dyn Weights) -> Option<Format> {
-    most(&bytes_by_format(program, weights))
-}
-
-fn most(bytes: &[(Format, u64)]) -> Option<Format> {
-    bytes.iter().max_by_key(|(_, sum)| *sum).map(|(format, _)| *format)
 }
 
 fn bytes_by_format(program: &Program, weights: &dyn Weights) -> Vec<(Format, u64)> {

@@ -99,7 +99,12 @@ impl ExpertWeights {
         after: &str,
     ) -> Result<Tensor<'static>, WeightsError> {
         let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
-        let one = |expert| self.stored.tensor(&format!("{before}.experts.{expert}.{after}"));
+        let named = |expert| format!("{before}.experts.{expert}.{after}");
+        // The number of experts is the configuration's word: nothing is copied before all are there.
+        if let Some(name) = (0..self.experts).map(named).find(|name| !self.stored.contains(name)) {
+            return Err(WeightsError::MissingTensor { name });
+        }
+        let one = |expert| self.stored.tensor(&named(expert));
         let first = one(0)?;
         let (format, shape) = (first.format(), first.shape());
         let stack = match shape {
@@ -107,7 +112,7 @@ impl ExpertWeights {
             shape => Shape::stack(self.experts, shape.rows(), shape.cols()),
         };
         stack.byte_len(format).map_err(inconsistent)?;
-        // It grows with the experts that are there: their number is the configuration's word alone.
+        // It grows with the experts that can be read.
         let mut data = Vec::new();
         for expert in 0..self.experts {
             let tensor = one(expert)?;
@@ -228,6 +233,7 @@ fn columns(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::SafetensorsWeights;
     use backend_api::weights::MapWeights;
 
     fn tensor(shape: Shape, values: &[f32]) -> Tensor<'static> {
@@ -258,6 +264,14 @@ mod tests {
             one.tensor("a.experts.w1.weight"),
             Err(WeightsError::MissingTensor { name }) if name == "a.experts.1.w1.weight"
         ));
+        // Their number is the configuration's word.
+        let wide = tensor(Shape::matrix(1 << 10, 1 << 10), &vec![0.0; 1 << 20]);
+        let mut many = weights(&[("a.experts.0.w1.weight", wide)], FusedExperts::GateFirst);
+        many.experts = 1 << 16;
+        assert!(matches!(
+            many.tensor("a.experts.w1.weight"),
+            Err(WeightsError::MissingTensor { name }) if name == "a.experts.1.w1.weight"
+        ));
     }
 
     #[test]
@@ -272,6 +286,20 @@ mod tests {
         let wide = tensor(Shape::matrix(1, 3), &[0.0; 3]);
         let odd = weights(&[(names[0], first), (names[1], wide)], FusedExperts::GateFirst);
         assert!(matches!(odd.tensor("a.experts.w1.weight"), Err(WeightsError::Tensor { .. })));
+    }
+
+    #[test]
+    fn a_stack_without_elements_is_not_taken_apart() {
+        let header = r#"{"a.experts.gate_up_proj":
+            {"dtype":"F32","shape":[1,1099511627776,0],"data_offsets":[0,0]}}"#;
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        let stored = SafetensorsWeights::from_bytes(file).expect("well-formed");
+        let all =
+            ExpertWeights { stored: Box::new(stored), experts: 1, fused: FusedExperts::GateFirst };
+        assert!(matches!(
+            all.tensor("a.experts.gate_proj.weight"),
+            Err(WeightsError::UnsupportedRank { shape, .. }) if shape == [1, 1 << 40, 0]
+        ));
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //!
 //! **Parts.** The state after the blocks up to some position is the same whoever computed it: the
 //! weighted sums, and for each query the greatest score and the sum of exponentials. So tasks can
-//! stop after a common run of pages and others go on from there (see `plan`), and blocks can be
+//! stop after a common run of pages and others go on from there (see `executor/attention.rs`), and blocks can be
 //! computed by themselves, to be merged in order later. Neither changes a bit of the result.
 //!
 //! **Work.** A task is up to [`TOKENS_PER_TASK`] tokens of a row with all query heads of one KV

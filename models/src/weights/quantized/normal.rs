@@ -10,6 +10,10 @@ use crate::{
     weights::{Format, Shape, Tensor, WeightsError},
 };
 
+/// The longest description of a weight, in bytes: real ones have about 2,000, and JSON takes many
+/// times its length in memory.
+const MAX_STATE_BYTES: usize = 64 << 10;
+
 /// Elements of a block of ours.
 const BLOCK: usize = 64;
 
@@ -81,6 +85,12 @@ impl State {
             .find_map(|kind| parts.optional(&format!(".weight.quant_state.bitsandbytes__{kind}")));
         let fault = |what: &str| parts.fault(format!("`quant_state` {what}"));
         let raw = stored.ok_or_else(|| fault("is missing: only 4 bits are supported"))?;
+        if raw.bytes.len() > MAX_STATE_BYTES {
+            return Err(fault(&format!(
+                "has {} bytes, more than {MAX_STATE_BYTES}",
+                raw.bytes.len()
+            )));
+        }
         let text = std::str::from_utf8(raw.bytes).map_err(|_| fault("is not UTF-8"))?;
         let read = |error: crate::model::ConfigError| fault(&error.to_string());
         let json = Fields::parse(text).map_err(read)?;
