@@ -19,13 +19,11 @@ pub(crate) fn message(context: &Context, body: &[u8], caller: &Caller) -> Result
         return Err(Refused::invalid(Some("max_tokens"), "max_tokens: Field required"));
     }
     let chat = chat(&request)?;
+    // One answer only, with the extensions that chats have.
     let fields = SamplingFields {
-        model: request.model.clone(),
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
+        n: None,
         stop: request.stop_sequences.map(OneOrMany::Many),
-        ..SamplingFields::default()
+        ..read(body)?
     };
     let Prepared { request: prepared, speech } = prepare(context, chat, &fields, caller)?;
     let stream = request.stream.unwrap_or_default();

@@ -29,15 +29,14 @@ pub(crate) fn response(context: &Context, body: &[u8], caller: &Caller) -> Resul
     let format = request.text.and_then(|text| text.format);
     let echoed_format =
         format.as_ref().map_or_else(|| json!({"type": "text"}), |format| json!(format));
+    // One answer only, with the extensions that chats have.
     let fields = SamplingFields {
-        model: request.model.clone(),
-        temperature: request.temperature,
-        top_p: request.top_p,
+        n: None,
         response_format: format.map(|format| ResponseFormat {
             kind: format.kind,
             json_schema: Some(JsonSchemaFormat { schema: format.schema }),
         }),
-        ..SamplingFields::default()
+        ..read(body)?
     };
     let Prepared { request: prepared, speech } = prepare(context, chat, &fields, caller)?;
     let stream = request.stream.unwrap_or_default();

@@ -12,8 +12,6 @@ pub(crate) struct ResponseRequest {
     pub(crate) input: Option<Value>,
     pub(crate) instructions: Option<String>,
     pub(crate) max_output_tokens: Option<u32>,
-    pub(crate) temperature: Option<f32>,
-    pub(crate) top_p: Option<f32>,
     pub(crate) stream: Option<bool>,
     pub(crate) tools: Option<Vec<FlatTool>>,
     pub(crate) tool_choice: Option<ToolChoice>,

@@ -107,7 +107,10 @@ fn answers_that_were_aborted_are_errors_to_who_has_no_word_for_them() {
         while server.engine.snapshot().scheduler.running == 0 {
             std::thread::yield_now();
         }
-        server.post("/abort_request", &json!({"abort_all": true}));
+        // It runs a moment before its id is known.
+        while server.engine.snapshot().scheduler.running > 0 {
+            server.post("/abort_request", &json!({"abort_all": true}));
+        }
         let answer = Answer::read(asked);
         server.wait_until_idle(Duration::from_secs(1));
         answer
@@ -173,4 +176,23 @@ fn pages_may_send_the_headers_that_they_ask_for() {
     assert_eq!(answer.status, 204);
     assert_eq!(answer.header("access-control-allow-headers"), Some(wanted));
     assert_eq!(answer.header("vary"), Some("access-control-request-headers"));
+}
+
+#[test]
+fn every_protocol_takes_the_extensions_of_sampling() {
+    let server = Running::tiny();
+    let words = json!([{"role": "user", "content": "a"}]);
+    for (path, mut body, counted) in [
+        ("/v1/responses", json!({"input": "a", "max_output_tokens": 4}), "output_tokens"),
+        ("/v1/messages", json!({"messages": words, "max_tokens": 4}), "output_tokens"),
+        ("/v1/chat/completions", json!({"messages": words, "max_tokens": 4}), "completion_tokens"),
+    ] {
+        // The token that ends answers is all but certain.
+        body["logit_bias"] = json!({"2": 100});
+        for (ignore, tokens) in [(false, 1), (true, 4)] {
+            body["ignore_eos"] = ignore.into();
+            let answer = server.post(path, &body).json();
+            assert_eq!(answer["usage"][counted], tokens, "{path} {answer}");
+        }
+    }
 }
