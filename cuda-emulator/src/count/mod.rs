@@ -4,13 +4,15 @@
 //! of its blocks: they can gate performance where time can't.
 
 mod coalesce;
+mod cost;
 mod l2;
 
 pub(crate) use coalesce::{Sectors, wavefronts};
+pub use cost::{Cost, Excess, TOLERANCE};
 pub use l2::CacheModel;
 pub(crate) use l2::{L2, WRITTEN};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The classes of instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -72,7 +74,7 @@ pub const CLASSES: [Class; 16] = [
 ];
 
 /// What a launch did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Blocks run.
     pub blocks: u64,
