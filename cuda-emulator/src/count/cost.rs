@@ -34,8 +34,8 @@ pub struct Excess {
 pub const TOLERANCE: u64 = 1;
 
 impl Class {
-    /// Whether instructions of the class are work of a thread by itself. The others move data, wait
-    /// for each other, or are the point of the kernel.
+    /// Whether instructions of the class are a thread's work by itself. The others move data, wait for
+    /// each other, or use units that are few.
     fn is_plain(self) -> bool {
         matches!(
             self,
@@ -91,7 +91,7 @@ impl Cost {
         let classes = CLASSES.into_iter().map(|class| {
             let (recorded, found) = (old.of(class), new.of(class));
             let tolerance = if class.is_plain() { recorded * TOLERANCE / 100 } else { 0 };
-            let what = format!("{class:?} instructions of warps");
+            let what = format!("{class:?} instructions");
             (Excess { what, recorded, found }, recorded.saturating_add(tolerance))
         });
         exact.chain(classes).filter(|(one, most)| one.found > *most).map(|(one, _)| one).collect()
