@@ -15,7 +15,7 @@ pub(crate) use l2::{L2, WRITTEN};
 use serde::{Deserialize, Serialize};
 
 /// The classes of instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Class {
@@ -78,7 +78,8 @@ pub const CLASSES: [Class; 16] = [
 pub struct Counts {
     /// Blocks run.
     pub blocks: u64,
-    /// Instructions executed by warps, for each of [`CLASSES`].
+    /// Instructions executed by warps, for each of [`CLASSES`]. Text has them by name.
+    #[serde(with = "by_name")]
     pub by_class: [u64; CLASSES.len()],
     /// Instructions executed by threads.
     pub lane_instructions: u64,
@@ -150,6 +151,31 @@ impl Counts {
         self.shared_wavefronts += other.shared_wavefronts;
         self.shared_wavefronts_ideal += other.shared_wavefronts_ideal;
         self.barriers += other.barriers;
+    }
+}
+
+/// Numbers of the classes by their names, those of none left out.
+mod by_name {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{CLASSES, Class};
+
+    pub(super) fn serialize<S: Serializer>(
+        counts: &[u64; CLASSES.len()],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let all: BTreeMap<Class, u64> =
+            CLASSES.into_iter().zip(*counts).filter(|(_, count)| *count > 0).collect();
+        all.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u64; CLASSES.len()], D::Error> {
+        let all = BTreeMap::<Class, u64>::deserialize(deserializer)?;
+        Ok(CLASSES.map(|class| all.get(&class).copied().unwrap_or(0)))
     }
 }
 
