@@ -13,10 +13,12 @@ mod backend;
 mod device;
 mod executor;
 mod forward;
+mod hopper;
 mod load;
 mod nvrtc;
 pub mod plan;
 mod source;
 
 pub use backend::{CudaBackend, CudaOptions};
+pub use hopper::{Hopper, KvMap};
 pub use source::{Kernel, Variant, append_shared_bytes, source};
