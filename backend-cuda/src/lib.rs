@@ -10,6 +10,7 @@
 //! step, and samples on the host), mixtures of experts, weights that stay quantized, graphs, several devices.
 
 mod backend;
+mod blocks;
 mod device;
 mod executor;
 mod forward;
@@ -19,4 +20,5 @@ pub mod plan;
 mod source;
 
 pub use backend::{CudaBackend, CudaOptions};
+pub use blocks::BlockLayout;
 pub use source::{Kernel, Variant, append_shared_bytes, source};
