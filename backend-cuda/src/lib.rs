@@ -17,7 +17,9 @@ mod forward;
 mod load;
 mod nvrtc;
 pub mod plan;
+mod products;
 mod source;
+mod weights;
 
 pub use backend::{CudaBackend, CudaOptions};
 pub use blocks::BlockLayout;
