@@ -7,7 +7,7 @@ use bytemuck::NoUninit;
 use crate::device::{Argument, Device, Layer, Parts, Shape};
 use crate::load::{LoadedProgram, is_wide};
 use crate::plan::{self, AppendRow, DecodeRow, Plan, SharedRun};
-use crate::{Kernel, Variant, append_shared_bytes};
+use crate::{Kernel, Variant, append_shared_bytes, append_slices};
 use Argument::{Address, Float, Int};
 
 /// Blocks that attention is divided for, where the device doesn't say how many processors it has.
@@ -437,7 +437,7 @@ impl Forward<'_> {
                 Int(window),
                 Argument::Parts(parts),
             ]);
-            let grid = [list.len() as u32, attention.kv_heads];
+            let grid = [list.len() as u32, attention.kv_heads * append_slices(variant.head)];
             let blocks = Shape { grid, threads: 128, shared: append_shared_bytes(variant) };
             device.launch(
                 Kernel::AttentionAppend,

@@ -23,4 +23,4 @@ mod weights;
 
 pub use backend::{CudaBackend, CudaOptions};
 pub use blocks::BlockLayout;
-pub use source::{Kernel, Variant, append_shared_bytes, source};
+pub use source::{Kernel, Variant, append_shared_bytes, append_slices, source};

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use crate::device::Device;
 use crate::products::MixtureMemory;
 use crate::weights::{Placed, Use};
-use crate::{BlockLayout, Variant};
+use crate::{BlockLayout, Variant, append_slices};
 
 /// What errors call this backend.
 pub(crate) const BACKEND: &str = "cuda";
@@ -195,7 +195,8 @@ fn check_operations(program: &Program) -> Result<(), BackendError> {
             Op::Attention(attention) => {
                 let (head, group) =
                     (attention.head_dim, attention.heads / attention.kv_heads.max(1));
-                if !head.is_multiple_of(8) || head > 256 || group > 64 || head * group > 2048 {
+                let slice = head / append_slices(head).max(1);
+                if !slice.is_multiple_of(8) || head > 512 || group > 64 || head * group > 2048 {
                     return unsupported(format!(
                         "heads of {head} dimensions, {group} to a KV head"
                     ));

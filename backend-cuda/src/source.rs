@@ -160,10 +160,16 @@ impl Variant {
     }
 }
 
+/// Slices of a head's output that blocks of `attention_append` share: blocks along y for each KV head.
+pub const fn append_slices(head: u32) -> u32 {
+    if head > 256 { 2 } else { 1 }
+}
+
 /// Dynamic shared memory of a block of `attention_append`, in bytes: 64 queries, and two buffers of 32 keys and values.
 pub fn append_shared_bytes(variant: &Variant) -> u32 {
-    let stride = variant.head.next_power_of_two().max(64);
-    (64 + 4 * 32) * stride * 2
+    let stride = |width: u32| width.next_power_of_two().max(64);
+    let out = stride(variant.head / append_slices(variant.head));
+    ((64 + 2 * 32) * stride(variant.head) + 2 * 32 * out) * 2
 }
 
 /// The source of a kernel, with the files that it includes in place. Messages of the compiler name the file and line.
