@@ -9,7 +9,8 @@ use backend_api::kit::{available_bytes, check_memory, check_options, kv_bytes};
 use backend_api::program::{Op, Program};
 use backend_api::weights::Weights;
 use backend_api::{
-    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
+    KvFormat,
 };
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
@@ -19,6 +20,7 @@ use crate::executor::CudaExecutor;
 use crate::forward::GroupMemory;
 use crate::load::{BACKEND, LoadedProgram};
 use crate::nvrtc::Nvrtc;
+use crate::weights::Use;
 use crate::{Kernel, Variant, append_shared_bytes, source};
 
 /// How a [`CudaBackend`] is set up.
@@ -145,6 +147,9 @@ impl CudaBackend {
             self.load(device, kernel, &plain, &[kernel.name()], 0)?;
         }
         self.load(device, Kernel::Elementwise, &plain, &Kernel::ELEMENTWISE, 0)?;
+        for (kernel, variant) in loaded.product_kernels() {
+            self.load(device, kernel, &variant, &kernel.functions(), 0)?;
+        }
         for op in loaded.program.ops() {
             let Op::Attention(attention) = op else { continue };
             let variant = loaded.of_heads(attention);
@@ -166,6 +171,18 @@ impl Backend for CudaBackend {
         capabilities.kv_formats = vec![self.format()];
         capabilities.host_memory_bytes = available_bytes();
         capabilities
+    }
+
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        _compute: Compute,
+    ) -> Result<u64, BackendError> {
+        let uses = Use::of_program(program)?;
+        program.weights().iter().zip(uses).try_fold(0u64, |sum, (weight, read_as)| {
+            Ok(sum.saturating_add(read_as.bytes(&weights.tensor(&weight.name)?)))
+        })
     }
 
     fn compile(

@@ -10,6 +10,7 @@
 //! step, and samples on the host), mixtures of experts, weights that stay quantized, graphs, several devices.
 
 mod backend;
+mod blocks;
 mod device;
 mod executor;
 mod forward;
@@ -17,8 +18,11 @@ mod hopper;
 mod load;
 mod nvrtc;
 pub mod plan;
+mod products;
 mod source;
+mod weights;
 
 pub use backend::{CudaBackend, CudaOptions};
+pub use blocks::BlockLayout;
 pub use hopper::{Hopper, KvMap};
-pub use source::{Kernel, Variant, append_shared_bytes, source};
+pub use source::{Kernel, Variant, append_shared_bytes, append_slices, source};
