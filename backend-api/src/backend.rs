@@ -51,10 +51,11 @@ pub trait Backend: Send + Sync {
         })
     }
 
-    /// Bytes of the values between operations, for steps of up to `limits`: by default in f32, each
-    /// in a place of its own until it is not needed any more.
-    fn activation_bytes(&self, program: &Program, limits: &Limits) -> u64 {
-        kit::activation_bytes(program, limits)
+    /// Bytes of the values between and inside operations, for the largest step of `options`: by
+    /// default those between them alone, in f32, each in a place of its own until it is not needed any
+    /// more.
+    fn activation_bytes(&self, program: &Program, options: &CompileOptions) -> u64 {
+        kit::activation_bytes(program, &options.limits)
     }
 
     /// What [`compile`](Self::compile) will take of the device's memory, found from the descriptions of
@@ -74,7 +75,7 @@ pub trait Backend: Send + Sync {
         for program in programs {
             all.weights =
                 all.weights.saturating_add(self.weight_bytes(program, weights, options.compute)?);
-            let activations = self.activation_bytes(program, &options.limits);
+            let activations = self.activation_bytes(program, options);
             all.activations = all.activations.saturating_add(activations);
         }
         Ok(all)
