@@ -43,7 +43,7 @@ impl Deadline {
 }
 
 /// A whole page of one group copied from one tier to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageCopy {
     /// The page group; ids are per group.
     pub group: GroupId,

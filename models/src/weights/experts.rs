@@ -138,7 +138,8 @@ impl ExpertWeights {
             let tensor = one(expert)?;
             if tensor.shape() != each {
                 let (expected, actual) = (each.rows() * each.cols(), tensor.to_f32().len());
-                let source = TensorError::WrongElementCount { shape: each, expected, actual };
+                let (what, format, shape) = ("elements", tensor.format(), each);
+                let source = TensorError::WrongSize { what, format, shape, expected, actual };
                 return Err(inconsistent(source));
             }
             values.extend(tensor.to_f32());
