@@ -8,19 +8,23 @@ pub type Token = u32;
 /// Where a page's KV is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
 pub enum Tier {
     /// In the memory of the device that computes.
     #[default]
     Device,
-    /// In the memory of the host.
+    /// In the memory of the host, from where it is loaded back before it is read.
     Host,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if *self == Self::Device { "device" } else { "host" })
+    }
 }
 
 /// A page group: layers that share a page table and a lifetime.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
 pub enum PageGroup {
     /// Layers that attend to everything before them. Every cached position has its page.
     #[default]

@@ -148,12 +148,8 @@ impl<'a> Tensor<'a> {
         let data = data.into();
         let expected = shape.byte_len(format)?;
         if data.len() != expected {
-            return Err(TensorError::WrongByteCount {
-                format,
-                shape,
-                expected,
-                actual: data.len(),
-            });
+            let (what, actual) = ("bytes", data.len());
+            return Err(TensorError::WrongSize { what, format, shape, expected, actual });
         }
         Ok(Self { format, shape, data })
     }
@@ -173,13 +169,9 @@ impl<'a> Tensor<'a> {
         values: &[f32],
     ) -> Result<Tensor<'static>, TensorError> {
         let bytes = shape.byte_len(format)?;
-        let elements = shape.rows() * shape.cols();
-        if values.len() != elements {
-            return Err(TensorError::WrongElementCount {
-                shape,
-                expected: elements,
-                actual: values.len(),
-            });
+        let (what, expected, actual) = ("elements", shape.rows() * shape.cols(), values.len());
+        if actual != expected {
+            return Err(TensorError::WrongSize { what, format, shape, expected, actual });
         }
         let mut data = Vec::with_capacity(bytes);
         codec::encode(format, values, &mut data);
@@ -352,7 +344,7 @@ mod tests {
     #[test]
     fn bytes_must_match_format_and_shape() {
         let error = Tensor::new(Format::F32, Shape::matrix(2, 3), vec![0; 23]).unwrap_err();
-        assert!(matches!(error, TensorError::WrongByteCount { expected: 24, actual: 23, .. }));
+        assert!(matches!(error, TensorError::WrongSize { expected: 24, actual: 23, .. }));
         let error = Tensor::new(Format::Q8_0, Shape::matrix(2, 33), vec![0; 68]).unwrap_err();
         assert!(matches!(error, TensorError::RaggedRow { format: Format::Q8_0, cols: 33 }));
         let shape = Shape::matrix(usize::MAX / 2, 32);

@@ -4,7 +4,6 @@ use crate::cache::RadixCache;
 use crate::config::WritePolicy;
 use crate::error::CacheError;
 use crate::host::UnderWay;
-use crate::store::NO_PAGE;
 use crate::tree::{Node, NodeIndex};
 use crate::types::{Direction, LockId, Namespace, PageId, Tier, Token, Transfer, TransferId};
 
@@ -85,7 +84,7 @@ impl RadixCache {
         tokens: &[Token],
         pages: &[PageId],
     ) -> Result<Option<Transfer>, CacheError> {
-        if pages.contains(&NO_PAGE) {
+        if pages.contains(&PageId::NONE) {
             return Err(CacheError::ReservedPage);
         }
         let Some(root) = self.tree.find_root(namespace) else {

@@ -23,10 +23,7 @@ impl Pages {
             return broken(format!("{} slots are free", self.free_slots.len()));
         }
         for table in &self.tables {
-            let counts = match table.kind {
-                GroupKind::Full => self.pool.counts(),
-                GroupKind::Windowed => self.pool.windowed_counts(),
-            };
+            let counts = self.pool.counts(table.kind);
             let mut is_owned = vec![false; counts.capacity];
             let mut owned = 0;
             for &(id, holding) in &holdings {
