@@ -3,9 +3,9 @@
 //! Phi-3 has query, key and value in `qkv_proj`; Phi-3 and GLM-4 have the gate and what it opens in
 //! `gate_up_proj`. Blocks of quantized formats run along a row, so any rows can be taken.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
-use super::{Tensor, TensorError, WeightsError};
+use super::{Shape, Tensor, TensorError, WeightsError};
 use crate::model::ModelConfig;
 
 /// What a program reads of a stored tensor.
@@ -27,11 +27,37 @@ impl Rows {
         tensor: Tensor<'a>,
     ) -> Result<Tensor<'a>, WeightsError> {
         let Self::Some { rows, of } = self else { return Ok(tensor) };
-        let taken = match tensor.output_features() {
-            found if found == *of => tensor.into_output_features(rows.clone()),
+        let taken = match output_features(&tensor) {
+            found if found == *of => take_output_features(tensor, rows.clone()),
             len => Err(TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len }),
         };
         taken.map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+}
+
+/// Rows of a matrix, or elements of a vector: a bias has one for each output feature.
+fn output_features(tensor: &Tensor<'_>) -> usize {
+    match tensor.shape() {
+        Shape::Vector(len) => len,
+        shape => shape.rows(),
+    }
+}
+
+/// Rows `range` of a matrix, or elements `range` of a vector. Borrowed bytes stay borrowed.
+fn take_output_features(
+    tensor: Tensor<'_>,
+    range: Range<usize>,
+) -> Result<Tensor<'_>, TensorError> {
+    let (start, part) = match tensor.shape() {
+        Shape::Vector(_) => {
+            (tensor.format().row_bytes(range.start)?, tensor.slice_cols(range.clone())?)
+        }
+        _ => (range.start * tensor.row_bytes(), tensor.slice_rows(range.clone())?),
+    };
+    let (format, shape, bytes) = (part.format(), part.shape(), start..start + part.data().len());
+    match tensor.into_data() {
+        Cow::Borrowed(data) => Tensor::new(format, shape, &data[bytes]),
+        Cow::Owned(data) => Tensor::new(format, shape, data[bytes].to_vec()),
     }
 }
 
@@ -69,8 +95,6 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
     use crate::weights::{Format, GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights};
     use crate::weights::{MapWeights, Shape, Value, Weights};
