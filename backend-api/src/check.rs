@@ -37,23 +37,19 @@ impl BatchBounds {
             first_group += bounds.windows.len();
             bounds
         });
-        Self {
-            programs: programs.collect(),
-            limits: options.limits.clone(),
-            page_size: options.page_size,
-            context_length: options.context_length,
-        }
+        Self::of_programs(programs.collect(), options)
     }
 
     /// The bounds of one program with `vocab_size` ids and page groups of these windows: for test
     /// doubles that run without a program.
     pub fn of_sizes(vocab_size: u32, windows: Vec<Option<u32>>, options: &CompileOptions) -> Self {
-        Self {
-            programs: vec![ProgramBounds { vocab_size, first_group: 0, windows }],
-            limits: options.limits.clone(),
-            page_size: options.page_size,
-            context_length: options.context_length,
-        }
+        Self::of_programs(vec![ProgramBounds { vocab_size, first_group: 0, windows }], options)
+    }
+
+    fn of_programs(programs: Vec<ProgramBounds>, options: &CompileOptions) -> Self {
+        let CompileOptions { limits, page_size, context_length, .. } = options;
+        let (page_size, context_length) = (*page_size, *context_length);
+        Self { limits: limits.clone(), page_size, context_length, programs }
     }
 
     /// The largest step.

@@ -244,35 +244,6 @@ impl<'a> Tensor<'a> {
         )
     }
 
-    /// Rows of a matrix, or elements of a vector: a bias has one for each output feature.
-    pub fn output_features(&self) -> usize {
-        match self.shape {
-            Shape::Vector(len) => len,
-            shape => shape.rows(),
-        }
-    }
-
-    /// Rows `range` of a matrix, or elements `range` of a vector. Borrowed bytes stay borrowed.
-    ///
-    /// # Errors
-    ///
-    /// [`TensorError::SliceOutOfRange`], and [`TensorError::SliceInsideBlock`] for a quantized
-    /// vector.
-    pub fn into_output_features(self, range: Range<usize>) -> Result<Tensor<'a>, TensorError> {
-        let part = match self.shape {
-            Shape::Vector(_) => self.slice_cols(range.clone())?,
-            _ => self.slice_rows(range.clone())?,
-        };
-        let (format, shape) = (part.format, part.shape);
-        let Cow::Borrowed(all) = self.data else { return Ok(part.into_owned()) };
-        // The part is borrowed from `self`; the same bytes can be borrowed from the file.
-        let start = match shape {
-            Shape::Vector(_) => format.row_bytes(range.start)?,
-            _ => range.start * part.row_bytes(),
-        };
-        Tensor::new(format, shape, &all[start..start + part.data.len()])
-    }
-
     /// Matrix `index` of a stack; of a matrix, the matrix itself is number 0. Copies nothing.
     ///
     /// # Errors

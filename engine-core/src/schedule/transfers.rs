@@ -193,10 +193,6 @@ impl Transfers {
 
     /// The oldest copies in flight have ended: all that one plan ordered. Returns the loads among
     /// them, in order.
-    ///
-    /// # Errors
-    ///
-    /// No copies are in flight.
     pub(super) fn end(
         &mut self,
         pool: &mut KvPool,

@@ -3,7 +3,7 @@
 //! Phi-3 has query, key and value in `qkv_proj`; Phi-3 and GLM-4 have the gate and what it opens in
 //! `gate_up_proj`. Blocks of quantized formats run along a row, so any rows can be taken.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use super::{Format, Shape, Tensor, TensorError, WeightsError};
 use crate::model::ModelConfig;
@@ -28,8 +28,7 @@ impl Rows {
     ) -> Result<Tensor<'a>, WeightsError> {
         let Self::Some { rows, .. } = self else { return Ok(tensor) };
         self.shape(name, tensor.format(), tensor.shape())?;
-        tensor
-            .into_output_features(rows.clone())
+        take_output_features(tensor, rows.clone())
             .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
     }
 
@@ -52,6 +51,24 @@ impl Rows {
             false => TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len },
         };
         Err(WeightsError::Tensor { name: name.to_owned(), source })
+    }
+}
+
+/// Rows `range` of a matrix, or elements `range` of a vector: a bias has one for each output feature. Borrowed bytes stay borrowed.
+fn take_output_features(
+    tensor: Tensor<'_>,
+    range: Range<usize>,
+) -> Result<Tensor<'_>, TensorError> {
+    let (start, part) = match tensor.shape() {
+        Shape::Vector(_) => {
+            (tensor.format().row_bytes(range.start)?, tensor.slice_cols(range.clone())?)
+        }
+        _ => (range.start * tensor.row_bytes(), tensor.slice_rows(range.clone())?),
+    };
+    let (format, shape, bytes) = (part.format(), part.shape(), start..start + part.data().len());
+    match tensor.into_data() {
+        Cow::Borrowed(data) => Tensor::new(format, shape, &data[bytes]),
+        Cow::Owned(data) => Tensor::new(format, shape, data[bytes].to_vec()),
     }
 }
 
@@ -89,8 +106,6 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
     use crate::weights::{
         GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights, MapWeights, Value, Weights,
