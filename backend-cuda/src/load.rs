@@ -33,7 +33,7 @@ pub(crate) struct LoadedProgram {
 }
 
 impl LoadedProgram {
-    /// Places values and loads weights. `by_name` has the weights of the programs before.
+    /// Places values and loads weights. `by_name` has the weights of the programs before, with their shapes.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl LoadedProgram {
         device: &mut Device,
         program: &Program,
         weights: &dyn Weights,
-        by_name: &mut HashMap<String, u64>,
+        by_name: &mut HashMap<String, (u64, Vec<usize>)>,
         limits: &Limits,
         first_group: usize,
         half: bool,
@@ -51,13 +51,18 @@ impl LoadedProgram {
         let mut places = Vec::new();
         for weight in program.weights() {
             let place = match by_name.get(&weight.name) {
-                Some(&place) => place,
+                Some((place, shape)) if *shape == weight.shape => *place,
+                Some((_, shape)) => {
+                    let (name, expected, found) =
+                        (weight.name.clone(), weight.shape.clone(), shape.clone());
+                    return Err(BackendError::Shape { name, expected, found });
+                }
                 None => {
                     let tensor = weights.tensor(&weight.name)?;
                     check_weight_shape(weight, &tensor)?;
                     let bits: Vec<u16> = tensor.to_f32().iter().map(|&x| narrow(x, half)).collect();
                     let place = device.upload(&bits)?;
-                    by_name.insert(weight.name.clone(), place);
+                    by_name.insert(weight.name.clone(), (place, weight.shape.clone()));
                     place
                 }
             };
@@ -87,6 +92,13 @@ impl LoadedProgram {
 
     pub(crate) fn value(&self, id: ValueId) -> u64 {
         self.values[id.index()]
+    }
+
+    /// Bytes that the largest step gives back: logits, and hidden states.
+    pub(crate) fn step_bytes(&self, limits: &Limits) -> usize {
+        let row = self.program.vocab_size() as usize * size_of::<f32>()
+            + self.width(self.program.hidden()) * size_of::<u16>();
+        row.saturating_mul(limits.outputs as usize)
     }
 
     pub(crate) fn width(&self, id: ValueId) -> usize {
