@@ -10,7 +10,8 @@ use backend_api::kit::{available_bytes, check_memory, check_options, kv_bytes};
 use backend_api::program::{Op, Program};
 use backend_api::weights::Weights;
 use backend_api::{
-    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
+    KvFormat,
 };
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
@@ -22,6 +23,7 @@ use crate::forward::GroupMemory;
 use crate::load::{BACKEND, LoadedProgram};
 use crate::nvrtc::Nvrtc;
 use crate::read_back::ReadBack;
+use crate::weights::Use;
 use crate::{Kernel, Variant, append_shared_bytes, source};
 
 /// How a [`CudaBackend`] is set up.
@@ -197,6 +199,9 @@ impl CudaBackend {
             self.load(device, kernel, &plain, &[kernel.name()], 0)?;
         }
         self.load(device, Kernel::Elementwise, &plain, &Kernel::ELEMENTWISE, 0)?;
+        for (kernel, variant) in loaded.product_kernels() {
+            self.load(device, kernel, &variant, &kernel.functions(), 0)?;
+        }
         for op in loaded.program.ops() {
             let Op::Attention(attention) = op else { continue };
             let variant = loaded.of_heads(attention);
@@ -215,6 +220,18 @@ impl Backend for CudaBackend {
     fn capabilities(&self) -> Capabilities {
         // There is no room for an error; compiling reports it.
         self.with_free(Device::free_bytes(&self.context).unwrap_or(0))
+    }
+
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        _compute: Compute,
+    ) -> Result<u64, BackendError> {
+        let uses = Use::of_program(program)?;
+        program.weights().iter().zip(uses).try_fold(0u64, |sum, (weight, read_as)| {
+            Ok(sum.saturating_add(read_as.bytes(&weights.tensor(&weight.name)?)))
+        })
     }
 
     fn compile(

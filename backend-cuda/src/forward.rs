@@ -8,7 +8,7 @@ use crate::device::{Argument, Device, Layer, Parts, Shape};
 use crate::load::{LoadedProgram, is_wide};
 use crate::plan::{self, AppendRow, DecodeRow, Plan, SharedRun};
 use crate::sampling::Parameters;
-use crate::{Kernel, Variant, append_shared_bytes};
+use crate::{Kernel, Variant, append_shared_bytes, append_slices};
 use Argument::{Address, Float, Int};
 
 /// Blocks that attention is divided for, where the device doesn't say how many processors it has.
@@ -150,6 +150,9 @@ impl Forward<'_> {
         let value = |id: ValueId| Address(loaded.value(id));
         match op {
             Op::Embed { weight, scale, out } => {
+                if let Some(layout) = loaded.blocks(*weight) {
+                    return self.embed_blocks(layout, *weight, [lists.tokens, self.inputs.next], *scale, *out);
+                }
                 let width = loaded.width(*out) as i32;
                 let arguments = [
                     value(*out),
@@ -178,13 +181,8 @@ impl Forward<'_> {
                 let shape = Shape { grid: [runs as u32, 1], threads, shared: 0 };
                 self.launch(Kernel::RmsNorm, "rms_norm", shape, &arguments)
             }
-            Op::Linear { input, weight, bias, out } => {
-                let bias = bias.map_or(0, |bias| loaded.weight(bias));
-                self.product(*input, loaded.weight(*weight), bias, *out)
-            }
-            Op::Logits { input, weight, out } => {
-                self.product(*input, loaded.weight(*weight), 0, *out)
-            }
+            Op::Linear { input, weight, bias, out } => self.product(*input, *weight, *bias, *out),
+            Op::Logits { input, weight, out } => self.product(*input, *weight, None, *out),
             Op::Rope { input, head_dim, inverse_frequencies, attention_factor, pairs, out } => {
                 let (head, pair_count) = (*head_dim as usize, inverse_frequencies.len());
                 let heads = loaded.width(*out) / head;
@@ -205,25 +203,9 @@ impl Forward<'_> {
             }
             Op::Attention(attention) => self.attention(attention, lists),
             Op::GatedActivation { gate, up, activation, out } => {
-                let (kind, slope, limit) = match *activation {
-                    Activation::Identity => (0, 0.0, 0.0),
-                    Activation::Sigmoid => (1, 0.0, 0.0),
-                    Activation::Silu => (2, 0.0, 0.0),
-                    Activation::GeluTanh => (3, 0.0, 0.0),
-                    Activation::ClampedSwiglu { slope, limit } => (4, slope, limit),
-                };
-                let count = self.count(*out);
-                let widths =
-                    [Int(loaded.width(*out) as i32), Int(loaded.width(*gate) as i32), Int(kind)];
-                let arguments = [value(*out), value(*gate), value(*up)].into_iter().chain(widths);
-                let arguments: Vec<_> =
-                    arguments.chain([Float(slope), Float(limit), Int(count as i32)]).collect();
-                self.launch(
-                    Kernel::GatedActivation,
-                    "gated_activation",
-                    Shape::covering(count),
-                    &arguments,
-                )
+                let widths = [loaded.width(*out), loaded.width(*gate)];
+                let values = [*out, *gate, *up].map(|id| loaded.value(id));
+                self.activate(*activation, values, widths, self.count(*out))
             }
             Op::Add { left, right, out } => {
                 let count = self.count(*out);
@@ -296,15 +278,12 @@ impl Forward<'_> {
                 ];
                 self.launch(Kernel::Elementwise, "select_rows", Shape::covering(count), &arguments)
             }
-            Op::MixtureOfExperts(_) => Err(BackendError::Unsupported {
-                backend: crate::load::BACKEND,
-                what: "mixtures of experts".to_owned(),
-            }),
+            Op::MixtureOfExperts(op) => self.mixture(op),
         }
     }
 
     /// Rows of a value in this step.
-    fn rows(&self, value: ValueId) -> usize {
+    pub(crate) fn rows(&self, value: ValueId) -> usize {
         if self.loaded.is_of_outputs(value) {
             self.inputs.selected.len()
         } else {
@@ -317,7 +296,7 @@ impl Forward<'_> {
         self.rows(value) * self.loaded.width(value)
     }
 
-    fn launch(
+    pub(crate) fn launch(
         &self,
         kernel: Kernel,
         name: &'static str,
@@ -341,27 +320,27 @@ impl Forward<'_> {
         self.launch(Kernel::Elementwise, name, Shape::covering(count), &arguments)
     }
 
-    fn product(
+    /// `values`: out, gate, up. `widths`: theirs, and the gate's.
+    pub(crate) fn activate(
         &self,
-        input: ValueId,
-        weight: u64,
-        bias: u64,
-        out: ValueId,
+        activation: Activation,
+        values: [u64; 3],
+        widths: [usize; 2],
+        count: usize,
     ) -> Result<(), BackendError> {
-        let loaded = self.loaded;
-        let (rows, columns) = (self.rows(out), loaded.width(out));
-        let arguments = [
-            Address(loaded.value(out)),
-            Address(loaded.value(input)),
-            Address(weight),
-            Address(bias),
-            Int(rows as i32),
-            Int(columns as i32),
-            Int(loaded.width(input) as i32),
-            Int(i32::from(is_wide(&loaded.program, out))),
-        ];
-        let grid = [columns.div_ceil(64) as u32, rows.div_ceil(64) as u32];
-        self.launch(Kernel::Linear, "linear", Shape { grid, threads: 128, shared: 0 }, &arguments)
+        let (kind, slope, limit) = match activation {
+            Activation::Identity => (0, 0.0, 0.0),
+            Activation::Sigmoid => (1, 0.0, 0.0),
+            Activation::Silu => (2, 0.0, 0.0),
+            Activation::GeluTanh => (3, 0.0, 0.0),
+            Activation::ClampedSwiglu { slope, limit } => (4, slope, limit),
+        };
+        let [width, gate_width] = widths.map(|width| Int(width as i32));
+        let mut arguments = values.map(Address).to_vec();
+        arguments.extend([width, gate_width, Int(kind), Float(slope), Float(limit)]);
+        arguments.push(Int(count as i32));
+        let shape = Shape::covering(count);
+        self.launch(Kernel::GatedActivation, "gated_activation", shape, &arguments)
     }
 
     fn attention(&mut self, attention: &Attention, lists: &Lists) -> Result<(), BackendError> {
@@ -484,7 +463,7 @@ impl Forward<'_> {
                 Int(window),
                 Argument::Parts(parts),
             ]);
-            let grid = [list.len() as u32, attention.kv_heads];
+            let grid = [list.len() as u32, attention.kv_heads * append_slices(variant.head)];
             let blocks = Shape { grid, threads: 128, shared: append_shared_bytes(variant) };
             device.launch(
                 Kernel::AttentionAppend,

@@ -8,38 +8,13 @@ use backend_api::KvFormat;
 use backend_cuda::{CudaBackend, CudaOptions};
 use testkit::conformance::Subject;
 
-/// What depends on a row's company: nothing is promised. Then mixtures of experts, for which there is no kernel yet.
-const SKIPS: [&str; 30] = [
+/// What depends on a row's company: nothing is promised.
+const SKIPS: [&str; 5] = [
     "a_verified_draft_is_sampled_as_plain_steps_are",
     "chunking_changes_no_bit",
     "company_changes_no_bit_of_experts",
     "the_batch_changes_no_bit",
     "the_page_size_changes_no_bit",
-    "equal_scores_choose_the_lower_expert",
-    "experts_add_their_own_biases",
-    "experts_are_weighed_by_their_scores",
-    "experts_take_one_row_and_many",
-    "experts_that_no_row_chose_are_not_computed",
-    "experts_read_every_format/BF16",
-    "experts_read_every_format/F16",
-    "experts_read_every_format/F32",
-    "experts_read_every_format/F8_E4M3",
-    "experts_read_every_format/IQ4_NL",
-    "experts_read_every_format/IQ4_XS",
-    "experts_read_every_format/MXFP4",
-    "experts_read_every_format/NF4",
-    "experts_read_every_format/NVFP4",
-    "experts_read_every_format/Q2_K",
-    "experts_read_every_format/Q3_K",
-    "experts_read_every_format/Q4_0",
-    "experts_read_every_format/Q4_1",
-    "experts_read_every_format/Q4_K",
-    "experts_read_every_format/Q5_0",
-    "experts_read_every_format/Q5_1",
-    "experts_read_every_format/Q5_K",
-    "experts_read_every_format/Q6_K",
-    "experts_read_every_format/Q8_0",
-    "experts_read_every_format/U4",
 ];
 
 /// One backend for all tests of a precision: kernels are compiled once.

@@ -253,31 +253,33 @@ fn gated_activations_agree() {
 #[test]
 fn embeddings_are_of_known_tokens_and_of_those_that_slots_produced() {
     let variant = Variant::new(64, 1);
-    let (vocabulary, width) = (11, 72);
-    let (table, x) = bits_and_values(&variant, &mut Numbers::new(5), vocabulary * width, 1.0);
-    let mut device = Device::default();
-    let (tokens, next) = ([3, -1 - 2, 10, -1], [7, 1, 4]);
-    let out = device.room::<u16>(tokens.len() * width);
-    let arguments = Arguments::new()
-        .with(out)
-        .with(device.upload(&table))
-        .with(device.upload(&tokens))
-        .with(device.upload(&next))
-        .with(width as i32)
-        .with(2.5f32);
-    device.run(Kernel::Embed, &variant, [tokens.len() as u32, 1], 32, 0, &arguments);
-    let right: Vec<f32> = [3, 4, 10, 7]
-        .iter()
-        .flat_map(|&token| &x[token * width..][..width])
-        .map(|x| x * 2.5)
-        .collect();
-    let got: Vec<f32> = device
-        .download::<u16>(out, right.len())
-        .iter()
-        .map(|&bits| number(&variant, bits))
-        .collect();
-    let right: Vec<f64> = right.into_iter().map(f64::from).collect();
-    assert!(relative_error(&got, &right) < 0.003);
+    for width in [72, 6, 9] {
+        let vocabulary = 11;
+        let (table, x) = bits_and_values(&variant, &mut Numbers::new(5), vocabulary * width, 1.0);
+        let mut device = Device::default();
+        let (tokens, next) = ([3, -1 - 2, 10, -1], [7, 1, 4]);
+        let out = device.room::<u16>(tokens.len() * width);
+        let arguments = Arguments::new()
+            .with(out)
+            .with(device.upload(&table))
+            .with(device.upload(&tokens))
+            .with(device.upload(&next))
+            .with(width as i32)
+            .with(2.5f32);
+        device.run(Kernel::Embed, &variant, [tokens.len() as u32, 1], 32, 0, &arguments);
+        let right: Vec<f32> = [3, 4, 10, 7]
+            .iter()
+            .flat_map(|&token| &x[token * width..][..width])
+            .map(|x| x * 2.5)
+            .collect();
+        let got: Vec<f32> = device
+            .download::<u16>(out, right.len())
+            .iter()
+            .map(|&bits| number(&variant, bits))
+            .collect();
+        let right: Vec<f64> = right.into_iter().map(f64::from).collect();
+        assert!(relative_error(&got, &right) < 0.003);
+    }
 }
 
 /// As the kernel has it.

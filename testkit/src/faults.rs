@@ -8,7 +8,7 @@ use engine_core::backend::{
     Limits, Masks, PageCopy, Progress, RowFailure, StepError, StepResult, Ticket,
 };
 use engine_core::model::Program;
-use engine_core::weights::Weights;
+use engine_core::weights::{Format, Weights};
 
 /// What goes wrong with a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -321,6 +321,10 @@ impl<B: Backend> FaultyBackend<B> {
 impl<B: Backend> Backend for FaultyBackend<B> {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn compute_of(&self, compute: Compute, format: Format, inputs: usize) -> Compute {
+        self.inner.compute_of(compute, format, inputs)
     }
 
     fn weight_bytes(

@@ -5,7 +5,8 @@ use std::fs;
 
 use engine_core::Token;
 use engine_core::backend::{Backend, Compute, KvFormat, PoolKind};
-use engine_core::engine::EngineOptions;
+use engine_core::engine::{Engine, EngineOptions};
+use engine_core::model::open_model;
 use engine_core::request::EmbedRequest;
 use understory::BackendChoice;
 use understory::source::FetchOptions;
@@ -95,6 +96,20 @@ fn kv_is_bf16_where_products_are_not_exact_unless_told_otherwise() {
     assert_eq!(format(Compute::Exact, None), KvFormat::F32);
     assert_eq!(format(Compute::Int8, None), KvFormat::Bf16);
     assert_eq!(format(Compute::Int8, Some(KvFormat::F32)), KvFormat::F32);
+}
+
+#[test]
+fn kv_is_f32_where_most_weights_have_no_kernel_in_the_precision() {
+    let choice = BackendChoice::Cpu { threads: Some(1) };
+    let backend = choice.open(&FetchOptions::default(), &mut ()).unwrap();
+    let format = |file: &str| {
+        let model = open_model(&model().with_file_name("../tiny-gguf").join(file)).unwrap();
+        let builder = Engine::builder().options(small().compute(Compute::Int8));
+        builder.estimate(&model, backend.as_ref()).unwrap().limits.kv_format
+    };
+    // Nearly all in MXFP4, and all in formats of int8.
+    assert_eq!(format("gpt-oss.gguf"), KvFormat::F32);
+    assert_eq!(format("llama-quantized.gguf"), KvFormat::Bf16);
 }
 
 #[test]

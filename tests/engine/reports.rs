@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use engine_core::CacheEvent;
 use engine_core::backend::weights::Format;
+use engine_core::backend::{BackendError, Compute, KvFormat};
 use engine_core::engine::{Engine, Shutdown};
-use engine_core::error::SubmitError;
+use engine_core::error::{EngineError, SubmitError};
 use engine_core::model::open_model;
 use radix_cache::Change;
 use testkit::faults::{Fault, FaultyBackend};
@@ -41,6 +42,28 @@ fn facts_about_the_model_are_told() {
     let facts = engine.model();
     assert_eq!((&facts.source, &facts.path, &facts.architecture), (&None, &None, &None));
     assert!(facts.weight_bytes > 0);
+}
+
+#[test]
+fn an_estimate_refuses_what_the_start_refuses() {
+    // KV in f32 and exact products only.
+    let backend = ShadowBackend::new();
+    let opened = open_model(&model()).unwrap();
+    let refusals = [
+        small().kv_format(KvFormat::Int8),
+        small().compute(Compute::Int8),
+        small().compute(Compute::Bf16).kv_format(KvFormat::F32),
+    ];
+    for options in refusals {
+        let builder = || Engine::builder().options(options.clone());
+        let estimated = builder().estimate(&opened, &backend).unwrap_err();
+        let started = builder().load_model(&opened, &backend, &mut ()).unwrap_err();
+        let is_unsupported = |error: &EngineError| {
+            matches!(error, EngineError::Backend(BackendError::Unsupported { .. }))
+        };
+        assert!(is_unsupported(&estimated) && is_unsupported(&started), "{estimated}, {started}");
+    }
+    assert!(Engine::builder().options(small()).estimate(&opened, &backend).unwrap().fits());
 }
 
 #[test]

@@ -69,18 +69,21 @@ impl Routes {
             }
         }
         keys.clear();
-        // Adding zero makes one of both zeros, which are equal.
+        // Adding zero makes one of both zeros, which are equal. A score that is no number counts as the
+        // greatest, whatever its sign, and so reaches the result.
+        let key = |key: f32| if key.is_nan() { key.abs() } else { key + 0.0 };
         match router.selection_bias {
-            Some(bias) => keys.extend(probabilities.iter().zip(bias).map(|(p, bias)| p + bias)),
-            None => keys.extend(scores.iter().map(|score| score + 0.0)),
+            Some(bias) => {
+                keys.extend(probabilities.iter().zip(bias).map(|(p, bias)| key(p + bias)))
+            }
+            None => keys.extend(scores.iter().copied().map(key)),
         }
         let first = self.experts.len();
         let mut sum = 0.0;
         for _ in 0..router.chosen {
             let taken = &self.experts[first..];
             let free = (0..router.experts).filter(|&expert| !taken.contains(&(expert as u32)));
-            // Of equal ones the first. A score that is no number counts as the greatest, and so
-            // reaches the result.
+            // Of equal ones the first.
             let greatest = free.reduce(|best, expert| {
                 if keys[expert].total_cmp(&keys[best]).is_gt() { expert } else { best }
             });
@@ -212,13 +215,16 @@ mod tests {
     #[test]
     fn scores_that_are_not_numbers_spoil_their_own_row_alone() {
         let mut scores = noise(2, 15);
-        scores[7] = f32::NAN;
-        for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
-            let routes = routes(&Router { scoring, ..ROUTER }, &scores);
-            let is_number: Vec<bool> =
-                routes.weights.chunks(2).map(|row| row.iter().all(|w| w.is_finite())).collect();
-            assert_eq!(is_number, [true, false, true]);
-            assert_eq!(routes.experts.len(), 6);
+        for nan in [f32::NAN, -f32::NAN] {
+            scores[7] = nan;
+            for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+                let routes = routes(&Router { scoring, ..ROUTER }, &scores);
+                let is_number: Vec<bool> =
+                    routes.weights.chunks(2).map(|row| row.iter().all(|w| w.is_finite())).collect();
+                assert_eq!(is_number, [true, false, true]);
+                assert_eq!(routes.experts.len(), 6);
+                assert_eq!(routes.experts[2], 2, "of {nan}");
+            }
         }
     }
 

@@ -11,19 +11,22 @@ use super::{
     bf16::{
         linear::{PairTask, TiledPairTask},
         pairs::Bf16Pairs,
-        rows::Bf16Rows,
+        rows::{Bf16Rows, Bf16View},
     },
     blocks::{Block, F32Block},
     int8::{
         blocks::{ByteWeights, Q4_0Quads, Q4_1Quads, Q8_0Quads},
         linear::ByteTask,
-        rows::QuantizedRows,
+        rows::{QuantizedRows, QuantizedView},
         tiled::{ByteScratch, TiledTask},
     },
     linear::{LinearRows, SCRATCH_BLOCKS},
     panels::{PackedMatrix, Panels},
 };
-use crate::{isa::LANES, simd::Simd};
+use crate::{
+    isa::{LANES, tiles::RowBlock},
+    simd::Simd,
+};
 
 /// Rows from which on matrix units multiply bytes. Vectors and units give the same bits.
 const TILED_ROWS: usize = 8;
@@ -68,10 +71,24 @@ impl std::fmt::Debug for ByteMatrix {
 }
 
 impl Matrix {
-    /// Regroups a tensor, each of whose rows is an output, for a precision. A precision that the
-    /// tensor's format has no kernel in is computed exactly: bf16 takes weights that aren't
-    /// quantized, int8 takes those as Q8_0 where rows are whole blocks, and Q8_0, Q4_0 and Q4_1 as
-    /// they are.
+    /// The precision that products with weights in `format`, of `depth` inputs, are computed in where
+    /// `wanted` is wanted. A precision that the format has no kernel in is computed exactly: bf16
+    /// takes weights that aren't quantized, int8 takes those as Q8_0 where rows are whole blocks, and
+    /// Q8_0, Q4_0 and Q4_1 as they are.
+    pub(crate) fn compute_of(wanted: Compute, format: Format, depth: usize) -> Compute {
+        let is_plain = matches!(format, Format::F32 | Format::F16 | Format::BF16);
+        match wanted {
+            Compute::Bf16 if is_plain => Compute::Bf16,
+            Compute::Int8 if is_plain && depth.is_multiple_of(Q8_0Quads::DEPTH) => Compute::Int8,
+            Compute::Int8 if matches!(format, Format::Q8_0 | Format::Q4_0 | Format::Q4_1) => {
+                Compute::Int8
+            }
+            _ => Compute::Exact,
+        }
+    }
+
+    /// Regroups a tensor, each of whose rows is an output, for a precision, or for what is computed in
+    /// [instead](Self::compute_of).
     ///
     /// # Errors
     /// A tensor that is inconsistent.
@@ -81,20 +98,16 @@ impl Matrix {
             return Ok(Self::Exact(PackedMatrix::pack(tensor)));
         };
         let convert = |format| Tensor::from_f32(format, tensor.shape(), &tensor.to_f32());
-        Ok(match (compute, format) {
+        Ok(match (Self::compute_of(compute, format, cols), format) {
             (Compute::Int8, Format::Q4_0) => Self::Bytes(ByteMatrix::Q4_0(Panels::pack(tensor))),
             (Compute::Int8, Format::Q4_1) => Self::Bytes(ByteMatrix::Q4_1(Panels::pack(tensor))),
             (Compute::Int8, Format::Q8_0) => Self::Bytes(ByteMatrix::Q8_0(Panels::pack(tensor))),
-            (Compute::Int8, Format::F32 | Format::F16 | Format::BF16)
-                if cols.is_multiple_of(Q8_0Quads::DEPTH) =>
-            {
+            (Compute::Int8, _) => {
                 let tensor = convert(Format::Q8_0)?;
                 Self::Bytes(ByteMatrix::Q8_0(Panels::pack(&tensor)))
             }
             (Compute::Bf16, Format::BF16) => Self::Pairs(Panels::pack(tensor)),
-            (Compute::Bf16, Format::F32 | Format::F16) => {
-                Self::Pairs(Panels::pack(&convert(Format::BF16)?))
-            }
+            (Compute::Bf16, _) => Self::Pairs(Panels::pack(&convert(Format::BF16)?)),
             _ => Self::Exact(PackedMatrix::pack(tensor)),
         })
     }
@@ -105,18 +118,11 @@ impl Matrix {
         (columns, depth): (usize, usize),
         compute: Compute,
     ) -> usize {
-        match (compute, format) {
+        match (Self::compute_of(compute, format, depth), format) {
             (Compute::Int8, Format::Q4_0) => Panels::<Q4_0Quads>::bytes_of(columns, depth),
             (Compute::Int8, Format::Q4_1) => Panels::<Q4_1Quads>::bytes_of(columns, depth),
-            (Compute::Int8, Format::Q8_0) => Panels::<Q8_0Quads>::bytes_of(columns, depth),
-            (Compute::Int8, Format::F32 | Format::F16 | Format::BF16)
-                if depth.is_multiple_of(Q8_0Quads::DEPTH) =>
-            {
-                Panels::<Q8_0Quads>::bytes_of(columns, depth)
-            }
-            (Compute::Bf16, Format::F32 | Format::F16 | Format::BF16) => {
-                Panels::<Bf16Pairs>::bytes_of(columns, depth)
-            }
+            (Compute::Int8, _) => Panels::<Q8_0Quads>::bytes_of(columns, depth),
+            (Compute::Bf16, _) => Panels::<Bf16Pairs>::bytes_of(columns, depth),
             _ => PackedMatrix::bytes_of(format, columns, depth),
         }
     }
@@ -169,10 +175,35 @@ pub(crate) struct LinearScratch {
     pub(super) expanded: Vec<F32Block>,
     /// By thread.
     pub(super) tiled: Vec<ByteScratch>,
-    /// By input.
-    pub(super) bytes: Vec<QuantizedRows>,
-    /// By input.
-    pub(super) pairs: Vec<Bf16Rows>,
+    pub(super) bytes: QuantizedRows,
+    pub(super) pairs: Bf16Rows,
+}
+
+/// How much memory inputs take once they are converted to a reduced precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ConvertedInputs {
+    /// Blocks of bytes.
+    blocks: usize,
+    /// Values in bf16.
+    values: usize,
+}
+
+impl ConvertedInputs {
+    /// Makes it large enough for inputs `[rows, width]` too, in bytes, in bf16, in both or neither.
+    pub(crate) fn widen(&mut self, shape: (usize, usize), in_bytes: bool, in_pairs: bool) {
+        if in_bytes {
+            self.blocks = self.blocks.max(QuantizedRows::blocks_of(shape));
+        }
+        if in_pairs {
+            self.values = self.values.max(Bf16Rows::values_of(shape));
+        }
+    }
+
+    /// Bytes of that memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let blocks = (self.blocks as u64).saturating_mul(size_of::<RowBlock>() as u64);
+        blocks.saturating_add((self.values as u64).saturating_mul(size_of::<u16>() as u64))
+    }
 }
 
 impl std::fmt::Debug for LinearScratch {
@@ -187,9 +218,20 @@ impl LinearScratch {
         Self {
             expanded: vec![F32Block::zero(); threads * SCRATCH_BLOCKS],
             tiled: (0..threads).map(|_| ByteScratch::default()).collect(),
-            bytes: Vec::new(),
-            pairs: Vec::new(),
+            bytes: QuantizedRows::default(),
+            pairs: Bf16Rows::default(),
         }
+    }
+
+    /// Takes the memory for converted inputs beforehand.
+    pub(crate) fn reserve(&mut self, inputs: ConvertedInputs) {
+        self.bytes.reserve(inputs.blocks);
+        self.pairs.reserve(inputs.values);
+    }
+
+    /// Bytes of converted inputs that there is memory for.
+    pub(crate) fn converted_bytes(&self) -> u64 {
+        ConvertedInputs { blocks: self.bytes.room(), values: self.pairs.room() }.bytes()
     }
 }
 
@@ -198,7 +240,7 @@ pub(super) fn multiply_bytes(
     simd: Simd,
     matrix: &ByteMatrix,
     range: Range<usize>,
-    input: &QuantizedRows,
+    input: QuantizedView<'_>,
     rows: LinearRows<'_>,
     scratch: &mut ByteScratch,
 ) {
@@ -209,7 +251,7 @@ fn byte_panels<B: ByteWeights>(
     simd: Simd,
     panels: &Panels<B>,
     range: Range<usize>,
-    input: &QuantizedRows,
+    input: QuantizedView<'_>,
     rows: LinearRows<'_>,
     scratch: &mut ByteScratch,
 ) {
@@ -226,11 +268,38 @@ pub(super) fn multiply_pairs(
     simd: Simd,
     panels: &Panels<Bf16Pairs>,
     range: Range<usize>,
-    input: &Bf16Rows,
+    input: Bf16View<'_>,
     rows: LinearRows<'_>,
 ) {
     match simd.tiles() {
         Some(tiles) => simd.run_dot(TiledPairTask { tiles, panels, range, input, rows }),
         None => simd.run_dot(PairTask { panels, range, input, rows }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_is_computed_in_the_precision_that_is_told_beforehand() {
+        let shape = |depth| Shape::matrix(16, depth);
+        for format in Format::ALL {
+            for depth in [40, 256] {
+                let Ok(bytes) = shape(depth).byte_len(format) else { continue };
+                let tensor = Tensor::new(format, shape(depth), vec![0; bytes]).unwrap();
+                for wanted in [Compute::Exact, Compute::Bf16, Compute::Int8] {
+                    let packed = match Matrix::pack(&tensor, wanted).unwrap() {
+                        Matrix::Exact(_) => Compute::Exact,
+                        Matrix::Pairs(_) => Compute::Bf16,
+                        Matrix::Bytes(_) => Compute::Int8,
+                    };
+                    let told = Matrix::compute_of(wanted, format, depth);
+                    assert_eq!(packed, told, "{format:?}, {depth} inputs, {wanted}");
+                }
+            }
+        }
+        assert_eq!(Matrix::compute_of(Compute::Int8, Format::Q4_K, 256), Compute::Exact);
+        assert_eq!(Matrix::compute_of(Compute::Int8, Format::F32, 40), Compute::Exact);
     }
 }

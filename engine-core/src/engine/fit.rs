@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::facts::main_format;
 use super::limits::EngineLimits;
 use super::options::EngineOptions;
-use crate::backend::{Backend, CompileOptions, Footprint, GroupId};
+use crate::backend::program::{Op, WeightId};
+use crate::backend::{Backend, CompileOptions, Compute, Footprint, GroupId, kit};
 use crate::error::EngineError;
 use crate::model::Program;
 use crate::schedule::SchedulerConfig;
@@ -29,14 +29,49 @@ impl Plan {
         model_context: usize,
         backend: &dyn Backend,
     ) -> Result<Self, EngineError> {
-        let format = main_format(program, weights);
+        let reduced = is_mostly_reduced(program, weights, options.compute, backend);
         let weights = backend.weight_bytes(program, weights, options.compute)?;
-        let stored = (weights, format);
-        let limits = EngineLimits::derive(options, program, model_context, stored, backend)?;
+        let known = (weights, reduced);
+        let limits = EngineLimits::derive(options, program, model_context, known, backend)?;
         let config = limits.scheduler_config(options);
-        let compile = limits.compile_options(options, &backend.capabilities(), &config)?;
+        let capabilities = backend.capabilities();
+        let compile = limits.compile_options(options, &capabilities, &config)?;
+        kit::check_options("chosen", &capabilities, std::slice::from_ref(program), &compile)?;
         Ok(Self { limits, config, compile, weights })
     }
+}
+
+/// Whether most of the weights that are multiplied are multiplied in less than f32.
+fn is_mostly_reduced(
+    program: &Program,
+    weights: &dyn Weights,
+    compute: Compute,
+    backend: &dyn Backend,
+) -> bool {
+    let mut products: Vec<WeightId> = Vec::new();
+    for op in program.ops() {
+        match op {
+            Op::Linear { weight, .. } | Op::Logits { weight, .. } => products.push(*weight),
+            Op::MixtureOfExperts(it) => {
+                products.extend([it.gate, it.up, it.down].map(|layer| layer.weight));
+            }
+            _ => {}
+        }
+    }
+    products.sort_unstable_by_key(|weight| weight.index());
+    products.dedup();
+    let (mut exact, mut reduced) = (0u64, 0u64);
+    let declared = products.iter().filter_map(|weight| program.weights().get(weight.index()));
+    // A weight that is missing or malformed counts nothing: compiling reports it.
+    for (format, shape) in declared.filter_map(|weight| weights.describe(&weight.name).ok()) {
+        let sum = match backend.compute_of(compute, format, shape.cols()) {
+            Compute::Exact => &mut exact,
+            _ => &mut reduced,
+        };
+        let elements = shape.dims().iter().fold(1, |all: u64, &dim| all.saturating_mul(dim as u64));
+        *sum = sum.saturating_add(elements);
+    }
+    reduced > exact
 }
 
 /// What an engine takes of a device, and what it holds: found without loading the model

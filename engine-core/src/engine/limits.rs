@@ -4,8 +4,7 @@ use std::fmt;
 
 use super::kv_sizes::{KvPages, KvSizes};
 use super::options::{EngineOptions, KvMemory};
-use crate::backend::weights::Format;
-use crate::backend::{Backend, Capabilities, CompileOptions, Compute, KvFormat, Limits};
+use crate::backend::{Backend, Capabilities, CompileOptions, KvFormat, Limits};
 use crate::error::EngineError;
 use crate::kv::GroupKind;
 use crate::model::Program;
@@ -110,17 +109,18 @@ impl fmt::Display for LimitWarning {
 }
 
 impl EngineLimits {
-    /// Works them out. Weights take so many bytes on the device, most of them in a format.
+    /// Works them out. Weights take so many bytes on the device, and most are multiplied in less than
+    /// f32, or not.
     pub(super) fn derive(
         options: &EngineOptions,
         program: &Program,
         model_context: usize,
-        (weight_bytes, format): (u64, Option<Format>),
+        (weight_bytes, reduced): (u64, bool),
         backend: &dyn Backend,
     ) -> Result<Self, EngineError> {
         let capabilities = &backend.capabilities();
         let page_size = page_size(options, capabilities)?;
-        let kv_format = kv_format(options, format, capabilities)?;
+        let kv_format = kv_format(options, reduced, capabilities)?;
         positive("max_queued_requests", Some(options.max_queued_requests))?;
         let wanted_context = positive("context_length", options.context_length)?;
         let full_context = wanted_context.unwrap_or(model_context);
@@ -327,16 +327,14 @@ fn part(option: &'static str, fraction: f64, of: u64) -> Result<u64, EngineError
 
 fn kv_format(
     options: &EngineOptions,
-    weights: Option<Format>,
+    reduced: bool,
     capabilities: &Capabilities,
 ) -> Result<KvFormat, EngineError> {
     if let Some(format) = options.kv_format {
         // Compiling says so if the backend doesn't have it.
         return Ok(format);
     }
-    let compute = weights.map(|format| options.compute.of(format, &capabilities.fast_computes));
-    let is_exact = compute.is_none_or(|compute| compute == Compute::Exact);
-    if !is_exact && capabilities.kv_formats.contains(&KvFormat::Bf16) {
+    if reduced && capabilities.kv_formats.contains(&KvFormat::Bf16) {
         return Ok(KvFormat::Bf16);
     }
     capabilities.kv_formats.first().copied().ok_or_else(|| EngineError::Option {

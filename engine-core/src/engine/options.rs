@@ -33,8 +33,8 @@ pub struct EngineOptions {
     /// [`Compute::Auto`]: what suits the format of each weight, where that is faster. Answers of
     /// [`Compute::Exact`] are those of other implementations in f32, up to rounding.
     pub compute: Compute,
-    /// How KV is stored. Default: bf16 where most products are computed in less than f32 and the
-    /// backend has bf16, otherwise what the backend prefers.
+    /// How KV is stored. Default: bf16 where most of the weights that are multiplied are multiplied in
+    /// less than f32 and the backend has bf16, otherwise what the backend prefers.
     pub kv_format: Option<KvFormat>,
     /// Memory for KV. Default half of what the weights leave.
     pub kv_memory: KvMemory,

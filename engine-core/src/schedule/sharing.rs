@@ -1,7 +1,8 @@
 //! Which decode rows begin with the same pages: a hint with which a backend reads them once.
 //!
 //! Two page tables have the same page at an index only where the prefixes up to there are the same
-//! path of the tree. So the common run of two tables is found by bisection, and compared once.
+//! path of the tree. So the common run of two tables is found by bisection, and not compared: debug
+//! builds do.
 
 use crate::backend::{GroupId, PageId, Row, SharedPrefix, Slots, Span};
 
@@ -9,7 +10,7 @@ use crate::backend::{GroupId, PageId, Row, SharedPrefix, Slots, Span};
 const LEAST_SHARED: usize = 128;
 
 /// Finds runs of neighbours among `rows`, which are decode rows, that share pages whose positions
-/// all of them are beyond. Costs a look at two entries for each row that shares nothing.
+/// all of them are beyond. Costs a look at a few entries of each table, however long it is.
 pub(super) fn shared_prefixes(
     rows: &[Row],
     slots: &Slots,
@@ -49,7 +50,14 @@ fn common(a: &Row, b: &Row, slots: &Slots, least: usize, most: usize) -> usize {
 }
 
 fn common_of_tables(a: &[PageId], b: &[PageId], least: usize, most: usize) -> usize {
-    let most = most.min(a.len()).min(b.len());
+    // A windowed group's table begins with the pages that have left the window. Where one row has
+    // lost more of them than the other, what both have lost is all that they share.
+    let [lost_by_a, lost_by_b] =
+        [a, b].map(|table| table.partition_point(|&it| it == PageId::NONE));
+    let most = match lost_by_a == lost_by_b {
+        true => most.min(a.len()).min(b.len()),
+        false => most.min(lost_by_a).min(lost_by_b),
+    };
     let is_common = |pages: usize| a.get(pages - 1) == b.get(pages - 1);
     if least == 0 || most < least || !is_common(least) {
         return 0;
@@ -63,11 +71,14 @@ fn common_of_tables(a: &[PageId], b: &[PageId], least: usize, most: usize) -> us
             end = middle;
         }
     }
-    if a[..common] == b[..common] { common } else { 0 }
+    debug_assert!(a.get(..common) == b.get(..common), "a page at an index is in one path only");
+    common
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::backend::SlotId;
 
@@ -111,6 +122,85 @@ mod tests {
         assert_eq!(find(&[&[1, 2, 3], &[1, 4, 5]], 64), []);
         assert_eq!(find(&[&[1], &[1]], 512), []);
         assert_eq!(find(&[&[1, 2], &[1, 2]], 512), [(0, 2, 1)]);
+        assert_eq!(find(&[&[1, 2, 3, 4], &[1, 2, 3]], 64), [(0, 2, 2)]);
         assert_eq!(find(&[], 16), []);
+    }
+
+    #[test]
+    fn pages_that_left_both_windows_are_shared_up_to_where_one_row_still_has_them() {
+        let none = PageId::NONE;
+        let [a, b] = [[none, none, none, PageId(7)], [none, none, PageId(5), PageId(7)]];
+        assert_eq!(common_of_tables(&a, &b, 1, 4), 2);
+        assert_eq!(common_of_tables(&a, &b, 3, 4), 0);
+        assert_eq!(common_of_tables(&b, &b, 1, 4), 4);
+    }
+
+    /// Tables of paths in a tree: each takes some pages of an earlier one, and has its own after them.
+    /// Of a windowed group, each has lost some.
+    fn tables() -> impl Strategy<Value = Vec<[Vec<PageId>; 2]>> {
+        let shape = (any::<prop::sample::Index>(), 0..12usize, 1..6usize, 0..12usize);
+        prop::collection::vec(shape, 1..12).prop_map(|shapes| {
+            let mut fresh = 0..;
+            let mut paths: Vec<Vec<PageId>> = Vec::new();
+            let mut tables = Vec::new();
+            for (from, taken, own, lost) in shapes {
+                let before = if paths.is_empty() { &[][..] } else { from.get(&paths).as_slice() };
+                let mut path = before[..taken.min(before.len())].to_vec();
+                path.extend(fresh.by_ref().take(own).map(PageId));
+                let mut windowed = path.clone();
+                let lost = lost.min(windowed.len() - 1);
+                windowed[..lost].fill(PageId::NONE);
+                tables.push([path.clone(), windowed]);
+                paths.push(path);
+            }
+            tables
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_those_of_tables_that_are_compared_page_by_page(tables in tables()) {
+            let page_size = 64;
+            let mut slots = Slots::new(tables.len() as u32, 2);
+            let mut rows = Vec::new();
+            for (slot, groups) in (0..).zip(&tables) {
+                for (group, table) in (0..).map(GroupId).zip(groups) {
+                    slots.pages_mut(SlotId(slot), group).extend_from_slice(table);
+                }
+                rows.push(Row {
+                    slot: SlotId(slot),
+                    tokens: Span { start: slot, len: 1 },
+                    position: (groups[0].len() * page_size - 1) as u32,
+                    outputs: Span { start: slot, len: 1 },
+                });
+            }
+            let whole = |row: usize| tables[row][0].len() - 1;
+            let equal = |a: usize, b: usize, most: usize| {
+                (0..most).take_while(|&page| (0..2).all(|group| {
+                    tables[a][group][page] == tables[b][group][page]
+                })).count()
+            };
+            let mut expected = Vec::new();
+            let mut first = 0;
+            while first < tables.len() {
+                let (mut pages, mut end) = (whole(first), first + 1);
+                while end < tables.len() {
+                    let common = equal(first, end, pages.min(whole(end)));
+                    if common < 2 || (end > first + 1 && common < pages / 2) {
+                        break;
+                    }
+                    (pages, end) = (common, end + 1);
+                }
+                if end > first + 1 {
+                    expected.push((first as u32, (end - first) as u32, pages as u32));
+                }
+                first = end;
+            }
+            let mut found = Vec::new();
+            shared_prefixes(&rows, &slots, page_size, &mut found);
+            let found: Vec<_> =
+                found.iter().map(|it| (it.rows.start, it.rows.len, it.pages)).collect();
+            prop_assert_eq!(found, expected);
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::{path::Path, sync::Arc};
 
 pub use error::ConfigError;
 pub use generation::GenerationDefaults;
+pub(crate) use generation::MAX_END_TOKENS;
 pub(crate) use huggingface::read_windows;
 pub use rope::{Rope, RopeScaling};
 

@@ -32,7 +32,7 @@ struct Parts {
 type Change = fn(&mut Parts);
 
 /// One change of a good batch for each rule.
-const BROKEN: [(&str, Change); 31] = [
+const BROKEN: [(&str, Change); 32] = [
     ("a program that is not there", |parts| parts.program = ProgramId(1)),
     ("no row", |parts| {
         *parts =
@@ -107,6 +107,10 @@ const BROKEN: [(&str, Change); 31] = [
         let state = SlotState { adapter: AdapterId(3), ..parts.slots.state(SlotId(1)).clone() };
         parts.slots.open(SlotId(1), state);
         parts.events.push(SlotEvent::Open { slot: SlotId(1) });
+    }),
+    ("runs that overlap", |parts| {
+        let none = SharedPrefix { rows: Span { start: 0, len: 2 }, pages: 0 };
+        parts.shared = vec![none, SharedPrefix { rows: Span { start: 1, len: 1 }, pages: 0 }];
     }),
     ("rows that share no page", |parts| {
         parts.shared = vec![SharedPrefix { rows: Span { start: 0, len: 2 }, pages: 1 }];

@@ -88,8 +88,9 @@ fn route(
             biased.enumerate().collect()
         }
     };
-    // Stable: of equal ones the lower index stays first.
-    order.sort_by(|a, b| b.1.total_cmp(&a.1));
+    // Stable: of equal ones the lower index stays first. What is no number is greatest, whatever its sign.
+    let key = |value: f64| if value.is_nan() { value.abs() } else { value };
+    order.sort_by(|a, b| key(b.1).total_cmp(&key(a.1)));
     order.truncate(routing.chosen as usize);
     let chosen: Vec<usize> = order.into_iter().map(|(expert, _)| expert).collect();
     let sum: f64 = chosen.iter().map(|&expert| weight(scores[expert])).sum();

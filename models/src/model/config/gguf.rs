@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
-use super::{Architecture, ConfigError, ModelConfig, RopeScaling, huggingface, json::Fields, rope};
+use super::{
+    Architecture, ConfigError, MAX_LAYERS, ModelConfig, RopeScaling, huggingface, json::Fields,
+    out_of_range, rope,
+};
 use crate::weights::{
     GgufError, GgufFile,
     gguf::{Array, Metadata, Value},
@@ -47,20 +50,37 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
         layer.has_experts = file.contains(&format!("blk.{index}.ffn_gate_inp.weight"));
     }
     if file.contains(FREQUENCY_FACTORS) {
-        let factors = file.tensor(FREQUENCY_FACTORS)?.to_f32();
-        set_factors(&mut config, factors);
+        set_factors(&mut config, file)?;
     }
     Ok(config)
 }
 
 /// Scales the frequencies of layers that share the model's main rotary embedding.
-fn set_factors(config: &mut ModelConfig, factors: Vec<f32>) {
-    let Some(rope) = config.layers.iter().find_map(|layer| layer.rope.clone()) else { return };
+fn set_factors(config: &mut ModelConfig, file: &GgufFile) -> Result<(), ConfigError> {
+    let Some(rope) = config.layers.iter().find_map(|layer| layer.rope.clone()) else {
+        return Ok(());
+    };
     let mut scaled = (*rope).clone();
+    let factors = divisors(file, (FREQUENCY_FACTORS, "rope_freqs"), rope.dim / 2)?;
     scaled.scaling = Some(RopeScaling::Factors(factors));
     let scaled = Arc::new(scaled);
     for layer in config.layers.iter_mut().filter(|layer| layer.window.is_none()) {
         layer.rope = layer.rope.is_some().then(|| Arc::clone(&scaled));
+    }
+    Ok(())
+}
+
+/// A tensor with a number for each pair of rotated dimensions. Its length is checked before it is
+/// expanded.
+fn divisors(
+    file: &GgufFile,
+    (tensor, field): (&str, &'static str),
+    pairs: usize,
+) -> Result<Vec<f32>, ConfigError> {
+    let tensor = file.tensor(tensor)?;
+    match tensor.shape().rows().saturating_mul(tensor.shape().cols()) {
+        actual if actual == pairs => Ok(tensor.to_f32()),
+        actual => Err(ConfigError::WrongLength { field, expected: pairs, actual }),
     }
 }
 
@@ -81,6 +101,9 @@ fn translate(
         json.set(field, keys.required(key)?);
     }
     let (hidden_size, layers) = (keys.required("embedding_length")?, keys.required("block_count")?);
+    if layers > MAX_LAYERS {
+        return Err(out_of_range("layers", layers, format!("1..={MAX_LAYERS}")));
+    }
     // Layers left out would be a model that answers, and wrongly.
     if let Some(name) = file.tensor_names().find(|name| layer_of(name) >= Some(layers)) {
         let (name, key) = (name.to_owned(), keys.key("block_count"));
@@ -94,7 +117,8 @@ fn translate(
         None => hidden_size.checked_div(heads).unwrap_or(0),
     };
     keys.only("attention.value_length", head_dim)?;
-    match keys.optional("rope.dimension_count")? {
+    let rotated = keys.optional("rope.dimension_count")?;
+    match rotated {
         Some(rotated) if rotated != head_dim && !architecture.family().rotates_partially => {
             keys.only("rope.dimension_count", head_dim)?;
         }
@@ -108,8 +132,9 @@ fn translate(
     json.set("rms_norm_eps", number(keys.required_float("attention.layer_norm_rms_epsilon")?));
     json.set("rope_theta", number(keys.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA)));
     json.set("tie_word_embeddings", !file.contains("output.weight"));
-    json.set("rope_scaling", rope_scaling(keys, file, architecture)?);
-    window(keys, &mut json)?;
+    let pairs = rotated.unwrap_or(head_dim) / 2;
+    json.set("rope_scaling", rope_scaling(keys, file, architecture, pairs)?);
+    window(keys, layers, &mut json)?;
     for (key, field) in architecture.family().gguf_keys {
         if let Some(value) = keys.float(key)? {
             json.set(field, number(value));
@@ -169,16 +194,23 @@ fn vocab_size(keys: &Keys<'_>, file: &GgufFile) -> Result<usize, ConfigError> {
 
 /// The size of the window and, where the file says so, which layers have one: a list, or a number
 /// `n` of which every `n`-th layer has none.
-fn window(keys: &Keys<'_>, json: &mut Fields) -> Result<(), ConfigError> {
+fn window(keys: &Keys<'_>, layers: usize, json: &mut Fields) -> Result<(), ConfigError> {
     if let Some(size) = keys.optional("attention.sliding_window")? {
         json.set("sliding_window", Some(size).filter(|&size| size > 0));
         json.set("use_sliding_window", size > 0);
     }
     let pattern = keys.key("attention.sliding_window_pattern");
     match keys.metadata.get(&pattern) {
-        Some(Value::Array(layers)) => {
-            let windowed: Vec<bool> = match layers {
-                Array::Bool(layers) => layers.clone(),
+        Some(Value::Array(listed)) => {
+            if listed.len() != layers {
+                return Err(ConfigError::WrongLength {
+                    field: "attention.sliding_window_pattern",
+                    expected: layers,
+                    actual: listed.len(),
+                });
+            }
+            let windowed: Vec<bool> = match listed {
+                Array::Bool(listed) => listed.clone(),
                 _ => keys
                     .metadata
                     .integers(&pattern)?
@@ -203,6 +235,7 @@ fn rope_scaling(
     keys: &Keys<'_>,
     file: &GgufFile,
     architecture: Architecture,
+    pairs: usize,
 ) -> Result<Json, ConfigError> {
     let mut scaling = Map::new();
     let mut set = |field: &str, value: Option<f32>| {
@@ -258,7 +291,7 @@ fn rope_scaling(
     }
     if kind == "longrope" {
         for (field, tensor) in LONG_ROPE_FACTORS {
-            let factors = file.tensor(tensor)?.to_f32();
+            let factors = divisors(file, (tensor, field), pairs)?;
             scaling.insert(field.into(), factors.into_iter().map(number).collect());
         }
     }
@@ -301,7 +334,17 @@ impl Keys<'_> {
     /// A number of heads: one for all layers, or a list with the same one for each.
     fn heads(&self, suffix: &str) -> Result<Option<usize>, ConfigError> {
         let key = self.key(suffix);
-        let Some(Value::Array(_)) = self.metadata.get(&key) else { return self.optional(suffix) };
+        let Some(Value::Array(listed)) = self.metadata.get(&key) else {
+            return self.optional(suffix);
+        };
+        if listed.len() > MAX_LAYERS {
+            let (expected, actual) = (self.required("block_count")?, listed.len());
+            return Err(ConfigError::WrongLength {
+                field: "attention.head_count",
+                expected,
+                actual,
+            });
+        }
         let counts = self.metadata.integers(&key)?.unwrap_or_default();
         match counts.first().and_then(|&first| usize::try_from(first).ok()) {
             Some(first) if counts.iter().all(|&count| count == first as i128) => Ok(Some(first)),

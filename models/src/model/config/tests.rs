@@ -257,6 +257,42 @@ fn gguf_frequency_factors_come_with_the_weights() {
 }
 
 #[test]
+fn gguf_lists_of_other_lengths_are_refused_before_they_are_expanded() {
+    let list = |length| Some(Value::Array(Array::Bool(vec![true; length])));
+    let pattern = "llama.attention.sliding_window_pattern";
+    for length in [1, 3, 1 << 20] {
+        let error = read_gguf(&[(pattern, list(length))]).expect_err("not two layers");
+        assert!(
+            matches!(error, ConfigError::WrongLength { expected: 2, actual, .. } if actual == length)
+        );
+    }
+    read_gguf(&[(pattern, list(2))]).expect("one for each layer");
+    let heads = Some(Value::Array(Array::U8(vec![4; 1 << 20])));
+    let error = read_gguf(&[("llama.attention.head_count", heads)]).expect_err("not two layers");
+    assert!(matches!(error, ConfigError::WrongLength { expected: 2, .. }), "{error}");
+
+    let phi = [
+        ("general.architecture", Some(Value::String("phi3".into()))),
+        ("phi3.vocab_size", Some(Value::U32(128))),
+        ("phi3.embedding_length", Some(Value::U32(64))),
+        ("phi3.feed_forward_length", Some(Value::U32(96))),
+        ("phi3.block_count", Some(Value::U32(2))),
+        ("phi3.attention.head_count", Some(Value::U32(4))),
+        ("phi3.context_length", Some(Value::U32(256))),
+        ("phi3.attention.layer_norm_rms_epsilon", Some(Value::F32(1e-5))),
+        ("phi3.rope.scaling.original_context_length", Some(Value::U32(128))),
+    ];
+    let factors = ["rope_factors_short.weight", "rope_factors_long.weight"];
+    ModelConfig::from_gguf(&gguf(&phi, &factors)).expect("8 for heads of 16");
+    let narrow = [&phi[..], &[("phi3.attention.key_length", Some(Value::U32(8)))]].concat();
+    let error = ModelConfig::from_gguf(&gguf(&narrow, &factors)).expect_err("8 for heads of 8");
+    assert!(matches!(
+        error,
+        ConfigError::WrongLength { field: "short_factor", expected: 4, actual: 8 }
+    ));
+}
+
+#[test]
 fn gguf_rope_scaling_means_what_it_means_to_llama_cpp() {
     let scaling = |changes: &[(&str, Value)]| {
         let changes: Vec<(&str, Option<Value>)> =
@@ -367,6 +403,20 @@ fn generation_defaults_take_one_eos_or_several() {
     assert_eq!(read(json!({}), Some(json!({}))).expect("valid"), GenerationDefaults::default());
 
     assert!(matches!(read(json!({}), Some(json!([]))), Err(ConfigError::Json { .. })));
+}
+
+#[test]
+fn no_more_than_1024_tokens_end_a_generation() {
+    let ids: Vec<u32> = (0..5_000).collect();
+    let json = json!({"eos_token_id": ids}).to_string();
+    let defaults = GenerationDefaults::from_huggingface("{}", Some(&json)).expect("read");
+    assert_eq!(defaults.eos_tokens, ids[..1_024]);
+    let key = |name| format!("tokenizer.ggml.{name}_token_id");
+    let keys = [key("eos"), key("eot")];
+    let value = |ids: &[u32]| Some(Value::Array(Array::U32(ids.to_vec())));
+    let changes = [(keys[0].as_str(), value(&ids)), (keys[1].as_str(), value(&ids[1_000..]))];
+    let defaults = GenerationDefaults::from_gguf(&gguf(&changes, &[]));
+    assert_eq!(defaults.eos_tokens, ids[..1_024]);
 }
 
 #[test]
