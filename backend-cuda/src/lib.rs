@@ -14,6 +14,7 @@ mod blocks;
 mod device;
 mod executor;
 mod forward;
+mod hopper;
 mod load;
 mod nvrtc;
 pub mod plan;
@@ -23,4 +24,5 @@ mod weights;
 
 pub use backend::{CudaBackend, CudaOptions};
 pub use blocks::BlockLayout;
+pub use hopper::{Hopper, KvMap};
 pub use source::{Kernel, Variant, append_shared_bytes, append_slices, source};

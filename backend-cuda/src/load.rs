@@ -61,7 +61,7 @@ impl LoadedProgram {
                 }
                 None => {
                     let tensor = weights.tensor(&weight.name)?;
-                    check_weight_shape(weight, &tensor)?;
+                    check_weight_shape(weight, tensor.shape())?;
                     let place = read_as.place(device, &tensor, half)?;
                     by_name.insert((weight.name.clone(), read_as), place.clone());
                     place

@@ -11,6 +11,8 @@ pub enum Kernel {
     AttentionMerge,
     /// Several new tokens a row over paged KV; shared prefixes.
     AttentionAppend,
+    /// [`AttentionAppend`](Self::AttentionAppend) with what compute capability 9.0 has: see [`Hopper`].
+    PrefillHopper,
     /// Adds a residual and normalizes.
     RmsNorm,
     /// Rotates queries and keys by their positions and writes K and V into pages.
@@ -37,10 +39,11 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AttentionDecode,
         Self::AttentionMerge,
         Self::AttentionAppend,
+        Self::PrefillHopper,
         Self::RmsNorm,
         Self::RopeAndStore,
         Self::GatedActivation,
@@ -95,6 +98,7 @@ impl Kernel {
             Self::AttentionDecode => "attention_decode",
             Self::AttentionMerge => "attention_merge",
             Self::AttentionAppend => "attention_append",
+            Self::PrefillHopper => "prefill_hopper",
             Self::RmsNorm => "rms_norm",
             Self::RopeAndStore => "rope_and_store",
             Self::GatedActivation => "gated_activation",
@@ -114,6 +118,7 @@ impl Kernel {
             Self::AttentionDecode => include_str!("../kernels/attention_decode.cu"),
             Self::AttentionMerge => include_str!("../kernels/attention_merge.cu"),
             Self::AttentionAppend => include_str!("../kernels/attention_append.cu"),
+            Self::PrefillHopper => include_str!("../kernels/prefill_hopper.cu"),
             Self::RmsNorm => include_str!("../kernels/rms_norm.cu"),
             Self::RopeAndStore => include_str!("../kernels/rope_and_store.cu"),
             Self::GatedActivation => include_str!("../kernels/gated_activation.cu"),
@@ -189,6 +194,9 @@ fn inline(name: &str, source: &str, included: &mut Vec<&'static str>, text: &mut
             }
             "#include \"attention.cuh\"" => {
                 Some(("attention.cuh", include_str!("../kernels/attention.cuh")))
+            }
+            "#include \"hopper.cuh\"" => {
+                Some(("hopper.cuh", include_str!("../kernels/hopper.cuh")))
             }
             "#include \"blocks.cuh\"" => {
                 Some(("blocks.cuh", include_str!("../kernels/blocks.cuh")))

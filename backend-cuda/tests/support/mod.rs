@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
 
-use backend_cuda::{Kernel, Variant, source};
+use backend_cuda::{Hopper, Kernel, Variant, source};
 use cuda_emulator::count::{CacheModel, Counting, Counts};
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc};
 use cuda_emulator::{Arguments, Launch, Memory, Options, Program, launch};
@@ -19,6 +19,9 @@ pub fn compiled(kernel: Kernel, variant: &Variant) -> String {
         let mut options = CompileOptions { more: variant.options(), ..CompileOptions::default() };
         if variant.fp8 {
             options.architecture = "compute_89".to_owned();
+        }
+        if kernel == Kernel::PrefillHopper {
+            options.architecture = Hopper::ARCHITECTURE.to_owned();
         }
         let compiled = nvrtc.compile(&source(kernel), kernel.name(), &options);
         compiled.unwrap_or_else(|error| panic!("{error}")).ptx

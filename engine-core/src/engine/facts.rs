@@ -53,8 +53,8 @@ fn bytes_by_format(program: &Program, weights: &dyn Weights) -> Vec<(Format, u64
     let mut bytes: Vec<(Format, u64)> = Vec::new();
     // A weight that is missing or malformed counts nothing: compiling reports it, with what it was
     // needed for.
-    for tensor in program.weights().iter().filter_map(|w| weights.tensor(&w.name).ok()) {
-        let (format, len) = (tensor.format(), tensor.data().len() as u64);
+    for (format, shape) in program.weights().iter().filter_map(|w| weights.describe(&w.name).ok()) {
+        let len = shape.byte_len(format).unwrap_or_default() as u64;
         match bytes.iter_mut().find(|(known, _)| *known == format) {
             Some((_, sum)) => *sum += len,
             None => bytes.push((format, len)),

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Tensor, TensorError, WeightsError};
+use super::{Format, Shape, Tensor, TensorError, WeightsError};
 use crate::model::ModelConfig;
 
 /// What a program reads of a stored tensor.
@@ -26,12 +26,32 @@ impl Rows {
         name: &str,
         tensor: Tensor<'a>,
     ) -> Result<Tensor<'a>, WeightsError> {
-        let Self::Some { rows, of } = self else { return Ok(tensor) };
-        let taken = match tensor.output_features() {
-            found if found == *of => tensor.into_output_features(rows.clone()),
-            len => Err(TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len }),
+        let Self::Some { rows, .. } = self else { return Ok(tensor) };
+        self.shape(name, tensor.format(), tensor.shape())?;
+        tensor
+            .into_output_features(rows.clone())
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+
+    /// The shape of what is taken of a tensor of `format` and `shape`.
+    pub(super) fn shape(
+        &self,
+        name: &str,
+        format: Format,
+        shape: Shape,
+    ) -> Result<Shape, WeightsError> {
+        let Self::Some { rows, of } = self else { return Ok(shape) };
+        let (len, taken, block) = match shape {
+            Shape::Vector(len) => (len, Shape::Vector(rows.len()), format.block_elements()),
+            shape => (shape.rows(), Shape::matrix(rows.len(), shape.cols()), 1),
         };
-        taken.map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+        let is_whole = rows.start.is_multiple_of(block) && rows.end.is_multiple_of(block);
+        let source = match len == *of {
+            true if is_whole => return Ok(taken),
+            true => TensorError::SliceInsideBlock { format, range: rows.clone() },
+            false => TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len },
+        };
+        Err(WeightsError::Tensor { name: name.to_owned(), source })
     }
 }
 
@@ -72,8 +92,9 @@ mod tests {
     use std::borrow::Cow;
 
     use super::*;
-    use crate::weights::{Format, GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights};
-    use crate::weights::{MapWeights, Shape, Value, Weights};
+    use crate::weights::{
+        GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights, MapWeights, Value, Weights,
+    };
 
     const COLUMNS: usize = 256;
 

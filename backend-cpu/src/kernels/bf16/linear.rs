@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::{pairs::Bf16Pairs, rows::Bf16Rows};
+use super::{pairs::Bf16Pairs, rows::Bf16View};
 use crate::{
     isa::{
         LANES,
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct PairTask<'a> {
     pub(crate) panels: &'a Panels<Bf16Pairs>,
     pub(crate) range: Range<usize>,
-    pub(crate) input: &'a Bf16Rows,
+    pub(crate) input: Bf16View<'a>,
     pub(crate) rows: LinearRows<'a>,
 }
 
@@ -124,7 +124,7 @@ pub(crate) struct TiledPairTask<'a, T> {
     pub(crate) tiles: T,
     pub(crate) panels: &'a Panels<Bf16Pairs>,
     pub(crate) range: Range<usize>,
-    pub(crate) input: &'a Bf16Rows,
+    pub(crate) input: Bf16View<'a>,
     pub(crate) rows: LinearRows<'a>,
 }
 

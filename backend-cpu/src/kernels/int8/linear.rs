@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::{blocks::ByteWeights, rows::QuantizedRows};
+use super::{blocks::ByteWeights, rows::QuantizedView};
 use crate::{
     isa::dot::{DotIsa, DotOp},
     kernels::{
@@ -23,7 +23,7 @@ use crate::{
 pub(crate) struct ByteTask<'a, B> {
     pub(crate) panels: &'a Panels<B>,
     pub(crate) range: Range<usize>,
-    pub(crate) input: &'a QuantizedRows,
+    pub(crate) input: QuantizedView<'a>,
     pub(crate) rows: LinearRows<'a>,
 }
 

@@ -13,7 +13,7 @@ use super::{GgufError, GgufFile};
 use crate::{
     model::ModelConfig,
     weights::{
-        Shape, Tensor, WeightFileError, Weights, WeightsError,
+        Format, Shape, Tensor, WeightFileError, Weights, WeightsError,
         fused::{self, Rows},
     },
 };
@@ -62,23 +62,38 @@ impl GgufWeights {
         }
         Ok(Self { file, entries })
     }
+
+    /// The rows of the file that a weight is made of, borrowed.
+    fn stored(&self, name: &str) -> Result<(&Entry, Tensor<'_>), WeightsError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(WeightsError::MissingTensor { name: name.to_owned() });
+        };
+        Ok((entry, entry.rows.take(name, self.file.tensor(&entry.stored_name)?)?))
+    }
+
+    fn fault(&self, name: &str, source: GgufError) -> WeightsError {
+        let (name, path) = (name.to_owned(), self.file.path().to_owned());
+        WeightsError::File { name, path, source: source.into() }
+    }
 }
 
 impl Weights for GgufWeights {
     fn tensor(&self, name: &str) -> Result<Tensor<'_>, WeightsError> {
-        let Some(entry) = self.entries.get(name) else {
-            return Err(WeightsError::MissingTensor { name: name.to_owned() });
-        };
-        let tensor = entry.rows.take(name, self.file.tensor(&entry.stored_name)?)?;
+        let (entry, tensor) = self.stored(name)?;
         match entry.reordered_heads {
             None => Ok(tensor),
-            Some(heads) => {
-                restore_row_order(&entry.stored_name, &tensor, heads).map_err(|source| {
-                    let (name, path) = (name.to_owned(), self.file.path().to_owned());
-                    WeightsError::File { name, path, source: source.into() }
-                })
-            }
+            Some(heads) => restore_row_order(&entry.stored_name, &tensor, heads)
+                .map_err(|source| self.fault(name, source)),
         }
+    }
+
+    fn describe(&self, name: &str) -> Result<(Format, Shape), WeightsError> {
+        let (entry, tensor) = self.stored(name)?;
+        if let Some(heads) = entry.reordered_heads {
+            HeadRows::of(&entry.stored_name, &tensor, heads)
+                .map_err(|source| self.fault(name, source))?;
+        }
+        Ok((tensor.format(), tensor.shape()))
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -151,22 +166,38 @@ fn reordered_heads(stored: &str, config: &ModelConfig) -> Option<usize> {
     }
 }
 
+/// The rows of a tensor, or the elements of a bias, by head.
+struct HeadRows {
+    /// Rows of a head: an even number.
+    head_dim: usize,
+    row_bytes: usize,
+}
+
+impl HeadRows {
+    fn of(name: &str, tensor: &Tensor<'_>, heads: usize) -> Result<Self, GgufError> {
+        let (rows, row_bytes) = match tensor.shape() {
+            Shape::Matrix { .. } | Shape::Stack { .. } => {
+                (tensor.shape().rows(), tensor.row_bytes())
+            }
+            // A bias has an element where a matrix has a row. Blocks can't be taken apart.
+            Shape::Vector(_) if tensor.format().is_quantized() => (1, tensor.row_bytes()),
+            Shape::Vector(len) => (len, tensor.format().block_bytes()),
+        };
+        let head_dim = rows.checked_div(heads).unwrap_or(0);
+        if head_dim * heads != rows || !head_dim.is_multiple_of(2) {
+            return Err(GgufError::RowsAreNotHeads { name: name.to_owned(), rows, heads });
+        }
+        Ok(Self { head_dim, row_bytes })
+    }
+}
+
 /// Moves rows, or the elements of a bias, back to Hugging Face's order.
 fn restore_row_order(
     name: &str,
     tensor: &Tensor<'_>,
     heads: usize,
 ) -> Result<Tensor<'static>, GgufError> {
-    let (rows, row_bytes) = match tensor.shape() {
-        Shape::Matrix { .. } | Shape::Stack { .. } => (tensor.shape().rows(), tensor.row_bytes()),
-        // A bias has an element where a matrix has a row. Blocks can't be taken apart.
-        Shape::Vector(_) if tensor.format().is_quantized() => (1, tensor.row_bytes()),
-        Shape::Vector(len) => (len, tensor.format().block_bytes()),
-    };
-    let head_dim = rows.checked_div(heads).unwrap_or(0);
-    if head_dim * heads != rows || !head_dim.is_multiple_of(2) {
-        return Err(GgufError::RowsAreNotHeads { name: name.to_owned(), rows, heads });
-    }
+    let HeadRows { head_dim, row_bytes } = HeadRows::of(name, tensor, heads)?;
     let mut data = Vec::with_capacity(tensor.data().len());
     for head in tensor.data().chunks_exact((head_dim * row_bytes).max(1)) {
         for half in 0..2 {
@@ -185,7 +216,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::weights::Format;
 
     #[test]
     fn names_become_those_of_hugging_face() {
