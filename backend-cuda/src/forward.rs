@@ -7,6 +7,7 @@ use bytemuck::NoUninit;
 use crate::device::{Argument, Device, Layer, Parts, Shape};
 use crate::load::{LoadedProgram, is_wide};
 use crate::plan::{self, AppendRow, DecodeRow, Plan, SharedRun};
+use crate::sampling::Parameters;
 use crate::{Kernel, Variant, append_shared_bytes, append_slices};
 use Argument::{Address, Float, Int};
 
@@ -36,8 +37,9 @@ struct Scratch {
 impl Scratch {
     fn room(&mut self, device: &mut Device, bytes: usize) -> Result<u64, BackendError> {
         if bytes > self.bytes {
-            self.bytes = bytes.next_power_of_two().max(1 << 10);
-            self.address = device.allocate(self.bytes)?;
+            let bytes = bytes.next_power_of_two().max(1 << 10);
+            self.address = device.allocate(bytes)?;
+            self.bytes = bytes;
         }
         Ok(self.address)
     }
@@ -63,6 +65,8 @@ pub(crate) struct StepInput {
     lists: [Scratch; 7],
     sums: Scratch,
     marks: Scratch,
+    parameters: Scratch,
+    sampled: Scratch,
     plan: Plan,
 }
 
@@ -70,8 +74,12 @@ pub(crate) struct StepInput {
 #[derive(Debug)]
 pub(crate) struct Inputs<'a> {
     pub(crate) batch: &'a Batch<'a>,
-    /// By token.
+    /// By token; `-1 - slot` stands for the slot's next token.
     pub(crate) tokens: &'a [i32],
+    /// Address of the next tokens, by slot.
+    pub(crate) next: u64,
+    /// By output, where the device samples: how.
+    pub(crate) parameters: Option<&'a [Parameters]>,
     /// By token.
     pub(crate) positions: &'a [i32],
     /// By token.
@@ -100,12 +108,12 @@ struct Lists {
 }
 
 impl Forward<'_> {
-    /// Queues the whole pass.
+    /// Queues the whole pass. Gives the address of the tokens, by output, where the device samples.
     ///
     /// # Errors
     ///
     /// The device's.
-    pub(crate) fn run(&mut self) -> Result<(), BackendError> {
+    pub(crate) fn run(&mut self) -> Result<Option<u64>, BackendError> {
         let lists = Lists {
             tokens: self.step.tokens.filled(self.device, self.inputs.tokens)?,
             positions: self.step.positions.filled(self.device, self.inputs.positions)?,
@@ -116,7 +124,25 @@ impl Forward<'_> {
         for (index, op) in loaded.program.ops().iter().enumerate() {
             self.operation(index, op, &lists)?;
         }
-        Ok(())
+        self.inputs.parameters.map(|parameters| self.sample(parameters)).transpose()
+    }
+
+    /// Samples a token for each row of logits.
+    fn sample(&mut self, parameters: &[Parameters]) -> Result<u64, BackendError> {
+        let program = &self.loaded.program;
+        let StepInput { parameters: room, sampled, .. } = &mut *self.step;
+        let sampled = sampled.room(self.device, size_of_val(self.inputs.selected).max(1))?;
+        let arguments = [
+            Address(sampled),
+            Address(self.inputs.next),
+            Address(self.loaded.value(program.logits())),
+            Address(room.filled(self.device, parameters)?),
+            Address(0),
+            Int(program.vocab_size() as i32),
+        ];
+        let shape = Shape { grid: [parameters.len() as u32, 1], threads: 512, shared: 0 };
+        self.launch(Kernel::Sample, "sample", shape, &arguments)?;
+        Ok(sampled)
     }
 
     fn operation(&mut self, index: usize, op: &Op, lists: &Lists) -> Result<(), BackendError> {
@@ -125,14 +151,14 @@ impl Forward<'_> {
         match op {
             Op::Embed { weight, scale, out } => {
                 if let Some(layout) = loaded.blocks(*weight) {
-                    return self.embed_blocks(layout, *weight, [lists.tokens, 0], *scale, *out);
+                    return self.embed_blocks(layout, *weight, [lists.tokens, self.inputs.next], *scale, *out);
                 }
                 let width = loaded.width(*out) as i32;
                 let arguments = [
                     value(*out),
                     Address(loaded.weight(*weight)),
                     Address(lists.tokens),
-                    Address(0),
+                    Address(self.inputs.next),
                     Int(width),
                     Float(*scale),
                 ];

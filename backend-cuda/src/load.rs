@@ -36,7 +36,7 @@ pub(crate) struct LoadedProgram {
 }
 
 impl LoadedProgram {
-    /// Places values and loads weights. `by_name` has the weights of the programs before.
+    /// Places values and loads weights. `by_name` has the weights of the programs before, with their shapes.
     ///
     /// # Errors
     ///
@@ -100,6 +100,13 @@ impl LoadedProgram {
 
     pub(crate) fn value(&self, id: ValueId) -> u64 {
         self.values[id.index()]
+    }
+
+    /// Bytes that the largest step gives back: logits, and hidden states.
+    pub(crate) fn step_bytes(&self, limits: &Limits) -> usize {
+        let row = self.program.vocab_size() as usize * size_of::<f32>()
+            + self.width(self.program.hidden()) * size_of::<u16>();
+        row.saturating_mul(limits.outputs as usize)
     }
 
     pub(crate) fn width(&self, id: ValueId) -> usize {

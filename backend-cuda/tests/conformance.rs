@@ -1,14 +1,11 @@
-//! The conformance suite through unmodified cudarc, on the stand-in driver.
+//! The conformance suite through unmodified cudarc, on the stand-in driver, in f16 and in bfloat16.
 
-// Linked so that the library is built before this test.
-use cuda_emulator_driver as _;
+mod stand_in;
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use backend_api::KvFormat;
 use backend_cuda::{CudaBackend, CudaOptions};
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use testkit::conformance::Subject;
 
 /// What depends on a row's company: nothing is promised.
@@ -20,28 +17,36 @@ const SKIPS: [&str; 5] = [
     "the_page_size_changes_no_bit",
 ];
 
-/// Largest difference of a log probability to the interpreter: activations have 11 bits of mantissa.
-const TOLERANCE: f32 = 0.25;
-
-/// The stand-in, where cargo put it.
-fn stand_in() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let build = test.parent().and_then(Path::parent).expect("a folder");
-    build.join("deps/libcuda_emulator_driver.so")
+/// One backend for all tests of a precision: kernels are compiled once.
+fn shared(half: bool, place: &'static OnceLock<Arc<CudaBackend>>) -> Arc<CudaBackend> {
+    let new = || Arc::new(stand_in::backend(CudaOptions::new().half(half)));
+    Arc::clone(place.get_or_init(new))
 }
 
-/// One backend for all tests: kernels are compiled once.
-fn subject() -> Subject {
-    static BACKEND: OnceLock<Arc<CudaBackend>> = OnceLock::new();
-    let backend = BACKEND.get_or_init(|| {
-        // SAFETY: the stand-in has no initializers. cudarc finds it by its name once it is loaded.
-        let library = unsafe { Library::open(Some(stand_in()), RTLD_NOW | RTLD_LOCAL) };
-        std::mem::forget(library.expect("the stand-in loads"));
-        let nvrtc = cuda_emulator::nvrtc::Nvrtc::locate().expect("NVRTC can be fetched");
-        let options = CudaOptions::new().half(true).nvrtc(nvrtc);
-        Arc::new(CudaBackend::new(&options).expect("the stand-in has a device"))
-    });
-    Subject::new(Arc::clone(backend) as Arc<_>, TOLERANCE).kv_format(KvFormat::F16).skips(&SKIPS)
+mod f16 {
+    use super::*;
+
+    /// Largest difference of a log probability to the interpreter: activations have 11 bits of mantissa.
+    const TOLERANCE: f32 = 0.12;
+
+    fn subject() -> Subject {
+        static BACKEND: OnceLock<Arc<CudaBackend>> = OnceLock::new();
+        Subject::new(shared(true, &BACKEND), TOLERANCE).kv_format(KvFormat::F16).skips(&SKIPS)
+    }
+
+    testkit::conformance_suite!(subject());
 }
 
-testkit::conformance_suite!(subject());
+mod bfloat16 {
+    use super::*;
+
+    /// As above: activations have 8 bits of mantissa.
+    const TOLERANCE: f32 = 0.8;
+
+    fn subject() -> Subject {
+        static BACKEND: OnceLock<Arc<CudaBackend>> = OnceLock::new();
+        Subject::new(shared(false, &BACKEND), TOLERANCE).kv_format(KvFormat::Bf16).skips(&SKIPS)
+    }
+
+    testkit::conformance_suite!(subject());
+}

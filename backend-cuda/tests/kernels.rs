@@ -395,6 +395,44 @@ fn tokens_are_those_of_the_definition() {
 }
 
 #[test]
+fn a_row_whose_logits_are_not_numbers_gets_no_token_and_harms_no_other() {
+    let vocabulary = 700;
+    let broken = [None, Some(f32::NAN), Some(f32::INFINITY), Some(f32::NEG_INFINITY), None];
+    let mut logits = vec![0.0f32; broken.len() * vocabulary];
+    for (row, value) in broken.iter().enumerate() {
+        logits[row * vocabulary + 650] = value.unwrap_or(1.0);
+    }
+    for temperature in [0.0, 1e-30] {
+        let row = |slot| Sampling {
+            temperature,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: [1, 2],
+            sample_index: 0,
+            position: 9,
+            slot,
+            mask: -1,
+        };
+        let samplings: Vec<Sampling> = (0..broken.len() as i32).map(row).collect();
+        let mut device = Device::default();
+        let [tokens, next] = [(); 2].map(|()| device.room::<i32>(broken.len()));
+        let arguments = Arguments::new()
+            .with(tokens)
+            .with(next)
+            .with(device.upload(&logits))
+            .with(device.upload(&samplings))
+            .with(0u64)
+            .with(vocabulary as i32);
+        let grid = [broken.len() as u32, 1];
+        device.run(Kernel::Sample, &Variant::new(64, 1), grid, 512, 0, &arguments);
+        assert_eq!(device.download::<i32>(tokens, broken.len()), [650, -1, -1, -1, 650]);
+        // A slot that goes on all the same reads a token that exists.
+        assert_eq!(device.download::<i32>(next, broken.len()), [650, 0, 0, 0, 650]);
+    }
+}
+
+#[test]
 fn products_with_weights_agree_for_any_shape() {
     for half in [false, true] {
         let variant = Variant { half, ..Variant::new(64, 1) };
