@@ -124,6 +124,7 @@ fn any_text_survives_a_round_trip_through_byte_level_tokens() {
         "llama4",
         "kimi-k2",
         "deepseek-v3",
+        "deepseek-llm",
         "deepseek-coder",
         "deepseek-r1-qwen",
     ] {
@@ -364,6 +365,10 @@ fn words_break_where_each_family_breaks_them() {
 
     assert_eq!(split("deepseek-v3", "1234"), "123|4");
     assert_eq!(split("deepseek-coder", "1234"), "1|2|3|4");
+    assert_eq!(split("deepseek-llm", "1234"), "1|2|3|4");
+    // Letters with case are apart from others.
+    assert_eq!(split("deepseek-coder", "語x"), "語x");
+    assert!(split("deepseek-llm", "語x").ends_with("|x"));
     assert_eq!(split("dbrx", "1234"), "123|4");
 }
 
