@@ -8,7 +8,7 @@ use crate::comparison::check_model;
 use crate::fixtures::{self, Expected};
 use crate::support::{open, xla};
 
-const FAMILIES: [&str; 15] = [
+const FAMILIES: [&str; 16] = [
     "llama-tied",
     "qwen3",
     "gemma2",
@@ -16,6 +16,7 @@ const FAMILIES: [&str; 15] = [
     "gemma3-wrapped",
     "glm4",
     "granite",
+    "granite4-dense",
     "ministral3",
     "mistral",
     "mistral-small-3",
