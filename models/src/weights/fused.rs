@@ -89,8 +89,13 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
                     ("self_attn.v_proj", keys),
                 ],
             )
-        } else if let Some(block) = module.strip_suffix(".mlp.gate_up_proj") {
+        } else if let Some(block) = module
+            .strip_suffix(".mlp.gate_up_proj")
+            .or_else(|| module.strip_suffix(".shared_mlp.input_linear"))
+        {
             (block, &[("mlp.gate_proj", width), ("mlp.up_proj", width)])
+        } else if let Some(block) = module.strip_suffix(".shared_mlp.output_linear") {
+            return vec![(format!("{block}.mlp.down_proj.{suffix}"), Rows::All)];
         } else {
             return all();
         };

@@ -26,7 +26,7 @@ use crate::weights::GgufFile;
 use backend_api::program::{Program, ProgramError, RopePairs, ValueId};
 
 /// The supported families. Where two have a name in common, the first one is meant.
-static FAMILIES: [&Family; 18] = [
+static FAMILIES: [&Family; 19] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &mistral::MINISTRAL3,
@@ -37,6 +37,7 @@ static FAMILIES: [&Family; 18] = [
     &gemma4::FAMILY,
     &phi3::FAMILY,
     &granite::FAMILY,
+    &granite::GRANITE4,
     &smollm3::FAMILY,
     &olmo2::FAMILY,
     &olmo2::OLMO3,
@@ -68,7 +69,6 @@ const MISSING: [(&[&str], &str); 3] = [
         &[
             "Qwen3Next",
             "Qwen3_5",
-            "GraniteMoeHybrid",
             "Mamba",
             "FalconMamba",
             "FalconH1",
@@ -82,7 +82,6 @@ const MISSING: [(&[&str], &str); 3] = [
             "qwen3next",
             "qwen3_5",
             "qwen35",
-            "granitemoehybrid",
             "granitehybrid",
             "mamba",
             "falcon_mamba",

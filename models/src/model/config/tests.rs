@@ -105,7 +105,7 @@ fn an_unknown_architecture_is_answered_with_the_supported_ones() {
     assert_eq!(
         error.to_string(),
         "architecture `BloomForCausalLM` is not supported (supported: llama, mistral, \
-         ministral3, qwen2, qwen3, gemma2, gemma3, gemma4, phi3, granite, smollm3, olmo2, olmo3, \
+         ministral3, qwen2, qwen3, gemma2, gemma3, gemma4, phi3, granite, granite4, smollm3, olmo2, olmo3, \
          glm4, mixtral, qwen2moe, qwen3moe, gpt-oss)"
     );
     let name = Some(Value::String("bloom".into()));
