@@ -54,8 +54,8 @@ fn bytes_by_format(program: &Program, weights: &dyn Weights) -> BTreeMap<Format,
     let mut bytes = BTreeMap::new();
     // A weight that is missing or malformed counts nothing: compiling reports it, with what it was
     // needed for.
-    for tensor in program.weights().iter().filter_map(|w| weights.tensor(&w.name).ok()) {
-        *bytes.entry(tensor.format()).or_default() += tensor.data().len() as u64;
+    for (format, shape) in program.weights().iter().filter_map(|w| weights.describe(&w.name).ok()) {
+        *bytes.entry(format).or_default() += shape.byte_len(format).unwrap_or_default() as u64;
     }
     bytes
 }

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use super::{Shape, Tensor, TensorError, WeightsError};
+use super::{Format, Shape, Tensor, TensorError, WeightsError};
 use crate::model::ModelConfig;
 
 /// What a program reads of a stored tensor.
@@ -26,24 +26,35 @@ impl Rows {
         name: &str,
         tensor: Tensor<'a>,
     ) -> Result<Tensor<'a>, WeightsError> {
-        let Self::Some { rows, of } = self else { return Ok(tensor) };
-        let taken = match output_features(&tensor) {
-            found if found == *of => take_output_features(tensor, rows.clone()),
-            len => Err(TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len }),
+        let Self::Some { rows, .. } = self else { return Ok(tensor) };
+        self.shape(name, tensor.format(), tensor.shape())?;
+        take_output_features(tensor, rows.clone())
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+
+    /// The shape of what is taken of a tensor of `format` and `shape`.
+    pub(super) fn shape(
+        &self,
+        name: &str,
+        format: Format,
+        shape: Shape,
+    ) -> Result<Shape, WeightsError> {
+        let Self::Some { rows, of } = self else { return Ok(shape) };
+        let (len, taken, block) = match shape {
+            Shape::Vector(len) => (len, Shape::Vector(rows.len()), format.block_elements()),
+            shape => (shape.rows(), Shape::matrix(rows.len(), shape.cols()), 1),
         };
-        taken.map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+        let is_whole = rows.start.is_multiple_of(block) && rows.end.is_multiple_of(block);
+        let source = match len == *of {
+            true if is_whole => return Ok(taken),
+            true => TensorError::SliceInsideBlock { format, range: rows.clone() },
+            false => TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len },
+        };
+        Err(WeightsError::Tensor { name: name.to_owned(), source })
     }
 }
 
-/// Rows of a matrix, or elements of a vector: a bias has one for each output feature.
-fn output_features(tensor: &Tensor<'_>) -> usize {
-    match tensor.shape() {
-        Shape::Vector(len) => len,
-        shape => shape.rows(),
-    }
-}
-
-/// Rows `range` of a matrix, or elements `range` of a vector. Borrowed bytes stay borrowed.
+/// Rows `range` of a matrix, or elements `range` of a vector: a bias has one for each output feature. Borrowed bytes stay borrowed.
 fn take_output_features(
     tensor: Tensor<'_>,
     range: Range<usize>,
@@ -96,8 +107,9 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{Format, GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights};
-    use crate::weights::{MapWeights, Shape, Value, Weights};
+    use crate::weights::{
+        GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights, MapWeights, Value, Weights,
+    };
 
     const COLUMNS: usize = 256;
 

@@ -87,7 +87,7 @@ pub(crate) fn prepare(
     caller: &Caller,
 ) -> Result<Prepared, Refused> {
     context.check_model(fields.model.as_deref())?;
-    sampling::check_disaggregation(fields)?;
+    sampling::check_supported(fields)?;
     let mut params = sampling::openai(fields, context.engine.recommended_sampling())?;
     params.max_tokens = chat.max_completion_tokens.or(fields.max_tokens);
     params.logprobs = logprobs(&chat)?;
@@ -104,7 +104,6 @@ pub(crate) fn prepare(
     }
 
     let messages = messages(chat.messages)?;
-    context.check_length("messages", length(&messages))?;
     let offered = chat.tools.filter(|_| tools.choice != ToolChoice::None);
     let described = offered.map(|tools| tools.iter().filter_map(described).collect::<Vec<_>>());
     let options = ChatOptions::default()
@@ -112,6 +111,7 @@ pub(crate) fn prepare(
         .tools(described)
         .documents(chat.documents)
         .variables(chat.chat_template_kwargs.unwrap_or_default());
+    context.check_length("messages", length(&messages, &options))?;
     let separate = chat.separate_reasoning != Some(false);
     let reasoning = context.reasoning_parser.filter(|_| separate && structure.is_none());
     let reasoning = match reasoning {
@@ -122,12 +122,13 @@ pub(crate) fn prepare(
     if tools.choice == ToolChoice::Auto && format.needs_special_tokens() {
         params.skip_special_tokens = false;
     }
+    let namespace = context.namespace(caller, "cache_salt", fields.cache_salt.as_deref())?;
     let wants_logprobs = params.logprobs.is_some();
     let mut request = Request::new(messages)
         .chat(options)
         .sampling(params)
         .priority(fields.priority.unwrap_or_default())
-        .namespace(context.namespace(caller, fields.cache_salt.as_deref()));
+        .namespace(namespace);
     if let Some(structure) = structure {
         request = request.constraint(structure.constraint(context, wants_logprobs)?);
     }
