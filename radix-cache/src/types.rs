@@ -213,16 +213,6 @@ impl fmt::Display for TransferId {
     }
 }
 
-/// Which way a transfer goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Direction {
-    /// From the device to the host.
-    ToHost,
-    /// From the host to the device.
-    ToDevice,
-}
-
 /// Pages to be copied: each of `device` to or from the one at the same place in `host`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "its pages stay locked until it is confirmed or failed"]
@@ -230,8 +220,8 @@ pub enum Direction {
 pub struct Transfer {
     /// To be confirmed or failed.
     pub id: TransferId,
-    /// Which way.
-    pub direction: Direction,
+    /// The tier that is written; the other one is read.
+    pub to: Tier,
     /// Pages on the device.
     pub device: Vec<PageId>,
     /// Pages on the host, as many.

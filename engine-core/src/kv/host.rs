@@ -4,7 +4,7 @@
 //! [failed](KvPool::fail), what it reads is locked in the tree, and what a load fills is
 //! owned by nobody else: neither can be had by anyone.
 
-use radix_cache::{Direction, Namespace, PageGroup as GroupKind, PageId, Token, Transfer};
+use radix_cache::{Namespace, PageGroup as GroupKind, PageId, Tier, Token, Transfer};
 
 use super::pool::{KvPool, PoolError};
 
@@ -61,15 +61,15 @@ impl KvPool {
     /// Gives back what a copy was to fill that was under way during a [reset](Self::reset).
     pub(crate) fn forget(&mut self, transfer: &Transfer) -> Result<(), PoolError> {
         self.end_load(transfer);
-        let filled: &[PageId] = match transfer.direction {
-            Direction::ToDevice => &transfer.device,
+        let filled: &[PageId] = match transfer.to {
+            Tier::Device => &transfer.device,
             _ => &[],
         };
         self.give(GroupKind::Full, filled)
     }
 
     fn end_load(&mut self, transfer: &Transfer) {
-        if transfer.direction == Direction::ToDevice {
+        if transfer.to == Tier::Device {
             self.loading = self.loading.saturating_sub(transfer.device.len());
         }
     }

@@ -21,7 +21,7 @@
 
 use std::collections::VecDeque;
 
-use radix_cache::{Direction, LockId, Match, Namespace, PageId, Token, Transfer, WritePolicy};
+use radix_cache::{LockId, Match, Namespace, PageId, Token, Transfer, WritePolicy};
 
 use super::config::{HostTierConfig, SchedulerConfig};
 use super::error::ScheduleError;
@@ -208,9 +208,9 @@ impl Transfers {
                 pool.fail(&transfer)?;
             }
             let pages = transfer.device.len() as u64;
-            match (executed, transfer.direction) {
+            match (executed, transfer.to) {
                 (false, _) => stats.failed_transfers += 1,
-                (true, Direction::ToHost) => stats.pages_to_host += pages,
+                (true, Tier::Host) => stats.pages_to_host += pages,
                 (true, _) => stats.loaded_tokens += pages * self.page_size as u64,
             }
             stats.transfers += u64::from(executed);
@@ -280,7 +280,7 @@ impl Transfers {
 }
 
 fn page_copies(transfer: &Transfer, group: GroupId) -> impl Iterator<Item = PageCopy> + '_ {
-    let to_host = transfer.direction == Direction::ToHost;
+    let to_host = transfer.to == Tier::Host;
     let pairs = transfer.device.iter().zip(&transfer.host);
     pairs.map(move |(&device, &host): (&PageId, &PageId)| {
         let (device, host) = ((Tier::Device, device), (Tier::Host, host));

@@ -1,6 +1,6 @@
 //! That every page and slot has exactly one owner, in each kind of group and both tiers.
 
-use radix_cache::{Direction, PageId, Transfer};
+use radix_cache::{PageId, Tier, Transfer};
 
 use super::{Holding, Pages, Table};
 use crate::kv::{GroupKind, PageCounts};
@@ -99,7 +99,7 @@ impl Pages {
             for page in &transfer.device {
                 match is_owned.get_mut(page.0 as usize) {
                     Some(mark) if !*mark && !self.pool.is_free(GroupKind::Full, *page) => {
-                        *mark = transfer.direction == Direction::ToDevice;
+                        *mark = transfer.to == Tier::Device;
                         loading += usize::from(*mark);
                     }
                     _ => return broken(format!("page {} of {}", page.0, transfer.id)),
