@@ -1,7 +1,7 @@
 //! The two traits: a device that compiles, and compiled programs that run.
 
 use crate::program::Program;
-use crate::weights::{Format, Weights};
+use crate::weights::{Format, Weights, WeightsError};
 use crate::{
     BackendError, Batch, Capabilities, CompileOptions, Compute, Deadline, Footprint, GroupId,
     KvFormat, Limits, Masks, PageCopy, StepError, StepResult, Ticket, kit,
@@ -45,18 +45,21 @@ pub trait Backend: Send + Sync {
     ) -> Result<u64, BackendError> {
         let _ = compute;
         program.weights().iter().try_fold(0u64, |sum, weight| {
-            Ok(sum.saturating_add(weights.tensor(&weight.name)?.data().len() as u64))
+            let (format, shape) = weights.describe(&weight.name)?;
+            let inconsistent = |source| WeightsError::Tensor { name: weight.name.clone(), source };
+            Ok(sum.saturating_add(shape.byte_len(format).map_err(inconsistent)? as u64))
         })
     }
 
-    /// Bytes of the values between operations, for steps of up to `limits`: by default in f32, each
-    /// in a place of its own until it is not needed any more.
-    fn activation_bytes(&self, program: &Program, limits: &Limits) -> u64 {
-        kit::activation_bytes(program, limits)
+    /// Bytes of the values between and inside operations, for the largest step of `options`: by
+    /// default those between them alone, in f32, each in a place of its own until it is not needed any
+    /// more.
+    fn activation_bytes(&self, program: &Program, options: &CompileOptions) -> u64 {
+        kit::activation_bytes(program, &options.limits)
     }
 
-    /// What [`compile`](Self::compile) will take of the device's memory, found without loading
-    /// anything.
+    /// What [`compile`](Self::compile) will take of the device's memory, found from the descriptions of
+    /// the weights.
     ///
     /// # Errors
     ///
@@ -72,7 +75,7 @@ pub trait Backend: Send + Sync {
         for program in programs {
             all.weights =
                 all.weights.saturating_add(self.weight_bytes(program, weights, options.compute)?);
-            let activations = self.activation_bytes(program, &options.limits);
+            let activations = self.activation_bytes(program, options);
             all.activations = all.activations.saturating_add(activations);
         }
         Ok(all)

@@ -54,6 +54,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = tokenizer.encode(&std::fs::read_to_string(text)?, false)?;
     let pieces: Vec<&[Token]> =
         tokens.chunks_exact(PIECE as usize).take(wanted.div_ceil(PIECE as usize)).collect();
+    if pieces.is_empty() {
+        let count = tokens.len();
+        let what =
+            format!("a text of {count} tokens, {wanted} of them wanted, has no piece of {PIECE}");
+        return Err(what.into());
+    }
     let rounded;
     let weights: &dyn Weights = match arguments.get(4).map(String::as_str) {
         Some("bf16") => {

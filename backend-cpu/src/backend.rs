@@ -4,7 +4,7 @@ use std::thread::available_parallelism;
 
 use backend_api::{
     Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
-    KvFormat, Limits, kit,
+    KvFormat, kit,
     program::{PageGroup, Program},
     weights::{Format, Weights},
 };
@@ -154,10 +154,10 @@ impl Backend for CpuBackend {
         loaded_bytes(program, weights, (compute, &self.fast_computes()))
     }
 
-    fn activation_bytes(&self, program: &Program, limits: &Limits) -> u64 {
+    fn activation_bytes(&self, program: &Program, options: &CompileOptions) -> u64 {
         compile(program, &WeightPlaces::planned(program)).map_or_else(
-            |_| kit::activation_bytes(program, limits),
-            |it| it.activation_bytes(limits),
+            |_| kit::activation_bytes(program, &options.limits),
+            |it| it.activation_bytes(options, self.threads, &self.fast_computes()),
         )
     }
 
@@ -176,7 +176,8 @@ impl Backend for CpuBackend {
             .iter()
             .map(|program| compile(program, &loaded.load(program, weights, compute)?))
             .collect::<Result<Vec<Compiled>, _>>()?;
-        let activations = compiled.iter().map(|it| it.activation_bytes(limits));
+        let activations =
+            compiled.iter().map(|it| it.activation_bytes(options, self.threads, &fast));
         let activations = activations.fold(0, u64::saturating_add);
         let pages = [&limits.pages, host_pages];
         let kv = pages.map(|pages| kit::kv_bytes(self, programs, pages, options));
@@ -186,14 +187,16 @@ impl Backend for CpuBackend {
         kit::check_memory(what, needed, kit::available_bytes())?;
 
         let mut first_group = 0;
+        let mut workers = Workers::new(self.pool()?, self.simd);
         let machines = programs.iter().zip(compiled).map(|(program, compiled)| {
             let groups = first_group..first_group + program.groups().len();
             first_group = groups.end;
-            Machine::new(compiled, groups, options)
+            let memory = compiled.step_memory(options, self.threads, &fast);
+            workers.linear.reserve(memory.converted);
+            Machine::new(compiled, groups, options, memory)
         });
         let machines = machines.collect();
         let tiers = pages.map(|pages| kv_memory(programs, pages, options));
-        let workers = Workers::new(self.pool()?, self.simd);
         let driver = Driver::new(workers, loaded, machines, tiers, limits.slots as usize);
         let footprint = driver.footprint();
         let bounds = BatchBounds::new(programs, options);

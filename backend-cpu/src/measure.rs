@@ -84,8 +84,9 @@ impl LinearKernel {
     pub fn run(&mut self) -> Result<(), BackendError> {
         let output = SharedMut::new(&mut self.output);
         let rows = LinearRows { input: &self.input, rows: self.rows, output, bias: None };
-        let product = Product { matrix: &self.matrix, rows };
-        multiply(&mut self.pool, self.simd, &[product], &mut self.scratch).map_err(|panic| {
+        let product = Product { matrix: &self.matrix, first: 0, rows };
+        let scratch = &mut self.scratch;
+        multiply(&mut self.pool, self.simd, &self.input, &[product], scratch).map_err(|panic| {
             BackendError::Device { context: "running a kernel".to_owned(), message: panic.message }
         })
     }

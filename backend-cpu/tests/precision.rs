@@ -201,3 +201,28 @@ fn a_page_costs_half_in_sixteen_bits_and_a_quarter_in_eight_with_scales() {
     assert_eq!(bytes(KvFormat::Bf16) * 2, bytes(KvFormat::F32));
     assert_eq!((bytes(KvFormat::Int8) - scales) * 4, bytes(KvFormat::F32));
 }
+
+#[test]
+fn an_executor_takes_what_its_backend_says_beforehand() {
+    let backend = CpuBackend::with_options(&CpuOptions::new().threads(2)).unwrap();
+    let mixtures = [
+        ("tiny-gguf/mixtral.gguf", Compute::Int8, KvFormat::Bf16),
+        ("tiny-gguf/mixtral.gguf", Compute::Exact, KvFormat::F32),
+    ];
+    for (name, compute, kv) in MODES.into_iter().chain(mixtures) {
+        let model = open(name);
+        let programs = [model.program().unwrap()];
+        let activations = [512, 4096].map(|context| {
+            let mut options = compile_options(&programs, Setup::default());
+            (options.compute, options.kv_format) = (compute, kv);
+            options.context_length = context;
+            let told = backend.footprint(&programs, &*model.weights, &options).unwrap();
+            let executor = backend.compile(&programs, &*model.weights, &options).unwrap();
+            assert_eq!(executor.footprint(), Some(told), "{name} {compute} {kv}");
+            told.activations
+        });
+        // Longer contexts are split, into blocks with a state each, unless windows keep them short.
+        let splits = programs[0].groups().iter().any(|group| group.window.is_none());
+        assert_eq!(activations[0] < activations[1], splits, "{name} {compute} {kv}");
+    }
+}

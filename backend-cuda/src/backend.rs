@@ -4,33 +4,59 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use backend_api::kit::{available_bytes, check_memory, check_options, kv_bytes};
 use backend_api::program::{Op, Program};
 use backend_api::weights::Weights;
 use backend_api::{
-    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Executor, GroupId, KvFormat,
+    Backend, BackendError, BatchBounds, Capabilities, CompileOptions, Compute, Executor, GroupId,
+    KvFormat,
 };
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
 
-use crate::device::{Device, failed, has_driver};
-use crate::executor::CudaExecutor;
+use crate::device::{Device, failed};
+use crate::driver;
+use crate::executor::{Compiled, CudaExecutor, Settings};
 use crate::forward::GroupMemory;
 use crate::load::{BACKEND, LoadedProgram};
 use crate::nvrtc::Nvrtc;
+use crate::read_back::ReadBack;
+use crate::weights::Use;
 use crate::{Kernel, Variant, append_shared_bytes, source};
 
 /// How a [`CudaBackend`] is set up.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CudaOptions {
     /// Which device, from 0.
     pub ordinal: usize,
+    /// Path of the driver's library; `None` leaves it to the system's loader. A process has one driver, the first that it
+    /// finds: another path is refused from then on.
+    pub driver: Option<PathBuf>,
     /// Path of `libnvrtc`; `None` leaves it to the system's loader.
     pub nvrtc: Option<PathBuf>,
+    /// Bytes of the device's free memory that are used at most. Default all.
+    pub memory: Option<u64>,
     /// Activations and KV in IEEE f16; otherwise in bfloat16.
     pub half: bool,
+    /// How long a launch, sampling or a transfer waits for the step before; a step that takes longer ends the executor.
+    /// Waiting for a step's answers has the deadline of the caller instead. Default two minutes.
+    pub longest_step: Duration,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            ordinal: 0,
+            driver: None,
+            nvrtc: None,
+            memory: None,
+            half: false,
+            longest_step: Duration::from_secs(120),
+        }
+    }
 }
 
 impl CudaOptions {
@@ -44,9 +70,23 @@ impl CudaOptions {
     pub fn nvrtc(self, path: impl Into<PathBuf>) -> Self {
         Self { nvrtc: Some(path.into()), ..self }
     }
+
+    /// On the emulator: the paths of its stand-in for a driver and of `libnvrtc`. The emulated memory is this machine's, and
+    /// the emulator keeps notes on each byte of it; so an eighth of what is available is used at most.
+    #[must_use]
+    pub fn emulated(self, driver: impl Into<PathBuf>, nvrtc: impl Into<PathBuf>) -> Self {
+        let memory = Some(available_bytes() / 8);
+        Self { driver: Some(driver.into()), nvrtc: Some(nvrtc.into()), memory, ..self }
+    }
 }
 
-backend_api::setters!(CudaOptions { ordinal: usize, half: bool });
+backend_api::setters!(CudaOptions {
+    ordinal: usize,
+    driver: impl Into<Option<PathBuf>>,
+    memory: impl Into<Option<u64>>,
+    half: bool,
+    longest_step: Duration,
+});
 
 /// A device of NVIDIA's.
 #[derive(Debug)]
@@ -56,9 +96,10 @@ pub struct CudaBackend {
     /// PTX of what was compiled before.
     compiled: Mutex<HashMap<(Kernel, Variant), Arc<str>>>,
     architecture: String,
-    processors: u32,
     description: String,
-    half: bool,
+    /// Bytes that are used at most.
+    memory: u64,
+    settings: Settings,
 }
 
 impl CudaBackend {
@@ -68,13 +109,7 @@ impl CudaBackend {
     ///
     /// [`BackendError::Device`], which names what is missing: the driver, NVRTC, the device.
     pub fn new(options: &CudaOptions) -> Result<Self, BackendError> {
-        if !has_driver() {
-            return Err(BackendError::Device {
-                context: "loading the CUDA driver".to_owned(),
-                message: "libcuda.so.1 is not there; it comes with NVIDIA's display driver"
-                    .to_owned(),
-            });
-        }
+        driver::open(options.driver.as_deref())?;
         let nvrtc = Nvrtc::load(options.nvrtc.clone().map(OsString::from))?;
         let context = CudaContext::new(options.ordinal)
             .map_err(|error| failed(&format!("opening device {}", options.ordinal), error))?;
@@ -97,15 +132,28 @@ impl CudaBackend {
             nvrtc,
             compiled: Mutex::default(),
             architecture: format!("compute_{major}{minor}"),
-            processors: u32::try_from(processors).unwrap_or(1).max(1),
             description: format!("cuda ({name}, {})", if options.half { "f16" } else { "bf16" }),
-            half: options.half,
+            memory: options.memory.unwrap_or(u64::MAX),
+            settings: Settings {
+                half: options.half,
+                processors: u32::try_from(processors).unwrap_or(1).max(1),
+                longest_step: options.longest_step,
+            },
             context,
         })
     }
 
     fn format(&self) -> KvFormat {
-        if self.half { KvFormat::F16 } else { KvFormat::Bf16 }
+        if self.settings.half { KvFormat::F16 } else { KvFormat::Bf16 }
+    }
+
+    /// The capabilities with so many bytes of the device free.
+    fn with_free(&self, free: u64) -> Capabilities {
+        let memory = free.min(self.memory);
+        let mut capabilities = Capabilities::new(self.description.clone(), memory);
+        capabilities.kv_formats = vec![self.format()];
+        capabilities.host_memory_bytes = available_bytes();
+        capabilities
     }
 
     /// Compiles a kernel, unless that was done before.
@@ -141,10 +189,19 @@ impl CudaBackend {
         loaded: &LoadedProgram,
     ) -> Result<(), BackendError> {
         let plain = loaded.plain();
-        for kernel in [Kernel::Embed, Kernel::RmsNorm, Kernel::Linear, Kernel::GatedActivation] {
+        for kernel in [
+            Kernel::Embed,
+            Kernel::RmsNorm,
+            Kernel::Linear,
+            Kernel::GatedActivation,
+            Kernel::Sample,
+        ] {
             self.load(device, kernel, &plain, &[kernel.name()], 0)?;
         }
         self.load(device, Kernel::Elementwise, &plain, &Kernel::ELEMENTWISE, 0)?;
+        for (kernel, variant) in loaded.product_kernels() {
+            self.load(device, kernel, &variant, &kernel.functions(), 0)?;
+        }
         for op in loaded.program.ops() {
             let Op::Attention(attention) = op else { continue };
             let variant = loaded.of_heads(attention);
@@ -161,11 +218,20 @@ impl CudaBackend {
 
 impl Backend for CudaBackend {
     fn capabilities(&self) -> Capabilities {
-        let free = Device::free_bytes(&self.context).unwrap_or(0);
-        let mut capabilities = Capabilities::new(self.description.clone(), free);
-        capabilities.kv_formats = vec![self.format()];
-        capabilities.host_memory_bytes = available_bytes();
-        capabilities
+        // There is no room for an error; compiling reports it.
+        self.with_free(Device::free_bytes(&self.context).unwrap_or(0))
+    }
+
+    fn weight_bytes(
+        &self,
+        program: &Program,
+        weights: &dyn Weights,
+        _compute: Compute,
+    ) -> Result<u64, BackendError> {
+        let uses = Use::of_program(program)?;
+        program.weights().iter().zip(uses).try_fold(0u64, |sum, (weight, read_as)| {
+            Ok(sum.saturating_add(read_as.bytes(&weights.tensor(&weight.name)?)))
+        })
     }
 
     fn compile(
@@ -174,7 +240,7 @@ impl Backend for CudaBackend {
         weights: &dyn Weights,
         options: &CompileOptions,
     ) -> Result<Box<dyn Executor>, BackendError> {
-        let capabilities = self.capabilities();
+        let capabilities = self.with_free(Device::free_bytes(&self.context)?);
         check_options(BACKEND, &capabilities, programs, options)?;
         check_memory(
             "KV",
@@ -197,7 +263,7 @@ impl Backend for CudaBackend {
                 &mut by_name,
                 limits,
                 first_group,
-                self.half,
+                self.settings.half,
             )?;
             self.load_kernels(&mut device, &program_loaded)?;
             loaded.push(program_loaded);
@@ -217,18 +283,17 @@ impl Backend for CudaBackend {
                 groups.push(GroupMemory { layers, page_bytes, tables, table_width });
             }
         }
+        let step_bytes = loaded.iter().map(|program| program.step_bytes(&options.limits)).max();
+        let step_bytes = step_bytes.unwrap_or(0);
+        let read_back = || ReadBack::new(&self.context, step_bytes);
+        let read_backs = [read_back()?, read_back()?];
+        let slots = options.limits.slots as usize;
+        let next_tokens = device.allocate_zeros(programs.len() * slots * size_of::<i32>())?;
         device.synchronize()?;
         let bounds = BatchBounds::new(programs, options);
         let host_pages = options.host_pages.clone();
-        let executor = CudaExecutor::new(
-            device,
-            loaded,
-            groups,
-            bounds,
-            self.half,
-            self.processors,
-            host_pages,
-        );
+        let compiled = Compiled { device, read_backs, next_tokens, programs: loaded, groups };
+        let executor = CudaExecutor::new(compiled, bounds, self.settings, host_pages);
         Ok(Box::new(executor))
     }
 }

@@ -6,6 +6,8 @@ use std::ptr;
 use backend_api::BackendError;
 use libloading::{Library, Symbol};
 
+use crate::driver::said;
+
 type Handle = *mut c_void;
 type Text = unsafe extern "C" fn(Handle, *mut c_char) -> c_int;
 type Size = unsafe extern "C" fn(Handle, *mut usize) -> c_int;
@@ -40,7 +42,7 @@ impl Nvrtc {
             // SAFETY: NVRTC has no initializers that break rules of this program.
             match unsafe { Library::new(&name) } {
                 Ok(library) => return Ok(Self { library }),
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => reasons.push(said(&error)),
             }
         }
         Err(BackendError::Device {
@@ -73,7 +75,7 @@ impl Nvrtc {
         let options = all.iter().map(|option| text(option)).collect::<Result<Vec<_>, _>>()?;
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         let (source, file) = (text(source)?, text(name)?);
-        let missing = |error: libloading::Error| failed(error.to_string());
+        let missing = |error: libloading::Error| failed(said(&error));
         // SAFETY: the signatures are those of nvrtc.h; strings end with zero and outlive the calls; the handle is live
         // between its creation and its destruction.
         unsafe {

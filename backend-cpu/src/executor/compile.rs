@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use backend_api::{
-    BackendError, GroupId, Limits,
+    BackendError, GroupId,
     kit::{Buffers, Liveness},
     program::{Activation, Op, Program, RopePairs, RowsOf, ValueId},
 };
@@ -17,9 +17,12 @@ use super::{
     experts::ExpertsInstruction,
     weights::{MatrixId, VectorId, WeightPlaces},
 };
-use crate::kernels::{
-    rope::Pairing,
-    rows::{Pairwise, Pointwise},
+use crate::{
+    isa::LANES,
+    kernels::{
+        rope::Pairing,
+        rows::{Pairwise, Pointwise},
+    },
 };
 
 /// A program, ready to run.
@@ -33,20 +36,6 @@ pub(crate) struct Compiled {
     pub(crate) logits: Buffer,
     /// What the logits are computed from.
     pub(crate) hidden: Buffer,
-}
-
-impl Compiled {
-    /// Bytes of the buffers for the largest step.
-    pub(crate) fn activation_bytes(&self, limits: &Limits) -> u64 {
-        self.buffers.iter().fold(0, |sum: u64, (rows, width)| {
-            let rows = match rows {
-                BufferRows::Tokens => limits.tokens,
-                BufferRows::Outputs | BufferRows::Logits => limits.outputs,
-            };
-            let values = u64::from(rows).saturating_mul(*width as u64);
-            sum.saturating_add(values.saturating_mul(size_of::<f32>() as u64))
-        })
-    }
 }
 
 /// What the rows of a buffer are.
@@ -155,6 +144,13 @@ pub(crate) struct AttentionInstruction {
     pub(crate) window: Option<usize>,
     pub(crate) soft_cap: Option<f32>,
     pub(crate) sinks: Option<VectorId>,
+}
+
+impl AttentionInstruction {
+    /// Values of a state: for each head a weighted sum, padded.
+    pub(crate) fn state_width(&self) -> usize {
+        (self.query.width / self.heads.max(1)).next_multiple_of(LANES) * self.heads
+    }
 }
 
 /// Compiles a program whose weights are loaded.

@@ -101,8 +101,12 @@ impl Driver {
     /// What its memory takes, counted.
     pub(crate) fn footprint(&self) -> Footprint {
         let kv = self.kv.iter().flatten().map(KvLayer::bytes).sum();
-        let activations = self.machines.iter().map(Machine::buffer_bytes).sum();
-        Footprint::new(self.weights.bytes(), kv, activations)
+        Footprint::new(self.weights.bytes(), kv, self.activation_bytes())
+    }
+
+    fn activation_bytes(&self) -> u64 {
+        let machines = self.machines.iter().map(Machine::activation_bytes).sum::<u64>();
+        machines + self.workers.linear.converted_bytes()
     }
 
     /// Does what comes in until nobody can send any more.
@@ -126,7 +130,13 @@ impl Driver {
     fn step(&mut self, mut batch: Box<OwnedBatch>) -> Option<Done> {
         self.apply_changes(&batch);
         self.resolve_tokens(&mut batch);
-        match self.forward(&mut batch) {
+        let counted = cfg!(debug_assertions).then(|| self.activation_bytes());
+        let outcome = self.forward(&mut batch);
+        debug_assert!(
+            outcome.is_err() || counted == Some(self.activation_bytes()),
+            "a step takes no memory that was not counted"
+        );
+        match outcome {
             Err(panic) => Some(dead(batch, &panic)),
             Ok(logits) if batch.is_deferred() => {
                 self.deferred.insert(batch.number, Deferred { batch, logits });

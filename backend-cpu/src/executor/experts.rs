@@ -6,7 +6,7 @@ use backend_api::{
 };
 
 use super::{
-    compile::{Buffer, Placement, pairwise},
+    compile::{Buffer, BufferRows, Placement, pairwise},
     forward::Forward,
     weights::{MatrixId, StackId, VectorId},
 };
@@ -47,6 +47,14 @@ struct ExpertLayer {
     /// A row for each expert.
     bias: Option<MatrixId>,
     columns: usize,
+}
+
+impl ExpertsInstruction {
+    /// The most inputs that its products have: whose rows, how many of each, and how wide.
+    pub(super) fn most_inputs(&self) -> (BufferRows, usize, usize) {
+        let width = self.input.width.max(self.gate.columns);
+        (self.out.rows, self.routing.chosen as usize, width)
+    }
 }
 
 impl Placement<'_> {
@@ -155,6 +163,7 @@ impl Forward<'_> {
     ) -> Result<(), TaskPanicked> {
         let biases: Vec<Vec<f32>> =
             outputs.iter().map(|(layer, _)| self.biases(routes, *layer)).collect();
+        let input = &input[..routes.rows.len() * depth];
         let mut products = Vec::with_capacity(N * routes.active.len());
         for ((layer, mut output), biases) in outputs.into_iter().zip(&biases) {
             let matrices = self.weights.stack(layer.weight);
@@ -166,11 +175,12 @@ impl Forward<'_> {
                 let input = &input[places.start * depth..places.end * depth];
                 let rows =
                     LinearRows { input, rows, output: SharedMut::new(own), bias: biases.next() };
-                products.push(Product { matrix: &matrices[*expert], rows });
+                let first = places.start;
+                products.push(Product { matrix: &matrices[*expert], first, rows });
             }
         }
         let workers = &mut *self.workers;
-        multiply(&mut workers.pool, workers.simd, &products, &mut workers.linear)
+        multiply(&mut workers.pool, workers.simd, input, &products, &mut workers.linear)
     }
 
     /// The biases of the active experts, one behind the other; nothing where there are none.

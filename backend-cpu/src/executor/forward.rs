@@ -26,11 +26,10 @@ use crate::{
 pub(crate) struct Workers {
     pub(crate) pool: Pool,
     pub(super) simd: Simd,
-    pub(super) linear: LinearScratch,
+    pub(crate) linear: LinearScratch,
     pub(super) routes: Routes,
     /// By thread.
     pub(super) attention: Vec<AttentionScratch>,
-    pub(super) states: AttentionStates,
 }
 
 impl Workers {
@@ -42,7 +41,6 @@ impl Workers {
             linear: LinearScratch::new(threads),
             routes: Routes::default(),
             attention: (0..threads).map(|_| AttentionScratch::default()).collect(),
-            states: AttentionStates::default(),
         }
     }
 }
@@ -65,6 +63,7 @@ pub(super) struct Forward<'a> {
     pub(super) buffers: &'a mut [Vec<f32>],
     /// By rotary.
     pub(super) angles: &'a [RopeAngles],
+    pub(super) states: &'a mut AttentionStates,
     /// By page group of the program, and layer.
     pub(super) kv: &'a [Vec<KvLayer>],
     pub(super) shape: &'a StepShape,
@@ -176,11 +175,12 @@ impl Forward<'_> {
             let matrix = self.weights.matrix(part.matrix);
             let bias = part.bias.map(|bias| self.weights.vector(bias));
             let rows = LinearRows { input, rows, output: SharedMut::new(memory), bias };
-            products.push(Product { matrix, rows });
+            products.push(Product { matrix, first: 0, rows });
         }
         let result = multiply(
             &mut self.workers.pool,
             self.workers.simd,
+            input,
             &products,
             &mut self.workers.linear,
         );

@@ -5,10 +5,11 @@ use std::ops::Range;
 use backend_api::CompileOptions;
 
 use super::{
-    attention::AttentionPlan,
+    attention::{AttentionPlan, AttentionStates},
     compile::{BufferRows, Compiled},
     forward::{Forward, Workers},
     owned_batch::OwnedBatch,
+    step_memory::{StepMemory, most_rows},
     weights::LoadedWeights,
 };
 use crate::{
@@ -26,6 +27,7 @@ pub(crate) struct Machine {
     buffers: Vec<Vec<f32>>,
     /// By rotary.
     angles: Vec<RopeAngles>,
+    states: AttentionStates,
     shape: StepShape,
     page_size: usize,
 }
@@ -33,15 +35,18 @@ pub(crate) struct Machine {
 impl Machine {
     /// Memory for steps of up to the limits of `options`. `groups` are the program's page groups among those of
     /// the executor.
-    pub(crate) fn new(compiled: Compiled, groups: Range<usize>, options: &CompileOptions) -> Self {
-        let limits = &options.limits;
-        let room = |(rows, width): &(BufferRows, usize)| match rows {
-            BufferRows::Tokens => vec![0.0; limits.tokens as usize * width],
-            BufferRows::Outputs | BufferRows::Logits => vec![0.0; limits.outputs as usize * width],
-        };
+    pub(crate) fn new(
+        compiled: Compiled,
+        groups: Range<usize>,
+        options: &CompileOptions,
+        memory: StepMemory,
+    ) -> Self {
+        let room =
+            |(rows, width): &(BufferRows, usize)| vec![0.0; most_rows(*rows, options) * width];
         Self {
             buffers: compiled.buffers.iter().map(room).collect(),
             angles: compiled.rotaries.iter().map(|_| RopeAngles::default()).collect(),
+            states: AttentionStates::new(memory.states),
             shape: StepShape::default(),
             page_size: options.page_size as usize,
             compiled,
@@ -49,9 +54,10 @@ impl Machine {
         }
     }
 
-    /// Bytes of its buffers.
-    pub(crate) fn buffer_bytes(&self) -> u64 {
-        self.buffers.iter().map(|buffer| size_of_val(buffer.as_slice()) as u64).sum()
+    /// Bytes of its buffers, and of the states of its attention.
+    pub(crate) fn activation_bytes(&self) -> u64 {
+        let buffers = self.buffers.iter().map(|buffer| size_of_val(buffer.as_slice()) as u64);
+        buffers.sum::<u64>() + self.states.bytes()
     }
 
     /// Runs the program. `kv` is the memory of all page groups of the executor, by layer.
@@ -67,15 +73,16 @@ impl Machine {
         kv: &[Vec<KvLayer>],
         batch: &OwnedBatch,
     ) -> Result<(), TaskPanicked> {
-        let Self { compiled, groups, buffers, angles, shape, .. } = self;
+        let Self { compiled, groups, buffers, angles, states, shape, .. } = self;
         shape.fill(batch);
         let threads = workers.pool.threads();
-        shape.attention.fill(batch, self.page_size, threads);
+        shape.attention.fill(batch, self.page_size, threads, states.room());
         for (angles, (frequencies, factor)) in angles.iter_mut().zip(&compiled.rotaries) {
             angles.compute(&shape.positions, frequencies, *factor);
         }
         let kv = &kv[groups.clone()];
-        let mut forward = Forward { compiled, weights, workers, buffers, angles, kv, shape, batch };
+        let mut forward =
+            Forward { compiled, weights, workers, buffers, angles, states, kv, shape, batch };
         compiled.instructions.iter().try_for_each(|instruction| forward.execute(instruction))
     }
 

@@ -13,6 +13,7 @@ mod forward;
 mod machine;
 mod owned_batch;
 mod sampling;
+mod step_memory;
 mod weights;
 
 use std::thread::{self, JoinHandle};

@@ -63,6 +63,8 @@ pub(crate) struct LinearRows<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
     pub(crate) matrix: &'a Matrix,
+    /// The first of its rows among those of all products.
+    pub(crate) first: usize,
     pub(crate) rows: LinearRows<'a>,
 }
 
@@ -71,21 +73,21 @@ struct Prepared<'a> {
     tasks: Range<usize>,
     panels_each: usize,
     product: Product<'a>,
-    /// Which of the converted inputs is its own.
-    input: usize,
 }
 
-/// Computes some products in one parallel region. Inputs of reduced precision are converted
-/// before, once for all products that share them.
+/// Computes some products in one parallel region. `input`, `[rows, depth]`, has the rows of all of
+/// them; for matrices of reduced precision it is converted before, once.
 ///
 /// # Errors
 /// If a kernel panicked.
 pub(crate) fn multiply(
     pool: &mut Pool,
     simd: Simd,
+    input: &[f32],
     products: &[Product<'_>],
     scratch: &mut LinearScratch,
 ) -> Result<(), TaskPanicked> {
+    convert(pool, simd, input, products, scratch)?;
     let threads = pool.threads();
     let mut tasks = 0;
     let mut prepared: Vec<Prepared<'_>> = Vec::with_capacity(products.len());
@@ -93,15 +95,14 @@ pub(crate) fn multiply(
         let panels_each = panels_per_task(product, threads);
         let first = tasks;
         tasks += product.matrix.panel_count().div_ceil(panels_each);
-        let input = convert(pool, simd, product, &prepared, scratch)?;
-        prepared.push(Prepared { tasks: first..tasks, panels_each, product: *product, input });
+        prepared.push(Prepared { tasks: first..tasks, panels_each, product: *product });
     }
     let LinearScratch { expanded, tiled, bytes, pairs } = scratch;
     let (expanded, tiled) = (SharedMut::new(expanded), SharedMut::new(tiled));
     pool.run(tasks, &|thread, task| {
         let prepared = prepared.iter().find(|prepared| prepared.tasks.contains(&task));
-        let Some(Prepared { tasks, panels_each, product, input }) = prepared else { return };
-        let Product { matrix, rows } = *product;
+        let Some(Prepared { tasks, panels_each, product }) = prepared else { return };
+        let Product { matrix, first: first_row, rows } = *product;
         let first = (task - tasks.start) * panels_each;
         let panels = first..(first + panels_each).min(matrix.panel_count());
         match matrix {
@@ -114,46 +115,33 @@ pub(crate) fn multiply(
             Matrix::Bytes(matrix) => {
                 // SAFETY: as above.
                 let scratch = unsafe { &mut tiled.part(thread..thread + 1)[0] };
-                multiply_bytes(simd, matrix, panels, &bytes[*input], rows, scratch);
+                multiply_bytes(simd, matrix, panels, bytes.from(first_row), rows, scratch);
             }
-            Matrix::Pairs(matrix) => multiply_pairs(simd, matrix, panels, &pairs[*input], rows),
+            Matrix::Pairs(matrix) => {
+                multiply_pairs(simd, matrix, panels, pairs.from(first_row), rows);
+            }
         }
     })
 }
 
-/// Converts a product's input to the precision of its matrix, unless a product before it has the
-/// same one. Returns where it is.
+/// Converts the rows of all products to the precisions of their matrices.
 fn convert(
     pool: &mut Pool,
     simd: Simd,
-    product: &Product<'_>,
-    before: &[Prepared<'_>],
+    input: &[f32],
+    products: &[Product<'_>],
     scratch: &mut LinearScratch,
-) -> Result<usize, TaskPanicked> {
-    let Product { matrix, rows } = product;
-    let is_same = |other: &Product<'_>| {
-        std::mem::discriminant(other.matrix) == std::mem::discriminant(*matrix)
-    };
-    let mut next = 0;
-    for other in before.iter().filter(|other| is_same(&other.product)) {
-        if std::ptr::eq(other.product.rows.input, rows.input) {
-            return Ok(other.input);
-        }
-        next = next.max(other.input + 1);
+) -> Result<(), TaskPanicked> {
+    let Some(first) = products.first().filter(|_| !input.is_empty()) else { return Ok(()) };
+    let depth = first.matrix.depth();
+    let shape = (input.len() / depth, depth);
+    if products.iter().any(|product| matches!(product.matrix, Matrix::Bytes(_))) {
+        scratch.bytes.fill(pool, simd, input, shape)?;
     }
-    let shape = (rows.rows, matrix.depth());
-    match matrix {
-        Matrix::Exact(_) => {}
-        Matrix::Bytes(_) => {
-            scratch.bytes.resize_with(scratch.bytes.len().max(next + 1), Default::default);
-            scratch.bytes[next].fill(pool, simd, rows.input, shape)?;
-        }
-        Matrix::Pairs(_) => {
-            scratch.pairs.resize_with(scratch.pairs.len().max(next + 1), Default::default);
-            scratch.pairs[next].fill(pool, simd, rows.input, shape)?;
-        }
+    if products.iter().any(|product| matches!(product.matrix, Matrix::Pairs(_))) {
+        scratch.pairs.fill(pool, simd, input, shape)?;
     }
-    Ok(next)
+    Ok(())
 }
 
 /// Panels that a task computes: as many as tiles walk together, or fewer where that leaves

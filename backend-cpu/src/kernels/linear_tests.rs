@@ -48,7 +48,8 @@ pub(super) fn product(
     let mut scratch = LinearScratch::new(threads);
     let mut pool = Pool::new("test", threads).unwrap();
     let rows = LinearRows { input, rows, output: SharedMut::new(&mut output), bias };
-    multiply(&mut pool, simd, &[Product { matrix, rows }], &mut scratch).unwrap();
+    let product = Product { matrix, first: 0, rows };
+    multiply(&mut pool, simd, input, &[product], &mut scratch).unwrap();
     output
 }
 
@@ -129,6 +130,46 @@ fn paths_that_fuse_multiply_and_add_agree_bit_for_bit() {
             let results: Vec<_> =
                 fused.iter().map(|simd| product(*simd, &packed, &input, None, 1)).collect();
             assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{format}");
+        }
+    }
+}
+
+#[test]
+fn products_of_some_rows_each_are_those_of_their_rows_alone() {
+    let modes = [
+        (Format::Q4_1, Compute::Exact),
+        (Format::Q4_1, Compute::Int8),
+        (Format::Q8_0, Compute::Int8),
+        (Format::BF16, Compute::Bf16),
+    ];
+    let (depth, columns, rows) = (96, 40, 31);
+    let input = noise(5, rows * depth);
+    for (format, compute) in modes {
+        let matrices = [1, 2, 3].map(|seed| {
+            let (tensor, _) = matrix(format, columns, depth, seed);
+            Matrix::pack(&tensor, compute).unwrap()
+        });
+        let parts = [0..5, 5..22, 22..31];
+        for simd in Simd::available() {
+            let mut output = vec![f32::NAN; rows * columns];
+            let (mut rest, mut products) = (&mut output[..], Vec::new());
+            for (matrix, part) in matrices.iter().zip(&parts) {
+                let (own, behind) = rest.split_at_mut(part.len() * columns);
+                rest = behind;
+                let input = &input[part.start * depth..part.end * depth];
+                let output = SharedMut::new(own);
+                let rows = LinearRows { input, rows: part.len(), output, bias: None };
+                products.push(Product { matrix, first: part.start, rows });
+            }
+            let mut pool = Pool::new("test", 2).unwrap();
+            let mut scratch = LinearScratch::new(2);
+            multiply(&mut pool, simd, &input, &products, &mut scratch).unwrap();
+            for (matrix, part) in matrices.iter().zip(&parts) {
+                let input = &input[part.start * depth..part.end * depth];
+                let alone = product(simd, matrix, input, None, 1);
+                let together = &output[part.start * columns..part.end * columns];
+                assert_eq!(together, alone, "{format} {compute} {simd:?}");
+            }
         }
     }
 }

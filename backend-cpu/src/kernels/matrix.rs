@@ -11,19 +11,22 @@ use super::{
     bf16::{
         linear::{PairTask, TiledPairTask},
         pairs::Bf16Pairs,
-        rows::Bf16Rows,
+        rows::{Bf16Rows, Bf16View},
     },
     blocks::{Block, F32Block},
     int8::{
         blocks::{ByteWeights, Q4_0Quads, Q4_1Quads, Q8_0Quads},
         linear::ByteTask,
-        rows::QuantizedRows,
+        rows::{QuantizedRows, QuantizedView},
         tiled::{ByteScratch, TiledTask},
     },
     linear::{LinearRows, SCRATCH_BLOCKS},
     panels::{PackedMatrix, Panels},
 };
-use crate::{isa::LANES, simd::Simd};
+use crate::{
+    isa::{LANES, tiles::RowBlock},
+    simd::Simd,
+};
 
 /// Rows from which on matrix units multiply bytes. Vectors and units give the same bits.
 const TILED_ROWS: usize = 8;
@@ -172,10 +175,35 @@ pub(crate) struct LinearScratch {
     pub(super) expanded: Vec<F32Block>,
     /// By thread.
     pub(super) tiled: Vec<ByteScratch>,
-    /// By input.
-    pub(super) bytes: Vec<QuantizedRows>,
-    /// By input.
-    pub(super) pairs: Vec<Bf16Rows>,
+    pub(super) bytes: QuantizedRows,
+    pub(super) pairs: Bf16Rows,
+}
+
+/// How much memory inputs take once they are converted to a reduced precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ConvertedInputs {
+    /// Blocks of bytes.
+    blocks: usize,
+    /// Values in bf16.
+    values: usize,
+}
+
+impl ConvertedInputs {
+    /// Makes it large enough for inputs `[rows, width]` too, in bytes, in bf16, in both or neither.
+    pub(crate) fn widen(&mut self, shape: (usize, usize), in_bytes: bool, in_pairs: bool) {
+        if in_bytes {
+            self.blocks = self.blocks.max(QuantizedRows::blocks_of(shape));
+        }
+        if in_pairs {
+            self.values = self.values.max(Bf16Rows::values_of(shape));
+        }
+    }
+
+    /// Bytes of that memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        let blocks = (self.blocks as u64).saturating_mul(size_of::<RowBlock>() as u64);
+        blocks.saturating_add((self.values as u64).saturating_mul(size_of::<u16>() as u64))
+    }
 }
 
 impl std::fmt::Debug for LinearScratch {
@@ -190,9 +218,20 @@ impl LinearScratch {
         Self {
             expanded: vec![F32Block::zero(); threads * SCRATCH_BLOCKS],
             tiled: (0..threads).map(|_| ByteScratch::default()).collect(),
-            bytes: Vec::new(),
-            pairs: Vec::new(),
+            bytes: QuantizedRows::default(),
+            pairs: Bf16Rows::default(),
         }
+    }
+
+    /// Takes the memory for converted inputs beforehand.
+    pub(crate) fn reserve(&mut self, inputs: ConvertedInputs) {
+        self.bytes.reserve(inputs.blocks);
+        self.pairs.reserve(inputs.values);
+    }
+
+    /// Bytes of converted inputs that there is memory for.
+    pub(crate) fn converted_bytes(&self) -> u64 {
+        ConvertedInputs { blocks: self.bytes.room(), values: self.pairs.room() }.bytes()
     }
 }
 
@@ -201,7 +240,7 @@ pub(super) fn multiply_bytes(
     simd: Simd,
     matrix: &ByteMatrix,
     range: Range<usize>,
-    input: &QuantizedRows,
+    input: QuantizedView<'_>,
     rows: LinearRows<'_>,
     scratch: &mut ByteScratch,
 ) {
@@ -212,7 +251,7 @@ fn byte_panels<B: ByteWeights>(
     simd: Simd,
     panels: &Panels<B>,
     range: Range<usize>,
-    input: &QuantizedRows,
+    input: QuantizedView<'_>,
     rows: LinearRows<'_>,
     scratch: &mut ByteScratch,
 ) {
@@ -229,7 +268,7 @@ pub(super) fn multiply_pairs(
     simd: Simd,
     panels: &Panels<Bf16Pairs>,
     range: Range<usize>,
-    input: &Bf16Rows,
+    input: Bf16View<'_>,
     rows: LinearRows<'_>,
 ) {
     match simd.tiles() {

@@ -125,7 +125,8 @@ pub struct EngineArguments {
     #[arg(long)]
     offline: bool,
 
-    /// What computes: `cpu`, `cpu:THREADS`, or, where the feature `xla` is built in, `xla`.
+    /// What computes: `cpu`, `cpu:THREADS`, or, where the feature of that name is built in, `xla`, `cuda`, `cuda:DEVICE` or
+    /// `cuda:emulate`.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     device: String,
 

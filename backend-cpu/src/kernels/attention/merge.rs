@@ -10,22 +10,29 @@ use crate::{
 /// States of queries: after some common blocks, or of each block by itself.
 #[derive(Clone, Copy)]
 pub(crate) struct Partials<'a> {
-    /// `[tokens, heads, blocks, padded head_dim]`.
+    /// `[states, heads, padded head_dim]`.
     pub(crate) sums: SharedMut<'a, f32>,
-    /// `[tokens, heads, blocks]`: the greatest score, and the sum of exponentials relative to it.
-    pub(crate) softmax: SharedMut<'a, (f32, f32)>,
-    pub(crate) heads: usize,
-    /// Blocks of a token and head.
+    /// `[states, heads]`: the greatest score, and the sum of exponentials relative to it.
+    pub(crate) softmax: SharedMut<'a, [f32; 2]>,
+    /// The state of the first token's first block.
+    pub(crate) first: usize,
+    /// States of a token, one for each block.
     pub(crate) blocks: usize,
+    pub(crate) heads: usize,
     /// Of a sum: dimensions, padded.
     pub(crate) width: usize,
 }
 
 impl<'a> Partials<'a> {
-    /// The place of a state.
+    /// Those of tokens whose states begin with `first`, and have `blocks` each.
+    pub(crate) fn of(self, first: usize, blocks: usize) -> Self {
+        Self { first, blocks, ..self }
+    }
+
+    /// The place of a state. Tokens are counted from the first one that has states here.
     #[inline(always)]
     pub(super) fn place(&self, token: usize, head: usize, block: usize) -> usize {
-        (token * self.heads + head) * self.blocks + block
+        (self.first + token * self.blocks + block) * self.heads + head
     }
 
     #[inline(always)]
@@ -33,7 +40,7 @@ impl<'a> Partials<'a> {
         // SAFETY: each token, head and block is written by one task, and read in another region.
         unsafe {
             self.sums.part(place * self.width..(place + 1) * self.width).copy_from_slice(sums);
-            self.softmax.part(place..place + 1)[0] = softmax;
+            self.softmax.part(place..place + 1)[0] = softmax.into();
         }
     }
 
@@ -42,7 +49,7 @@ impl<'a> Partials<'a> {
         // SAFETY: as above; each state is read by one task.
         unsafe {
             let sums = self.sums.part(place * self.width..(place + 1) * self.width);
-            (sums, self.softmax.part(place..place + 1)[0])
+            (sums, self.softmax.part(place..place + 1)[0].into())
         }
     }
 }
@@ -77,11 +84,13 @@ pub(super) fn sum<S: Isa>(isa: S, old: S::F32, fresh: S::F32, factors: (f32, f32
 /// Merges the blocks of a token and head in order, as one task would have.
 pub(crate) struct MergeTask<'a> {
     pub(crate) layer: AttentionLayer<'a>,
+    /// The token's.
     pub(crate) partials: Partials<'a>,
+    /// Its number in the step.
     pub(crate) token: usize,
     pub(crate) head: usize,
-    /// The first block that the token sees, and the one after its last.
-    pub(crate) blocks: (usize, usize),
+    /// Blocks that it sees.
+    pub(crate) blocks: usize,
     /// `[padded head_dim]`, overwritten.
     pub(crate) sums: &'a mut Vec<f32>,
 }
@@ -95,8 +104,8 @@ impl Op for MergeTask<'_> {
         sums.clear();
         sums.resize(partials.width, 0.0);
         let mut state = initial(&layer, head);
-        for block in blocks.0..blocks.1 {
-            let (fresh, softmax) = partials.get(partials.place(token, head, block));
+        for block in 0..blocks {
+            let (fresh, softmax) = partials.get(partials.place(0, head, block));
             let (merged, factors) = factors(isa, state, softmax);
             state = merged;
             let fresh = fresh.as_chunks::<LANES>().0;

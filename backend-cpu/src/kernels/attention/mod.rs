@@ -237,7 +237,8 @@ fn attend<S: Isa, K: KvAccess<S>>(isa: S, task: AttentionTask<'_>, kv: &K) {
         if let Part::Blocks { to, .. } = task.part {
             for query in 0..count {
                 let sums = &mut sums[query * width..(query + 1) * width];
-                to.put(to.place(view.token(query), view.head(query), block), sums, softmax[query]);
+                let place = to.place(query / view.group, view.head(query), block);
+                to.put(place, sums, softmax[query]);
                 sums.fill(0.0);
                 softmax[query] = NOTHING;
             }
@@ -248,7 +249,8 @@ fn attend<S: Isa, K: KvAccess<S>>(isa: S, task: AttentionTask<'_>, kv: &K) {
         Part::Blocks { .. } => {}
         Part::Before { to, .. } => {
             for (query, sums) in sums.chunks_exact(width).enumerate() {
-                to.put(to.place(view.token(query), view.head(query), 0), sums, softmax[query]);
+                let place = to.place(query / view.group, view.head(query), 0);
+                to.put(place, sums, softmax[query]);
             }
         }
     }
@@ -336,7 +338,7 @@ impl View<'_> {
                 let states = softmax.iter_mut().zip(sums.chunks_exact_mut(width));
                 for (query, (state, sums)) in states.enumerate() {
                     let (before, softmax) =
-                        from.get(from.place(self.token(query), self.head(query), 0));
+                        from.get(from.place(query / self.group, self.head(query), 0));
                     sums.copy_from_slice(before);
                     *state = softmax;
                 }

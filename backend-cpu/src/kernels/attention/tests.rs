@@ -268,7 +268,8 @@ impl Case {
             let group = self.heads / self.kv_heads;
             for token in 0..tokens.count {
                 for head in kv_head * group..(kv_head + 1) * group {
-                    let blocks = (0, (tokens.position + token + 1).div_ceil(BLOCK));
+                    let blocks = (tokens.position + token + 1).div_ceil(BLOCK);
+                    let partials = partials.of(3 + token * end, end);
                     let (token, sums) = (tokens.first_token + token, scratch.sums());
                     simd.run(MergeTask { layer, partials, token, head, blocks, sums });
                 }
@@ -278,10 +279,11 @@ impl Case {
 
     fn with_partials(&self, tokens: QueryTokens, blocks: usize, run: impl FnOnce(Partials<'_>)) {
         let width = self.head_dim.next_multiple_of(16);
-        let states = (tokens.first_token + tokens.count) * self.heads * blocks;
-        let (mut sums, mut softmax) = (vec![f32::NAN; states * width], vec![(0.0, 0.0); states]);
+        let (first, heads) = (3, self.heads);
+        let states = (first + tokens.count * blocks) * heads;
+        let (mut sums, mut softmax) = (vec![f32::NAN; states * width], vec![[0.0; 2]; states]);
         let (sums, softmax) = (SharedMut::new(&mut sums), SharedMut::new(&mut softmax));
-        run(Partials { sums, softmax, heads: self.heads, blocks, width });
+        run(Partials { sums, softmax, first, blocks, heads, width });
     }
 }
 

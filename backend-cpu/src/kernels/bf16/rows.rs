@@ -17,7 +17,7 @@ use crate::{
 pub(crate) const INPUTS: usize = 32;
 
 /// Rows of activations, rounded: `[rows, width]`, each row padded with zeros to whole blocks, with
-/// some rows of nothing behind, so that the last tile of rows is whole.
+/// some rows of nothing behind, so that a tile of rows is whole wherever it begins.
 #[derive(Debug, Default)]
 pub(crate) struct Bf16Rows {
     values: Vec<u16>,
@@ -26,6 +26,23 @@ pub(crate) struct Bf16Rows {
 }
 
 impl Bf16Rows {
+    /// Values that inputs `[rows, depth]` become.
+    pub(crate) fn values_of((rows, depth): (usize, usize)) -> usize {
+        (rows + TILE_ROWS) * depth.next_multiple_of(INPUTS)
+    }
+
+    /// Makes room for so many values.
+    pub(crate) fn reserve(&mut self, values: usize) {
+        if self.values.len() < values {
+            self.values.resize(values, 0);
+        }
+    }
+
+    /// Values that there is room for.
+    pub(crate) fn room(&self) -> usize {
+        self.values.len()
+    }
+
     /// Rounds `rows` rows of `depth` inputs.
     ///
     /// # Errors
@@ -39,10 +56,7 @@ impl Bf16Rows {
     ) -> Result<(), TaskPanicked> {
         let width = depth.next_multiple_of(INPUTS);
         self.width = width;
-        let needed = rows.next_multiple_of(TILE_ROWS) * width;
-        if self.values.len() < needed {
-            self.values.resize(needed, 0);
-        }
+        self.reserve(Self::values_of((rows, depth)));
         let values = SharedMut::new(&mut self.values);
         for_rows(pool, rows, depth, &|rows: Range<usize>| {
             // SAFETY: each row is in one range only.
@@ -52,6 +66,20 @@ impl Bf16Rows {
         })
     }
 
+    /// The rows from `first` on.
+    pub(crate) fn from(&self, first: usize) -> Bf16View<'_> {
+        Bf16View { values: &self.values[first * self.width..], width: self.width }
+    }
+}
+
+/// Some of the rows, numbered from zero.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bf16View<'a> {
+    values: &'a [u16],
+    width: usize,
+}
+
+impl<'a> Bf16View<'a> {
     /// Values of a row.
     #[inline(always)]
     pub(crate) fn width(&self) -> usize {
@@ -60,13 +88,13 @@ impl Bf16Rows {
 
     /// A row.
     #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &[u16] {
+    pub(crate) fn row(&self, row: usize) -> &'a [u16] {
         &self.values[row * self.width..][..self.width]
     }
 
     /// A tile of rows from `row` on.
     #[inline(always)]
-    pub(crate) fn tile(&self, row: usize) -> &[u16] {
+    pub(crate) fn tile(&self, row: usize) -> &'a [u16] {
         &self.values[row * self.width..(row + TILE_ROWS) * self.width]
     }
 }

@@ -42,7 +42,7 @@ fn tiled<T: Tiles>(simd: Simd, tiles: T, matrix: &Matrix, input: &[f32], bias: &
     let mut output = vec![f32::NAN; rows * matrix.columns()];
     let shared = SharedMut::new(&mut output);
     let rows = LinearRows { input, rows, output: shared, bias: Some(bias) };
-    let (range, input) = (0..matrix.panel_count(), &values);
+    let (range, input) = (0..matrix.panel_count(), values.from(0));
     simd.run_dot(TiledPairTask { tiles, panels, range, input, rows });
     output
 }
@@ -94,7 +94,7 @@ fn rows_of_another_width_leave_nothing_behind() {
     rows.fill(&mut pool, simd, &[1.0; 4 * 64], (4, 64)).unwrap();
     rows.fill(&mut pool, simd, &[2.0; 2 * 5], (2, 5)).unwrap();
     for row in 0..2 {
-        let values: Vec<f32> = rows.row(row).iter().copied().map(bf16_value).collect();
+        let values: Vec<f32> = rows.from(row).row(0).iter().copied().map(bf16_value).collect();
         assert_eq!(values, [vec![2.0; 5], vec![0.0; 27]].concat());
     }
 }

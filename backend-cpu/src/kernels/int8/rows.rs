@@ -16,8 +16,8 @@ use crate::{
 /// Inputs that share a scale.
 pub(crate) const INPUTS: usize = 32;
 
-/// Rows of activations, quantized: `[rows, blocks]`, with some rows of nothing behind, so that the
-/// last tile of rows is whole.
+/// Rows of activations, quantized: `[rows, blocks]`, with some rows of nothing behind, so that a tile
+/// of rows is whole wherever it begins.
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRows {
     blocks: Vec<RowBlock>,
@@ -26,6 +26,23 @@ pub(crate) struct QuantizedRows {
 }
 
 impl QuantizedRows {
+    /// Blocks that inputs `[rows, depth]` become.
+    pub(crate) fn blocks_of((rows, depth): (usize, usize)) -> usize {
+        (rows + TILE_ROWS) * depth.div_ceil(INPUTS)
+    }
+
+    /// Makes room for so many blocks.
+    pub(crate) fn reserve(&mut self, blocks: usize) {
+        if self.blocks.len() < blocks {
+            self.blocks.resize(blocks, RowBlock::default());
+        }
+    }
+
+    /// Blocks that there is room for.
+    pub(crate) fn room(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Quantizes `rows` rows of `depth` inputs.
     ///
     /// # Errors
@@ -38,10 +55,7 @@ impl QuantizedRows {
         (rows, depth): (usize, usize),
     ) -> Result<(), TaskPanicked> {
         self.width = depth.div_ceil(INPUTS);
-        let needed = rows.next_multiple_of(TILE_ROWS) * self.width;
-        if self.blocks.len() < needed {
-            self.blocks.resize(needed, RowBlock::default());
-        }
+        self.reserve(Self::blocks_of((rows, depth)));
         let width = self.width;
         let blocks = SharedMut::new(&mut self.blocks);
         for_rows(pool, rows, depth, &|rows: Range<usize>| {
@@ -52,6 +66,20 @@ impl QuantizedRows {
         })
     }
 
+    /// The rows from `first` on.
+    pub(crate) fn from(&self, first: usize) -> QuantizedView<'_> {
+        QuantizedView { blocks: &self.blocks[first * self.width..], width: self.width }
+    }
+}
+
+/// Some of the rows, numbered from zero.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QuantizedView<'a> {
+    blocks: &'a [RowBlock],
+    width: usize,
+}
+
+impl<'a> QuantizedView<'a> {
     /// Blocks of a row.
     #[inline(always)]
     pub(crate) fn width(&self) -> usize {
@@ -60,13 +88,13 @@ impl QuantizedRows {
 
     /// A row.
     #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &[RowBlock] {
+    pub(crate) fn row(&self, row: usize) -> &'a [RowBlock] {
         &self.blocks[row * self.width..][..self.width]
     }
 
     /// A tile of rows from `row` on, from `block` on.
     #[inline(always)]
-    pub(crate) fn tile(&self, row: usize, block: usize) -> &[RowBlock] {
+    pub(crate) fn tile(&self, row: usize, block: usize) -> &'a [RowBlock] {
         &self.blocks[row * self.width + block..(row + TILE_ROWS) * self.width]
     }
 }

@@ -56,7 +56,7 @@ fn tiled<T: Tiles>(simd: Simd, tiles: T, matrix: &Matrix, input: &[f32], bias: &
     let shared = SharedMut::new(&mut output);
     let rows = LinearRows { input, rows, output: shared, bias: Some(bias) };
     let (range, mut scratch) = (0..matrix.panel_count(), ByteScratch::default());
-    let (input, scratch) = (&quantized, &mut scratch);
+    let (input, scratch) = (quantized.from(0), &mut scratch);
     with_byte_panels!(bytes, panels => {
         simd.run_dot(TiledTask { tiles, panels, range, input, rows, scratch });
     });

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::{blocks::ByteWeights, linear::add_block, rows::QuantizedRows};
+use super::{blocks::ByteWeights, linear::add_block, rows::QuantizedView};
 use crate::{
     isa::{
         LANES,
@@ -29,7 +29,7 @@ pub(crate) struct TiledTask<'a, B, T> {
     pub(crate) tiles: T,
     pub(crate) panels: &'a Panels<B>,
     pub(crate) range: Range<usize>,
-    pub(crate) input: &'a QuantizedRows,
+    pub(crate) input: QuantizedView<'a>,
     pub(crate) rows: LinearRows<'a>,
     pub(crate) scratch: &'a mut ByteScratch,
 }

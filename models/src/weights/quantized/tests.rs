@@ -40,6 +40,8 @@ fn check(kind: &str, format: Format, rounded: Format) {
         let found = weights.tensor(name).expect(kind);
         let expected = expected.tensor(name).expect("present");
         assert_eq!(found.shape(), expected.shape(), "{kind} {name}");
+        let described = weights.describe(name).expect(kind);
+        assert_eq!(described, (found.format(), found.shape()), "{kind} {name}");
         if name != "plain.weight" {
             assert_eq!(found.format(), format, "{kind} {name}");
         }
