@@ -94,16 +94,17 @@ __device__ __forceinline__ void product(void* __restrict__ out, const u16* __res
 // inner: a multiple of 8. bias: [columns], or [experts][columns], or null. tiles: (first row, rows, expert, 0) of each
 // tile, or null for rows 0 to rows - 1 of one matrix. order: of each row of out, `chosen` times its row of the input plus
 // anything below `chosen`; or null, where they are the same. stride: bytes from one expert's matrix to the next.
-// wide: out is f32. grid: (columns / (4 * GROUPS), tiles), rounded up.
-#define PRODUCT(NAME, ROWS, GROUPS)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(                                                          \
+// wide: out is f32. grid: (columns / (4 * GROUPS), tiles), rounded up. BLOCKS of a multiprocessor say how many registers
+// there are: left to itself, ptxas takes fewer and spills.
+#define PRODUCT(NAME, ROWS, GROUPS, BLOCKS)                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(                                                  \
         void* __restrict__ out, const u16* __restrict__ input, const u8* __restrict__ weight,                            \
         const u16* __restrict__ bias, const int4* __restrict__ tiles, const int* __restrict__ order, const int chosen,   \
         const int rows, const int columns, const int inner, const unsigned long long stride, const int wide) {           \
         product<ROWS, GROUPS>(out, input, weight, bias, tiles, order, chosen, rows, columns, inner, stride, wide);       \
     }
 
-PRODUCT(blocks_vector_1, 1, 2)
-PRODUCT(blocks_vector_2, 2, 2)
-PRODUCT(blocks_vector_4, 4, 1)
-PRODUCT(blocks_vector_8, 8, 1)
+PRODUCT(blocks_vector_1, 1, 2, 4)
+PRODUCT(blocks_vector_2, 2, 2, 3)
+PRODUCT(blocks_vector_4, 4, 1, 4)
+PRODUCT(blocks_vector_8, 8, 1, 2)
