@@ -62,7 +62,9 @@ def derived(prefix, names):
         for part in (0.99, 0.95, 0.9, 0.5):
             yield f"histogram_quantile({part}, sum by(le) (rate({buckets})))"
         yield f"sum by(le) (increase({buckets}))"
-        total, count = (f"rate({prefix}:{name}_{end}{own}[$__rate_interval])" for end in ("sum", "count"))
+        total, count = (
+            f"rate({prefix}:{name}_{end}{own}[$__rate_interval])" for end in ("sum", "count")
+        )
         yield f"avg({total} / {count})"
 
 
@@ -105,11 +107,13 @@ def main():
                 time.sleep(1.2)
             count = 0
             for expression in expressions():
-                asked = expression.replace("$__rate_interval", INTERVAL).replace("$model", "default")
+                asked = expression.replace("$__rate_interval", INTERVAL).replace(
+                    "$model", "default"
+                )
                 found = values(url, asked)
                 check(any(math.isfinite(value) for value in found), asked, found)
                 count += 1
-            tokens = values(url, 'increase(understory_generated_tokens_total[20s]) > 0')
+            tokens = values(url, "increase(understory_generated_tokens_total[20s]) > 0")
             check(tokens, "no tokens were counted")
     print(f"Prometheus: {count} expressions have a value", flush=True)
 
