@@ -151,7 +151,13 @@ impl Forward<'_> {
         match op {
             Op::Embed { weight, scale, out } => {
                 if let Some(layout) = loaded.blocks(*weight) {
-                    return self.embed_blocks(layout, *weight, [lists.tokens, self.inputs.next], *scale, *out);
+                    return self.embed_blocks(
+                        layout,
+                        *weight,
+                        [lists.tokens, self.inputs.next],
+                        *scale,
+                        *out,
+                    );
                 }
                 let width = loaded.width(*out) as i32;
                 let arguments = [
