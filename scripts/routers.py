@@ -176,4 +176,5 @@ def main():
             print(f"{name}: a killed server costs its own streams", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

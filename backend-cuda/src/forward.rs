@@ -4,6 +4,7 @@ use backend_api::program::{Activation, Attention, Op, RopePairs, ValueId};
 use backend_api::{BackendError, Batch};
 use bytemuck::NoUninit;
 
+use crate::blas::Blas;
 use crate::device::{Argument, Device, Layer, Parts, Shape};
 use crate::load::{LoadedProgram, is_wide};
 use crate::plan::{self, AppendRow, DecodeRow, Plan, SharedRun};
@@ -91,6 +92,7 @@ pub(crate) struct Inputs<'a> {
 /// One run of a program.
 pub(crate) struct Forward<'a> {
     pub(crate) device: &'a mut Device,
+    pub(crate) blas: Option<&'a mut Blas>,
     pub(crate) loaded: &'a LoadedProgram,
     pub(crate) groups: &'a [GroupMemory],
     pub(crate) page_size: u32,

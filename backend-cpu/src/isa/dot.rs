@@ -22,12 +22,10 @@ pub(crate) trait DotIsa: Isa {
     /// Two bf16 for each of sixteen columns.
     type Pairs: Copy;
 
-    /// Rows of the register tile of a product of bytes, up to six.
+    /// Rows of the register tile of a product of bytes, up to twelve.
     const BYTE_ROWS: usize;
-    /// Rows of the register tile of a product of bf16, up to eight.
+    /// Rows of the register tile of a product of bf16, up to twelve.
     const PAIR_ROWS: usize;
-    /// Panels of both tiles, one or two.
-    const DOT_PANELS: usize;
 
     /// Runs `op` in a function that is compiled with this path's instructions.
     fn vectorize_dot<O: DotOp>(self, op: O) -> O::Output;
@@ -100,7 +98,6 @@ impl DotIsa for Portable {
 
     const BYTE_ROWS: usize = 2;
     const PAIR_ROWS: usize = 2;
-    const DOT_PANELS: usize = 1;
 
     #[inline(always)]
     fn vectorize_dot<O: DotOp>(self, op: O) -> O::Output {

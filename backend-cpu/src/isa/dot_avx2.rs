@@ -84,9 +84,8 @@ macro_rules! common {
         type I32 = Halves;
         type Pairs = Halves;
 
-        const BYTE_ROWS: usize = 3;
+        const BYTE_ROWS: usize = 2;
         const PAIR_ROWS: usize = 4;
-        const DOT_PANELS: usize = 1;
 
         #[inline(always)]
         fn vectorize_dot<O: DotOp>(self, op: O) -> O::Output {

@@ -39,9 +39,8 @@ macro_rules! common {
         type I32 = __m512i;
         type Pairs = __m512i;
 
-        const BYTE_ROWS: usize = 6;
-        const PAIR_ROWS: usize = 8;
-        const DOT_PANELS: usize = 2;
+        const BYTE_ROWS: usize = 12;
+        const PAIR_ROWS: usize = 12;
 
         #[inline(always)]
         fn vectorize_dot<O: DotOp>(self, op: O) -> O::Output {

@@ -7,7 +7,8 @@
 
 mod error;
 mod generation;
-mod gguf;
+pub(crate) mod gguf;
+pub(crate) mod gguf_keys;
 mod huggingface;
 pub(crate) mod json;
 mod rope;

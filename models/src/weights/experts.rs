@@ -124,7 +124,8 @@ impl ExpertWeights {
             if found != each {
                 let elements = |shape: Shape| shape.rows().saturating_mul(shape.cols());
                 let (expected, actual) = (elements(each), elements(found));
-                let source = TensorError::WrongElementCount { shape: each, expected, actual };
+                let (what, format) = ("elements", other);
+                let source = TensorError::WrongSize { what, format, shape: each, expected, actual };
                 return Err(inconsistent(source));
             }
             if other != format {

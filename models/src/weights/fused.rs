@@ -3,7 +3,7 @@
 //! Phi-3 has query, key and value in `qkv_proj`; Phi-3 and GLM-4 have the gate and what it opens in
 //! `gate_up_proj`. Blocks of quantized formats run along a row, so any rows can be taken.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use super::{Format, Shape, Tensor, TensorError, WeightsError};
 use crate::model::ModelConfig;
@@ -28,8 +28,7 @@ impl Rows {
     ) -> Result<Tensor<'a>, WeightsError> {
         let Self::Some { rows, .. } = self else { return Ok(tensor) };
         self.shape(name, tensor.format(), tensor.shape())?;
-        tensor
-            .into_output_features(rows.clone())
+        take_output_features(tensor, rows.clone())
             .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
     }
 
@@ -55,6 +54,24 @@ impl Rows {
     }
 }
 
+/// Rows `range` of a matrix, or elements `range` of a vector: a bias has one for each output feature. Borrowed bytes stay borrowed.
+fn take_output_features(
+    tensor: Tensor<'_>,
+    range: Range<usize>,
+) -> Result<Tensor<'_>, TensorError> {
+    let (start, part) = match tensor.shape() {
+        Shape::Vector(_) => {
+            (tensor.format().row_bytes(range.start)?, tensor.slice_cols(range.clone())?)
+        }
+        _ => (range.start * tensor.row_bytes(), tensor.slice_rows(range.clone())?),
+    };
+    let (format, shape, bytes) = (part.format(), part.shape(), start..start + part.data().len());
+    match tensor.into_data() {
+        Cow::Borrowed(data) => Tensor::new(format, shape, &data[bytes]),
+        Cow::Owned(data) => Tensor::new(format, shape, data[bytes].to_vec()),
+    }
+}
+
 /// The names that a program has for the parts of the tensor `stored`; its own name for all of it,
 /// unless it is a fused one. Names are Hugging Face's.
 pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
@@ -72,8 +89,13 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
                     ("self_attn.v_proj", keys),
                 ],
             )
-        } else if let Some(block) = module.strip_suffix(".mlp.gate_up_proj") {
+        } else if let Some(block) = module
+            .strip_suffix(".mlp.gate_up_proj")
+            .or_else(|| module.strip_suffix(".shared_mlp.input_linear"))
+        {
             (block, &[("mlp.gate_proj", width), ("mlp.up_proj", width)])
+        } else if let Some(block) = module.strip_suffix(".shared_mlp.output_linear") {
+            return vec![(format!("{block}.mlp.down_proj.{suffix}"), Rows::All)];
         } else {
             return all();
         };
@@ -89,8 +111,6 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
     use crate::weights::{
         GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights, MapWeights, Value, Weights,

@@ -124,6 +124,7 @@ fn any_text_survives_a_round_trip_through_byte_level_tokens() {
         "llama4",
         "kimi-k2",
         "deepseek-v3",
+        "deepseek-llm",
         "deepseek-coder",
         "deepseek-r1-qwen",
     ] {
@@ -351,7 +352,8 @@ fn message_about_a_name_of_a_megabyte_is_short() {
 
 #[test]
 fn words_break_where_each_family_breaks_them() {
-    let words = ["Hello", "World", " 日本", "語x", "'s", "1234", "!!\n/", "漢字", "x\u{301}y"];
+    let words =
+        ["Hello", "World", " 日本", "語x", "'s", "1234", "!!\n/", "漢字", "x\u{301}y", "xא"];
     let split = |pre: &str, text: &str| {
         pieces(&Tokenizer::from_gguf(&byte_level(pre, &words)).unwrap(), text).join("|")
     };
@@ -364,6 +366,10 @@ fn words_break_where_each_family_breaks_them() {
 
     assert_eq!(split("deepseek-v3", "1234"), "123|4");
     assert_eq!(split("deepseek-coder", "1234"), "1|2|3|4");
+    assert_eq!(split("deepseek-llm", "1234"), "1|2|3|4");
+    // Letters with case are apart from others.
+    assert_eq!(split("deepseek-coder", "xא"), "xא");
+    assert!(split("deepseek-llm", "xא").starts_with("x|"));
     assert_eq!(split("dbrx", "1234"), "123|4");
 }
 

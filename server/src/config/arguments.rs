@@ -89,8 +89,8 @@ pub struct ServeArguments {
     #[arg(long)]
     incremental_streaming_output: bool,
 
-    /// How the model writes calls of tools: `hermes`, `qwen`, `llama3`, `mistral`. Default: as its chat template
-    /// teaches it.
+    /// How the model writes calls of tools: `hermes`, `qwen`, `llama3`, `mistral`, `pythonic`, `gpt-oss`. Default: as
+    /// its chat template teaches it.
     #[arg(long, value_name = "FORMAT", value_parser = tool_format)]
     tool_call_parser: Option<ToolFormat>,
 

@@ -9,7 +9,9 @@ use super::{Caller, Context, Plan, number, sampling};
 use crate::emit::{ChatEmit, ChatShape};
 use crate::protocol::{self, ChatRequest, Refused, SamplingFields, read};
 use crate::reasoning::{AnswerParser, ReasoningFormat, ReasoningParser};
-use crate::tools::{CallIds, Delta, Parser, Tool, ToolChoice, ToolFormat, Tools, tool_grammar};
+use crate::tools::{
+    CallIds, Delta, HarmonyParser, Parser, Tool, ToolChoice, ToolFormat, Tools, tool_grammar,
+};
 
 /// Reads a body of `/v1/chat/completions`.
 pub(crate) fn chat(context: &Context, body: &[u8], caller: &Caller) -> Result<Plan, Refused> {
@@ -47,6 +49,8 @@ pub(crate) struct Speech {
     tools: Tools,
     format: ToolFormat,
     reasoning: Option<ReasoningFormat>,
+    /// Whether thoughts are told apart where the format of calls has a place for them.
+    separates: bool,
     seed: u64,
 }
 
@@ -54,11 +58,19 @@ impl Speech {
     /// The parser of a sample.
     pub(crate) fn parser(&self, sample: u32) -> Box<dyn Parser> {
         let ids = CallIds::new(self.seed.wrapping_add(u64::from(sample) << 32));
+        if self.format == ToolFormat::Harmony && !self.tools.must_call() {
+            let offered = self.tools.offered.iter().map(|tool| tool.name.clone());
+            let names: Vec<_> = match self.tools.choice {
+                ToolChoice::Auto => offered.collect(),
+                _ => Vec::new(),
+            };
+            return Box::new(HarmonyParser::new(names, ids, self.separates));
+        }
         let tools = self.tools.parser(self.format, ids);
         let parser = AnswerParser::new(self.reasoning.map(ReasoningParser::new), tools);
-        match self.tools.choice {
-            ToolChoice::Required | ToolChoice::Named(_) => Box::new(CallsAlone(parser)),
-            _ => Box::new(parser),
+        match self.tools.must_call() {
+            true => Box::new(CallsAlone(parser)),
+            false => Box::new(parser),
         }
     }
 }
@@ -119,7 +131,8 @@ pub(crate) fn prepare(
         None => None,
     };
     let format = context.tool_call_parser;
-    if tools.choice == ToolChoice::Auto && format.needs_special_tokens() {
+    let looks_for_marks = tools.choice == ToolChoice::Auto && format.needs_special_tokens();
+    if looks_for_marks || (format == ToolFormat::Harmony && !tools.must_call()) {
         params.skip_special_tokens = false;
     }
     let namespace = context.namespace(caller, "cache_salt", fields.cache_salt.as_deref())?;
@@ -132,7 +145,8 @@ pub(crate) fn prepare(
     if let Some(structure) = structure {
         request = request.constraint(structure.constraint(context, wants_logprobs)?);
     }
-    let speech = Speech { tools, format, reasoning, seed: number(&caller.rid) };
+    let speech =
+        Speech { tools, format, reasoning, separates: separate, seed: number(&caller.rid) };
     Ok(Prepared { request, speech })
 }
 

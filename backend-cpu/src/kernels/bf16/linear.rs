@@ -1,6 +1,6 @@
 //! The products: in vectors, where lanes are output columns, and on matrix units.
 //!
-//! Vectors: a register tile is up to `PAIR_ROWS` rows by `DOT_PANELS` panels, or one row by four, and
+//! Vectors: a register tile is up to `PAIR_ROWS` rows by one panel, or one row by four, and
 //! each dot product does 32 products, twice what a multiply-add does. Matrix units: 32 rows by two
 //! panels, all inputs in one go. One row is bound by memory, 2 bytes a weight.
 
@@ -40,11 +40,8 @@ impl DotOp for PairTask<'_> {
             if self.rows.rows == 1 && left >= 4 {
                 self.tile::<S, 1, 4>(isa, 0, panel);
                 panel += 4;
-            } else if S::DOT_PANELS >= 2 && left >= 2 {
-                self.every_row::<S, 2>(isa, panel);
-                panel += 2;
             } else {
-                self.every_row::<S, 1>(isa, panel);
+                self.every_row(isa, panel);
                 panel += 1;
             }
         }
@@ -52,23 +49,28 @@ impl DotOp for PairTask<'_> {
 }
 
 impl PairTask<'_> {
-    /// All rows by `P` panels.
+    /// All rows by a panel.
     #[inline(always)]
-    fn every_row<S: DotIsa, const P: usize>(&self, isa: S, panel: usize) {
+    fn every_row<S: DotIsa>(&self, isa: S, panel: usize) {
         let mut row = 0;
         while row < self.rows.rows {
-            let rows = (self.rows.rows - row).min(S::PAIR_ROWS);
-            match rows {
-                8 => self.tile::<S, 8, P>(isa, row, panel),
-                7 => self.tile::<S, 7, P>(isa, row, panel),
-                6 => self.tile::<S, 6, P>(isa, row, panel),
-                5 => self.tile::<S, 5, P>(isa, row, panel),
-                4 => self.tile::<S, 4, P>(isa, row, panel),
-                3 => self.tile::<S, 3, P>(isa, row, panel),
-                2 => self.tile::<S, 2, P>(isa, row, panel),
-                _ => self.tile::<S, 1, P>(isa, row, panel),
+            let left = (self.rows.rows - row).min(S::PAIR_ROWS);
+            if left >= 12 {
+                self.tile::<S, 12, 1>(isa, row, panel);
+                row += 12;
+            } else if left >= 8 {
+                self.tile::<S, 8, 1>(isa, row, panel);
+                row += 8;
+            } else if left >= 4 {
+                self.tile::<S, 4, 1>(isa, row, panel);
+                row += 4;
+            } else if left >= 2 {
+                self.tile::<S, 2, 1>(isa, row, panel);
+                row += 2;
+            } else {
+                self.tile::<S, 1, 1>(isa, row, panel);
+                row += 1;
             }
-            row += rows;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The product in vectors: lanes are output columns.
 //!
-//! A register tile is up to `BYTE_ROWS` rows by `DOT_PANELS` panels, or one row by four. For each block of 32
+//! A register tile is up to `BYTE_ROWS` rows by one panel, or one row by four: an input
+//! that is broadcast is used once, so that it is an operand in memory and takes no register. For each block of 32
 //! inputs a row and panel take eight dot products of four, one conversion, one multiplication and
 //! one or two multiply-adds; weights are unpacked once for all rows of the tile. So at best 8 of 10
 //! (Q4_1: 11) instructions that use the multipliers are dot products of 64 products each, where
@@ -38,11 +39,8 @@ impl<B: ByteWeights> DotOp for ByteTask<'_, B> {
             if self.rows.rows == 1 && left >= 4 {
                 self.tile::<S, 1, 4>(isa, 0, panel);
                 panel += 4;
-            } else if S::DOT_PANELS >= 2 && left >= 2 {
-                self.every_row::<S, 2>(isa, panel);
-                panel += 2;
             } else {
-                self.every_row::<S, 1>(isa, panel);
+                self.every_row(isa, panel);
                 panel += 1;
             }
         }
@@ -50,21 +48,28 @@ impl<B: ByteWeights> DotOp for ByteTask<'_, B> {
 }
 
 impl<B: ByteWeights> ByteTask<'_, B> {
-    /// All rows by `P` panels.
+    /// All rows by a panel.
     #[inline(always)]
-    fn every_row<S: DotIsa, const P: usize>(&self, isa: S, panel: usize) {
+    fn every_row<S: DotIsa>(&self, isa: S, panel: usize) {
         let mut row = 0;
         while row < self.rows.rows {
-            let rows = (self.rows.rows - row).min(S::BYTE_ROWS);
-            match rows {
-                6 => self.tile::<S, 6, P>(isa, row, panel),
-                5 => self.tile::<S, 5, P>(isa, row, panel),
-                4 => self.tile::<S, 4, P>(isa, row, panel),
-                3 => self.tile::<S, 3, P>(isa, row, panel),
-                2 => self.tile::<S, 2, P>(isa, row, panel),
-                _ => self.tile::<S, 1, P>(isa, row, panel),
+            let left = (self.rows.rows - row).min(S::BYTE_ROWS);
+            if left >= 12 {
+                self.tile::<S, 12, 1>(isa, row, panel);
+                row += 12;
+            } else if left >= 8 {
+                self.tile::<S, 8, 1>(isa, row, panel);
+                row += 8;
+            } else if left >= 4 {
+                self.tile::<S, 4, 1>(isa, row, panel);
+                row += 4;
+            } else if left >= 2 {
+                self.tile::<S, 2, 1>(isa, row, panel);
+                row += 2;
+            } else {
+                self.tile::<S, 1, 1>(isa, row, panel);
+                row += 1;
             }
-            row += rows;
         }
     }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 use super::{
-    Architecture, ConfigError, MAX_LAYERS, ModelConfig, RopeScaling, huggingface, json::Fields,
-    out_of_range, rope,
+    Architecture, ConfigError, MAX_LAYERS, ModelConfig, Rope, RopeScaling, gguf_keys::Keys,
+    huggingface, json::Fields, out_of_range, rope,
 };
 use crate::weights::{
     GgufError, GgufFile,
@@ -17,11 +17,11 @@ use crate::weights::{
 };
 
 /// Per-frequency divisors of Llama 3.
-const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+pub(crate) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
 /// Per-frequency divisors of LongRoPE, for contexts up to the original and beyond.
 const LONG_ROPE_FACTORS: [(&str, &str); 2] =
     [("short_factor", "rope_factors_short.weight"), ("long_factor", "rope_factors_long.weight")];
-const DEFAULT_ROPE_THETA: f32 = 10_000.0;
+pub(crate) const DEFAULT_ROPE_THETA: f32 = 10_000.0;
 
 /// The configuration as the file has it, not validated.
 pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
@@ -55,17 +55,20 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
     Ok(config)
 }
 
-/// Scales the frequencies of layers that share the model's main rotary embedding.
+/// Scales the frequencies of the model's main rotary embedding: that of layers without a window, where
+/// there are any.
 fn set_factors(config: &mut ModelConfig, file: &GgufFile) -> Result<(), ConfigError> {
-    let Some(rope) = config.layers.iter().find_map(|layer| layer.rope.clone()) else {
+    let full = config.layers.iter().filter(|layer| layer.window.is_none());
+    let Some(main) = full.chain(&config.layers).find_map(|layer| layer.rope.clone()) else {
         return Ok(());
     };
-    let mut scaled = (*rope).clone();
-    let factors = divisors(file, (FREQUENCY_FACTORS, "rope_freqs"), rope.dim / 2)?;
-    scaled.scaling = Some(RopeScaling::Factors(factors));
+    let factors = divisors(file, (FREQUENCY_FACTORS, "rope_freqs"), main.dim / 2)?;
+    let scaled = Rope { scaling: Some(RopeScaling::Factors(factors)), ..(*main).clone() };
     let scaled = Arc::new(scaled);
-    for layer in config.layers.iter_mut().filter(|layer| layer.window.is_none()) {
-        layer.rope = layer.rope.is_some().then(|| Arc::clone(&scaled));
+    for rope in config.layers.iter_mut().filter_map(|layer| layer.rope.as_mut()) {
+        if Arc::ptr_eq(rope, &main) {
+            *rope = Arc::clone(&scaled);
+        }
     }
     Ok(())
 }
@@ -91,11 +94,10 @@ fn translate(
     architecture: Architecture,
 ) -> Result<Fields, ConfigError> {
     let mut json = Fields::default();
-    experts(keys, architecture, &mut json)?;
+    experts(keys, file, architecture, &mut json)?;
     for (key, field) in [
         ("embedding_length", "hidden_size"),
         ("block_count", "num_hidden_layers"),
-        ("feed_forward_length", "intermediate_size"),
         ("context_length", "max_position_embeddings"),
     ] {
         json.set(field, keys.required(key)?);
@@ -109,8 +111,7 @@ fn translate(
         let (name, key) = (name.to_owned(), keys.key("block_count"));
         return Err(GgufError::LayerOutOfRange { name, key, layers }.into());
     }
-    let heads =
-        keys.heads("attention.head_count")?.ok_or_else(|| keys.missing("attention.head_count"))?;
+    let heads = keys.one_for_all("attention.head_count")?;
     let head_dim = match keys.optional("attention.key_length")? {
         Some(head_dim) => head_dim,
         // Zero heads are found out in validation.
@@ -126,7 +127,8 @@ fn translate(
         None => json.set("partial_rotary_factor", 1.0),
     }
     json.set("num_attention_heads", heads);
-    json.set("num_key_value_heads", keys.heads("attention.head_count_kv")?.unwrap_or(heads));
+    json.set("num_key_value_heads", heads);
+    numbers_of_layers(keys, layers, architecture, &mut json)?;
     json.set("head_dim", head_dim);
     json.set("vocab_size", vocab_size(keys, file)?);
     json.set("rms_norm_eps", number(keys.required_float("attention.layer_norm_rms_epsilon")?));
@@ -140,12 +142,48 @@ fn translate(
             json.set(field, number(value));
         }
     }
+    (architecture.family().gguf_configure)(keys, file, &mut json)?;
     Ok(json)
 }
 
-/// The sizes of a mixture of experts; none where the family has none.
+/// Numbers that layers may have of their own, in families where they may.
+fn numbers_of_layers(
+    keys: &Keys<'_>,
+    layers: usize,
+    architecture: Architecture,
+    json: &mut Fields,
+) -> Result<(), ConfigError> {
+    let mut single: Vec<Map<String, Json>> = vec![Map::new(); layers];
+    for (key, field) in [
+        ("feed_forward_length", "intermediate_size"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+    ] {
+        if !architecture.family().gguf_layers_differ || !keys.is_list(key) {
+            match keys.metadata.get(&keys.key(key)) {
+                None if field == "num_key_value_heads" => {}
+                _ => json.set(field, keys.one_for_all(key)?),
+            }
+            continue;
+        }
+        let numbers = keys.listed(key, layers)?;
+        if let Some(&first) = numbers.first() {
+            json.set(field, first);
+        }
+        for (layer, number) in single.iter_mut().zip(numbers) {
+            layer.insert(field.to_owned(), number.into());
+        }
+    }
+    if single.iter().any(|layer| !layer.is_empty()) {
+        let named = |(index, layer): (usize, _)| (index.to_string(), Json::Object(layer));
+        json.set("per_layer_config", single.into_iter().enumerate().map(named).collect::<Json>());
+    }
+    Ok(())
+}
+
+/// The sizes of a mixture of experts; none where the family or the file has none.
 fn experts(
     keys: &Keys<'_>,
+    file: &GgufFile,
     architecture: Architecture,
     json: &mut Fields,
 ) -> Result<(), ConfigError> {
@@ -154,6 +192,10 @@ fn experts(
         return keys.only("expert_count", 0);
     }
     json.set_defaults((architecture.family().gguf_fields)());
+    let has_routers = || file.tensor_names().any(|name| name.ends_with(".ffn_gate_inp.weight"));
+    if keys.optional("expert_count")?.unwrap_or(0) == 0 && !has_routers() {
+        return Ok(());
+    }
     json.set("num_experts", keys.required("expert_count")?);
     json.set("num_local_experts", keys.required("expert_count")?);
     json.set("num_experts_per_tok", keys.required("expert_used_count")?);
@@ -169,7 +211,7 @@ fn experts(
 }
 
 /// JSON has no word for infinity and NaN; what is said of the field is then that it is text.
-fn number(value: f32) -> Json {
+pub(crate) fn number(value: f32) -> Json {
     let number = serde_json::Number::from_f64(f64::from(value));
     number.map_or_else(|| value.to_string().into(), Json::Number)
 }
@@ -296,78 +338,4 @@ fn rope_scaling(
         }
     }
     Ok(Json::Object(scaling))
-}
-
-/// The keys of one architecture: `llama.block_count` and so on.
-struct Keys<'a> {
-    metadata: &'a Metadata,
-    architecture: &'a str,
-}
-
-impl Keys<'_> {
-    fn key(&self, suffix: &str) -> String {
-        format!("{}.{suffix}", self.architecture)
-    }
-
-    fn optional(&self, suffix: &str) -> Result<Option<usize>, ConfigError> {
-        // A number that does not fit is out of every range that validation allows.
-        let value = self.metadata.unsigned(&self.key(suffix))?;
-        Ok(value.map(|value| usize::try_from(value).unwrap_or(usize::MAX)))
-    }
-
-    fn required(&self, suffix: &str) -> Result<usize, ConfigError> {
-        self.optional(suffix)?.ok_or_else(|| self.missing(suffix))
-    }
-
-    fn float(&self, suffix: &str) -> Result<Option<f32>, ConfigError> {
-        Ok(self.metadata.float(&self.key(suffix))?.map(|value| value as f32))
-    }
-
-    fn required_float(&self, suffix: &str) -> Result<f32, ConfigError> {
-        self.float(suffix)?.ok_or_else(|| self.missing(suffix))
-    }
-
-    fn missing(&self, suffix: &str) -> ConfigError {
-        GgufError::MissingKey { key: self.key(suffix) }.into()
-    }
-
-    /// A number of heads: one for all layers, or a list with the same one for each.
-    fn heads(&self, suffix: &str) -> Result<Option<usize>, ConfigError> {
-        let key = self.key(suffix);
-        let Some(Value::Array(listed)) = self.metadata.get(&key) else {
-            return self.optional(suffix);
-        };
-        if listed.len() > MAX_LAYERS {
-            let (expected, actual) = (self.required("block_count")?, listed.len());
-            return Err(ConfigError::WrongLength {
-                field: "attention.head_count",
-                expected,
-                actual,
-            });
-        }
-        let counts = self.metadata.integers(&key)?.unwrap_or_default();
-        match counts.first().and_then(|&first| usize::try_from(first).ok()) {
-            Some(first) if counts.iter().all(|&count| count == first as i128) => Ok(Some(first)),
-            _ => Err(ConfigError::Unsupported {
-                field: key,
-                value: "a list of different numbers".into(),
-                supported: "the same number of heads in every layer",
-            }),
-        }
-    }
-
-    /// Refuses any value but `supported`; absent is fine.
-    fn only(&self, suffix: &str, supported: usize) -> Result<(), ConfigError> {
-        match self.optional(suffix)? {
-            Some(value) if value != supported => Err(ConfigError::Unsupported {
-                field: self.key(suffix),
-                value: value.to_string(),
-                supported: match supported {
-                    0 => "0",
-                    _ => "the size of a head",
-                },
-            }),
-            _ => Ok(()),
-        }
-    }
 }

@@ -105,12 +105,15 @@ impl Weights for GgufWeights {
     }
 }
 
-/// Parameters whose names end so in a Hugging Face checkpoint.
-const BARE: [&str; 1] = ["self_attn.sinks"];
-
 /// The name in a Hugging Face checkpoint, if the tensor has one. What `parts` says of a part of a
 /// layer goes first.
 fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
+    let own = |part| parts.iter().find(|(theirs, _)| *theirs == part).map(|(_, own)| *own);
+    if let Some((layer, parameter)) = layer_and_part(stored)
+        && let Some(own) = own(parameter)
+    {
+        return Some(format!("model.layers.{layer}.{own}"));
+    }
     let (stem, suffix) = stored.rsplit_once('.')?;
     if !matches!(suffix, "weight" | "bias") {
         return None;
@@ -119,11 +122,13 @@ fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
         "token_embd" => "model.embed_tokens".to_owned(),
         "output_norm" => "model.norm".to_owned(),
         "output" => "lm_head".to_owned(),
+        "per_layer_token_embd" => "model.embed_tokens_per_layer".to_owned(),
+        "per_layer_model_proj" => "model.per_layer_model_projection".to_owned(),
+        "per_layer_proj_norm" => "model.per_layer_projection_norm".to_owned(),
         _ => {
             let (layer, part) = layer_and_part(stem)?;
-            let own = parts.iter().find(|(theirs, _)| *theirs == part).map(|(_, own)| *own);
             let part = match part {
-                _ if own.is_some() => own?,
+                _ if let Some(own) = own(part) => own,
                 "attn_norm" => "input_layernorm",
                 "attn_q" => "self_attn.q_proj",
                 "attn_k" => "self_attn.k_proj",
@@ -138,11 +143,7 @@ fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
                 "ffn_down" => "mlp.down_proj",
                 _ => return None,
             };
-            let module = format!("model.layers.{layer}.{part}");
-            if BARE.contains(&part) {
-                return Some(module);
-            }
-            module
+            format!("model.layers.{layer}.{part}")
         }
     };
     Some(format!("{module}.{suffix}"))
@@ -242,6 +243,23 @@ mod tests {
             ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.attn_sinks.weight", "", "."]
         {
             assert_eq!(huggingface_name(stranger, &[]), None, "{stranger}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_a_dot_is_that_of_a_whole_parameter() {
+        let parts = [
+            ("ffn_gate_inp", "router.proj"),
+            ("ffn_gate_inp.scale", "router.scale"),
+            ("layer_output_scale.weight", "layer_scalar"),
+        ];
+        for (stored, name) in [
+            ("blk.3.ffn_gate_inp.weight", Some("model.layers.3.router.proj.weight")),
+            ("blk.3.ffn_gate_inp.scale", Some("model.layers.3.router.scale")),
+            ("blk.12.layer_output_scale.weight", Some("model.layers.12.layer_scalar")),
+            ("blk.3.attn_q.scale", None),
+        ] {
+            assert_eq!(huggingface_name(stored, &parts).as_deref(), name, "{stored}");
         }
     }
 
