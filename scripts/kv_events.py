@@ -5,7 +5,7 @@
 Installs pyzmq, msgspec and ai-dynamo-runtime from PyPI into an environment of its own in the cache directory, starts
 `kv_events_probe` (an engine with a tiny model) and `python -m dynamo.indexer`, and compares for each of many random
 requests the cached length that the indexer foretells with the one that the engine then reports: with evictions,
-namespaces (salts), a host tier, a cleared cache, and an indexer that is started anew in the middle.
+namespaces (salts), a host tier, windowed layers, a cleared cache, and an indexer that is started anew in the middle.
 """
 
 import argparse
@@ -79,11 +79,11 @@ class Indexer:
 
 
 class Probe:
-    def __init__(self, host_tokens):
+    def __init__(self, host_tokens, model="llama-tied"):
         config = {"publisher": "zmq", "endpoint": "tcp://127.0.0.1:0", "buffer_steps": 40}
         config["replay_endpoint"] = "tcp://127.0.0.1:0"
         command = ["cargo", "run", "--quiet", "--locked", "-p", "understory-server", "--example", "kv_events_probe", "--"]
-        command += ["--model", str(ROOT / "tests/fixtures/tiny/llama-tied"), "--page-size", str(PAGE)]
+        command += ["--model", str(ROOT / "tests/fixtures/tiny" / model), "--page-size", str(PAGE)]
         command += ["--kv-tokens", "1024", "--host-tokens", str(host_tokens)]
         command += ["--kv-events-config", json.dumps(config)]
         self.process = subprocess.Popen(
@@ -125,8 +125,8 @@ def settle(indexer, tokens, salt, output):
         time.sleep(0.005)
 
 
-def compare(python, requests, host_tokens, log):
-    probe = Probe(host_tokens)
+def compare(python, requests, host_tokens, log, model="llama-tied", has_windows=False):
+    probe = Probe(host_tokens, model)
     indexer = Indexer(python, probe.endpoints, log)
     draw = random.Random(host_tokens + 1)
     hits = short = wrong = 0
@@ -145,10 +145,12 @@ def compare(python, requests, host_tokens, log):
         answer = probe.run(tokens, salt, clear)
         if not is_new and not clear:
             hits += foretold > 0
-            # What is on the host alone may have to leave it while the engine makes room for loading it.
+            # What is on the host alone may have to leave it while the engine makes room for loading it. Of windows,
+            # whose pages leave earlier, the indexer is told and takes no notice.
             found = answer["cached_tokens"]
             short += found < foretold
-            if not on_device <= found <= foretold or (found < foretold and not host_tokens):
+            is_right = found == foretold or (bool(host_tokens or has_windows) and found < foretold)
+            if not is_right or (found < on_device and not has_windows):
                 wrong += 1
                 print(f"request {number}: foretold {foretold}, found {answer['cached_tokens']}", file=sys.stderr)
         if not is_new:
@@ -157,7 +159,7 @@ def compare(python, requests, host_tokens, log):
         wait_for_subscriber(indexer, probe, draw)
     indexer.stop()
     probe.stop()
-    print(f"host tier of {host_tokens} tokens: {requests} requests, {hits} with cached tokens, "
+    print(f"{model}, host tier of {host_tokens} tokens: {requests} requests, {hits} with cached tokens, "
           f"{short} found less than foretold, {wrong} foretold wrong")
     return wrong == 0 and hits > requests // 10 and short <= requests // 10
 
@@ -230,6 +232,7 @@ def main():
         passed = subscribe(python)
         for host_tokens in (0, 2048):
             passed &= compare(python, arguments.requests // 2, host_tokens, log)
+        passed &= compare(python, arguments.requests // 2, 0, log, "gemma3", has_windows=True)
     sys.exit(0 if passed else 1)
 
 

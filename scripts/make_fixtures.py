@@ -14,6 +14,7 @@ from pathlib import Path
 
 PARTS = {
     "tiny": "reference.tiny_models",
+    "mxfp4": "reference.tiny_mxfp4",
     "tokenizers": "reference.tokenizer_fixtures",
     "gguf": "reference.tiny_ggufs",
     "blocks": "reference.blocks",

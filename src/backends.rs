@@ -1,5 +1,7 @@
 //! Which device runs a model: the one place that knows all backends.
 
+mod cuda;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
@@ -19,6 +21,8 @@ use crate::source::{FetchOptions, PluginSource, SourceError};
 /// | `xla:PLUGIN` | the device of a PJRT plugin, which is given as a [`PluginSource`]: `cpu`, `tpu`, a path, or a file inside a Python package |
 /// | `xla*DEVICES:PLUGIN` | the same, with the model shared between so many devices |
 /// | `xla`, `xla*DEVICES` | XLA's CPU plugin, fetched out of a Python package and checked by hash |
+/// | `cuda`, `cuda:DEVICE` | an NVIDIA device, the first or the one with this number |
+/// | `cuda:emulate` | the emulator of NVIDIA devices on this machine's processor, to try what is written for them: slow |
 ///
 /// ```
 /// use understory::BackendChoice;
@@ -41,6 +45,14 @@ pub enum BackendChoice {
         plugin: PluginSource,
         /// Devices that share the model.
         devices: usize,
+    },
+    /// A device of NVIDIA's (feature `cuda`).
+    Cuda {
+        /// Its number, from 0.
+        device: usize,
+        /// On the emulator instead. A process has one driver: once the emulator was opened, other
+        /// devices are not, and the other way round.
+        emulate: bool,
     },
 }
 
@@ -65,6 +77,12 @@ pub enum BackendChoiceError {
     /// The plugin can't be fetched.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The emulator, or the compiler that it needs, is not there.
+    #[error("cannot emulate an NVIDIA device: {reason}")]
+    Emulator {
+        /// What is missing, and how to get it.
+        reason: String,
+    },
     /// The device can't be used.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -90,6 +108,7 @@ impl BackendChoice {
         match self {
             Self::Cpu { threads } => open_cpu(*threads),
             Self::Xla { plugin, devices } => open_xla(plugin, *devices, fetch, progress),
+            Self::Cuda { device, emulate } => cuda::open(*device, *emulate, fetch, progress),
         }
     }
 }
@@ -181,7 +200,18 @@ impl FromStr for BackendChoice {
                 let plugin = plugin.map(str::parse).transpose()?.unwrap_or_default();
                 Ok(Self::Xla { plugin, devices: devices.unwrap_or(1) })
             }
-            _ => Err(malformed("there are `cpu`, `cpu:THREADS`, `xla` and `xla:PLUGIN`")),
+            ("cuda", None, rest) => {
+                let device = match rest {
+                    None | Some("emulate") => 0,
+                    Some(number) => {
+                        number.parse().map_err(|_| malformed("which device, from 0?"))?
+                    }
+                };
+                Ok(Self::Cuda { device, emulate: rest == Some("emulate") })
+            }
+            _ => Err(malformed(
+                "there are `cpu`, `cpu:THREADS`, `xla`, `xla:PLUGIN`, `cuda`, `cuda:DEVICE` and `cuda:emulate`",
+            )),
         }
     }
 }
@@ -201,6 +231,9 @@ impl fmt::Display for BackendChoice {
                     plugin => write!(f, ":{plugin}"),
                 }
             }
+            Self::Cuda { emulate: true, .. } => f.write_str("cuda:emulate"),
+            Self::Cuda { device: 0, .. } => f.write_str("cuda"),
+            Self::Cuda { device, .. } => write!(f, "cuda:{device}"),
         }
     }
 }
@@ -211,8 +244,8 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for text in ["cpu", "cpu:3", "xla", "xla*2", "xla:tpu", "xla:/opt/plugin.so", "xla*4:/p.so"]
-        {
+        let xla = ["xla", "xla*2", "xla:tpu", "xla:/opt/plugin.so", "xla*4:/p.so"];
+        for text in ["cpu", "cpu:3", "cuda", "cuda:1", "cuda:emulate"].into_iter().chain(xla) {
             let choice: BackendChoice = text.parse().unwrap();
             assert_eq!(choice.to_string(), text);
         }
@@ -220,10 +253,20 @@ mod tests {
 
     #[test]
     fn what_names_no_backend_says_why() {
-        for text in ["", "gpu", "cpu:", "cpu:many", "cpu*2", "xla*0:/p.so", "xla:"] {
+        for text in
+            ["", "gpu", "cpu:", "cpu:many", "cpu*2", "xla*0:/p.so", "xla:", "cuda*2", "cuda:one"]
+        {
             let error = text.parse::<BackendChoice>().unwrap_err();
             assert!(!error.to_string().is_empty(), "{text}");
         }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn cuda_is_named_where_it_was_not_built() {
+        let choice: BackendChoice = "cuda:emulate".parse().unwrap();
+        let Err(error) = choice.open(&FetchOptions::default(), &mut ()) else { panic!("opened") };
+        assert!(matches!(error, BackendChoiceError::NotBuilt { feature: "cuda" }), "{error}");
     }
 
     #[cfg(not(feature = "xla"))]

@@ -45,8 +45,8 @@
 //! # Features
 //!
 //! `cpu` (default): the embedded backend, which needs nothing installed. `hub` (default): models
-//! from the Hugging Face hub. `xla`: TPUs and other devices through a PJRT plugin. `grammar`:
-//! structured output. None changes what another does.
+//! from the Hugging Face hub. `xla`: TPUs and other devices through a PJRT plugin. `cuda`: NVIDIA
+//! devices, and an emulator of them. `grammar`: structured output. None changes what another does.
 
 #![forbid(unsafe_code)]
 
@@ -69,6 +69,8 @@ pub use serde_json;
 
 #[cfg(feature = "cpu")]
 pub use backend_cpu as cpu;
+#[cfg(feature = "cuda")]
+pub use backend_cuda as cuda;
 #[cfg(feature = "xla")]
 pub use backend_xla as xla;
 /// Structured output.

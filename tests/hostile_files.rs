@@ -143,6 +143,8 @@ fn gguf_tensors_that_are_missing_or_malformed_are_named() {
     says(&gguf.changed(offset + 5, &[1]), "offset", &[name, "truncated or malformed"]);
     says(&gguf.changed(dimensions, &[65]), "shape", &[name]);
     says(&gguf.changed(dimensions + 8, &[96]), "shape", &[name]);
+    let empty = gguf.changed(dimensions, &[0]);
+    says(&empty, "no elements", &[name, "shape [64, 0]"]);
 }
 
 #[test]
@@ -273,6 +275,14 @@ fn safetensors_that_are_wrong_are_explained() {
         *shape = vec![json!(rows * 2), json!(columns / 2)];
     });
     says(turned.path(), "shape", &[NAME, "shape"]);
+    let empty = changed(|header| {
+        let tensor = header[NAME].take();
+        let start = tensor["data_offsets"][0].clone();
+        header[NAME] =
+            json!({"dtype": "F32", "shape": [0, 1_u64 << 40], "data_offsets": [start, start]});
+        header["another"] = tensor;
+    });
+    says(empty.path(), "no elements", &[NAME, "shape [0, 1099511627776]"]);
 
     let cut = Directory::new();
     let bytes = fs::read(cut.file("model.safetensors")).unwrap();

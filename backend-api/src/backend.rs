@@ -1,7 +1,7 @@
 //! The two traits: a device that compiles, and compiled programs that run.
 
 use crate::program::Program;
-use crate::weights::{Format, Weights};
+use crate::weights::{Format, Weights, WeightsError};
 use crate::{
     BackendError, Batch, Capabilities, CompileOptions, Compute, Deadline, Footprint, GroupId,
     KvFormat, Limits, Masks, PageCopy, StepError, StepResult, Ticket, kit,
@@ -45,7 +45,9 @@ pub trait Backend: Send + Sync {
     ) -> Result<u64, BackendError> {
         let _ = compute;
         program.weights().iter().try_fold(0u64, |sum, weight| {
-            Ok(sum.saturating_add(weights.tensor(&weight.name)?.data().len() as u64))
+            let (format, shape) = weights.describe(&weight.name)?;
+            let inconsistent = |source| WeightsError::Tensor { name: weight.name.clone(), source };
+            Ok(sum.saturating_add(shape.byte_len(format).map_err(inconsistent)? as u64))
         })
     }
 
@@ -56,8 +58,8 @@ pub trait Backend: Send + Sync {
         kit::activation_bytes(program, &options.limits)
     }
 
-    /// What [`compile`](Self::compile) will take of the device's memory, found without loading
-    /// anything.
+    /// What [`compile`](Self::compile) will take of the device's memory, found from the descriptions of
+    /// the weights.
     ///
     /// # Errors
     ///

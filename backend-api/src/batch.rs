@@ -45,7 +45,7 @@ impl GroupId {
 }
 
 /// A new token of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InputToken {
     /// A token that the host knows.
     Known(Token),
@@ -61,7 +61,7 @@ pub enum InputToken {
 ///   KV       | in pages, written earlier  | written by this  |
 ///            |<----------------- kv_len() ------------------>|
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Row {
     /// The sequence's slot.
     pub slot: SlotId,
@@ -86,7 +86,7 @@ impl Row {
 /// Each token of the run is an *output row*: a row of
 /// [`SelectOutputs`](crate::program::Op::SelectOutputs), of the hidden states and of the logits.
 /// Output rows follow each other in the order of [`Batch::outputs`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OutputRequest {
     /// The row, as an index into [`Batch::rows`].
     pub row: u32,
@@ -109,7 +109,7 @@ impl OutputRequest {
 }
 
 /// What is wanted of a run of tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Want {
     /// Sample the next token as the slot's [`SlotSampling`](crate::SlotSampling) says, and make it
     /// the slot's next token. The run is the row's last token. Answer: one token.
@@ -135,7 +135,7 @@ pub enum Want {
 }
 
 /// How the run of a [`Want::Verify`] proposes tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Draft {
     /// A chain: each token of the run but the first is a proposal for what follows the token before
@@ -152,7 +152,8 @@ pub enum Draft {
 }
 
 /// How one vector is made of the hidden states of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Pooling {
     /// Which states count.
     pub kind: PoolKind,
@@ -161,7 +162,8 @@ pub struct Pooling {
 }
 
 /// Which hidden states a pooled vector is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum PoolKind {
     /// The last one.
     Last,
@@ -172,7 +174,7 @@ pub enum PoolKind {
 /// What changed in a slot since the previous launch. Applied in order, before the rows run.
 ///
 /// The data itself is in [`Slots`], which shows the state after all events of the batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SlotEvent {
     /// A sequence moves in: forget what the slot held, read its sampling state.
     Open {
@@ -276,7 +278,7 @@ impl<'a> Batch<'a> {
 }
 
 /// Consecutive rows whose page tables begin with the same pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SharedPrefix {
     /// The rows, as indices into [`Batch::rows`].
     pub rows: Span,

@@ -1,7 +1,7 @@
 //! Whether a batch keeps the rules: one definition for the core, which checks what it plans in
 //! debug and test builds, and for every executor.
 
-use radix_cache::{PageId, Token};
+use radix_cache::PageId;
 
 use crate::program::Program;
 use crate::{
@@ -37,23 +37,19 @@ impl BatchBounds {
             first_group += bounds.windows.len();
             bounds
         });
-        Self {
-            programs: programs.collect(),
-            limits: options.limits.clone(),
-            page_size: options.page_size,
-            context_length: options.context_length,
-        }
+        Self::of_programs(programs.collect(), options)
     }
 
     /// The bounds of one program with `vocab_size` ids and page groups of these windows: for test
     /// doubles that run without a program.
     pub fn of_sizes(vocab_size: u32, windows: Vec<Option<u32>>, options: &CompileOptions) -> Self {
-        Self {
-            programs: vec![ProgramBounds { vocab_size, first_group: 0, windows }],
-            limits: options.limits.clone(),
-            page_size: options.page_size,
-            context_length: options.context_length,
-        }
+        Self::of_programs(vec![ProgramBounds { vocab_size, first_group: 0, windows }], options)
+    }
+
+    fn of_programs(programs: Vec<ProgramBounds>, options: &CompileOptions) -> Self {
+        let CompileOptions { limits, page_size, context_length, .. } = options;
+        let (page_size, context_length) = (*page_size, *context_length);
+        Self { limits: limits.clone(), page_size, context_length, programs }
     }
 
     /// The largest step.
@@ -79,26 +75,38 @@ impl BatchBounds {
         (oldest / self.page_size) as usize
     }
 
-    fn has_slot(&self, slot: SlotId) -> bool {
-        slot.0 < self.limits.slots
+    fn check_slot(&self, slot: SlotId) -> Result<(), BatchError> {
+        check_index("slot", slot.0, self.limits.slots as usize)
     }
 
-    fn has_page(&self, group: GroupId, page: PageId) -> bool {
-        self.limits.pages.get(group.index()).is_some_and(|pages| page.0 < *pages)
+    fn check_page(&self, group: GroupId, page: PageId) -> Result<(), BatchError> {
+        match self.limits.pages.get(group.index()) {
+            Some(&pages) if page.0 < pages => Ok(()),
+            _ => Err(BatchError::UnknownPage { group: group.0, page: page.0 }),
+        }
     }
+}
+
+fn check_index(what: &'static str, index: u32, count: usize) -> Result<(), BatchError> {
+    if (index as usize) < count {
+        return Ok(());
+    }
+    Err(BatchError::Unknown { what, index, count })
 }
 
 /// The rule that a batch breaks. Always the caller's mistake, never a request's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BatchError {
-    /// The executor has no such program.
-    #[error("program {program} of {programs} is to run")]
-    Program {
+    /// A program, slot, token, page group or adapter is named that does not exist.
+    #[error("{what} {index} is named, but there are {count}")]
+    Unknown {
+        /// What.
+        what: &'static str,
         /// Its index.
-        program: u8,
+        index: u32,
         /// How many there are.
-        programs: usize,
+        count: usize,
     },
     /// There is no row.
     #[error("there is no row")]
@@ -123,29 +131,15 @@ pub enum BatchError {
         /// How many are needed.
         expected: usize,
     },
-    /// Tokens or outputs of the rows don't follow each other, row after row, to the end.
-    #[error("row {row}: its {what} don't follow those of the row before, or end elsewhere")]
-    Spans {
-        /// The row; one past the last if entries are left over.
+    /// A row whose tokens or outputs don't follow those of the row before, that has no tokens, that
+    /// is counted as a decode row and has more than a token and an output of it, or that goes on with
+    /// a produced token of another slot.
+    #[error("row {row} {reason}")]
+    Row {
+        /// The row; one past the last if tokens or outputs are left over.
         row: usize,
-        /// Tokens or outputs.
-        what: &'static str,
-    },
-    /// A row without new tokens.
-    #[error("row {row} has no tokens")]
-    EmptyRow {
-        /// The row.
-        row: usize,
-    },
-    /// A row that is counted as a decode row without having one token and one output.
-    #[error("row {row} is counted as a decode row, but has {tokens} tokens and {outputs} outputs")]
-    DecodeRow {
-        /// The row.
-        row: usize,
-        /// Its new tokens.
-        tokens: u32,
-        /// Its outputs.
-        outputs: u32,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// Positions beyond the context.
     #[error("row {row} ends at position {end}, but the context has {context_length}")]
@@ -157,44 +151,15 @@ pub enum BatchError {
         /// The longest sequence.
         context_length: u32,
     },
-    /// A slot number beyond the limits.
-    #[error("slot {slot} is named, but there are {slots}")]
-    UnknownSlot {
-        /// The slot.
-        slot: u32,
-        /// How many there are.
-        slots: u32,
-    },
     /// Two rows of one slot.
     #[error("slot {slot} has two rows")]
     SlotTwice {
         /// The slot.
         slot: u32,
     },
-    /// A token beyond the vocabulary, in a row or to be scored.
-    #[error("token {token} is named, but the vocabulary has {vocab_size}")]
-    UnknownToken {
-        /// The token.
-        token: Token,
-        /// Number of ids.
-        vocab_size: u32,
-    },
-    /// A produced token that is another slot's, or not its row's first token.
-    #[error("row {row} goes on with a produced token that isn't its own, or not at its start")]
-    Produced {
-        /// The row.
-        row: usize,
-    },
-    /// An output whose run of tokens is empty or not its row's.
-    #[error("output {output} names tokens that row {row} does not have")]
-    OutputTokens {
-        /// The output.
-        output: usize,
-        /// The row.
-        row: usize,
-    },
-    /// A sample of several tokens, a sample or verification that doesn't end its row, a second one
-    /// in a row, targets that don't fit the run, or an output that can't wait for a mask.
+    /// A run of tokens that is empty or not the row's, a sample of several tokens, a sample or
+    /// verification that doesn't end its row, a second one in a row, targets that don't fit the run,
+    /// or an output that can't wait for a mask.
     #[error("output {output}: {reason}")]
     Output {
         /// The output.
@@ -222,12 +187,6 @@ pub enum BatchError {
         /// The page.
         page: u32,
     },
-    /// A page group that doesn't exist, in an event.
-    #[error("page group {group} does not exist")]
-    UnknownGroup {
-        /// The group.
-        group: u8,
-    },
     /// An event announces entries that the lent table doesn't have.
     #[error("slot {slot} announces entries up to {end}, but its table has {found}")]
     Entries {
@@ -237,14 +196,6 @@ pub enum BatchError {
         end: usize,
         /// Entries there are.
         found: usize,
-    },
-    /// A slot is opened with an adapter that isn't loaded.
-    #[error("slot {slot} runs with adapter {adapter}, which is not loaded")]
-    UnknownAdapter {
-        /// The slot.
-        slot: u32,
-        /// The adapter.
-        adapter: u32,
     },
     /// Rows are said to share pages, but don't, or write to them.
     #[error("row {row} is said to share its first {pages} pages, but does not")]
@@ -264,18 +215,18 @@ impl Batch<'_> {
     ///
     /// The first rule that the batch breaks.
     pub fn check(&self, bounds: &BatchBounds) -> Result<(), BatchError> {
-        let programs = bounds.programs.len();
-        let program = bounds.programs.get(self.program.index());
-        let program = program.ok_or(BatchError::Program { program: self.program.0, programs })?;
+        check_index("program", self.program.0.into(), bounds.programs.len())?;
+        let program = &bounds.programs[self.program.index()];
         self.check_sizes(bounds)?;
         self.events.iter().try_for_each(|event| self.check_event(event, bounds))?;
         let (mut tokens, mut outputs) = (0, 0);
         for (index, row) in self.rows.iter().enumerate() {
+            let broken = |reason| Err(BatchError::Row { row: index, reason });
             if row.tokens.start != tokens || row.tokens.range().end > self.tokens.len() {
-                return Err(BatchError::Spans { row: index, what: "tokens" });
+                return broken("has tokens that don't follow those of the row before");
             }
             if row.outputs.start != outputs || row.outputs.range().end > self.outputs.len() {
-                return Err(BatchError::Spans { row: index, what: "outputs" });
+                return broken("has outputs that don't follow those of the row before");
             }
             tokens += row.tokens.len;
             outputs += row.outputs.len;
@@ -285,7 +236,8 @@ impl Batch<'_> {
             self.check_tables(index, row, program, bounds)?;
         }
         if tokens as usize != self.tokens.len() || outputs as usize != self.outputs.len() {
-            return Err(BatchError::Spans { row: self.rows.len(), what: "tokens or outputs" });
+            let reason = "is not there, but tokens or outputs are left over";
+            return Err(BatchError::Row { row: self.rows.len(), reason });
         }
         self.check_slots_differ()?;
         self.check_shared(program, bounds)
@@ -317,60 +269,40 @@ impl Batch<'_> {
     }
 
     fn check_event(&self, event: &SlotEvent, bounds: &BatchBounds) -> Result<(), BatchError> {
-        let known_slot = |slot: SlotId| {
-            let slots = bounds.limits.slots;
-            if bounds.has_slot(slot) {
-                Ok(())
-            } else {
-                Err(BatchError::UnknownSlot { slot: slot.0, slots })
-            }
-        };
         match *event {
             SlotEvent::Open { slot } => {
-                known_slot(slot)?;
-                match self.slots.state(slot).adapter {
-                    AdapterId::NONE => Ok(()),
-                    AdapterId(adapter) => Err(BatchError::UnknownAdapter { slot: slot.0, adapter }),
-                }
+                bounds.check_slot(slot)?;
+                // No adapter can be loaded, so there is the one that stands for none.
+                let AdapterId(adapter) = self.slots.state(slot).adapter;
+                check_index("adapter", adapter, 1)
             }
-            SlotEvent::Close { slot } => known_slot(slot),
+            SlotEvent::Close { slot } => bounds.check_slot(slot),
             SlotEvent::Pages { slot, group, entries } => {
-                known_slot(slot)?;
-                if group.index() >= bounds.limits.pages.len() {
-                    return Err(BatchError::UnknownGroup { group: group.0 });
-                }
+                bounds.check_slot(slot)?;
+                check_index("page group", group.0.into(), bounds.limits.pages.len())?;
                 let table = self.slots.pages(slot, group);
                 let (end, found) = (entries.range().end, table.len());
                 let pages = table.get(entries.range());
                 let pages = pages.ok_or(BatchError::Entries { slot: slot.0, end, found })?;
-                let is_unknown =
-                    |page: &&PageId| **page != PageId::NONE && !bounds.has_page(group, **page);
-                match pages.iter().find(is_unknown) {
-                    None => Ok(()),
-                    Some(page) => Err(BatchError::UnknownPage { group: group.0, page: page.0 }),
-                }
+                let mut there = pages.iter().filter(|&&page| page != PageId::NONE);
+                there.try_for_each(|&page| bounds.check_page(group, page))
             }
             SlotEvent::CopyPage { group, from, to } => {
-                let unknown = [from, to].into_iter().find(|&page| !bounds.has_page(group, page));
-                unknown.map_or(Ok(()), |page| {
-                    Err(BatchError::UnknownPage { group: group.0, page: page.0 })
-                })
+                bounds.check_page(group, from)?;
+                bounds.check_page(group, to)
             }
         }
     }
 
     fn check_row(&self, index: usize, row: &Row, bounds: &BatchBounds) -> Result<(), BatchError> {
         if row.tokens.len == 0 {
-            return Err(BatchError::EmptyRow { row: index });
+            return Err(BatchError::Row { row: index, reason: "has no tokens" });
         }
-        if !bounds.has_slot(row.slot) {
-            let slots = bounds.limits.slots;
-            return Err(BatchError::UnknownSlot { slot: row.slot.0, slots });
-        }
+        bounds.check_slot(row.slot)?;
         let is_decode = index < self.decode_rows as usize;
         if is_decode && (row.tokens.len, row.outputs.len) != (1, 1) {
-            let (tokens, outputs) = (row.tokens.len, row.outputs.len);
-            return Err(BatchError::DecodeRow { row: index, tokens, outputs });
+            let reason = "is counted as a decode row, without having one token and one output";
+            return Err(BatchError::Row { row: index, reason });
         }
         let end = u64::from(row.position) + u64::from(row.tokens.len);
         let context_length = bounds.context_length;
@@ -383,13 +315,12 @@ impl Batch<'_> {
     fn check_tokens(&self, index: usize, row: &Row, vocab_size: u32) -> Result<(), BatchError> {
         for (place, token) in self.tokens[row.tokens.range()].iter().enumerate() {
             match *token {
-                InputToken::Known(token) if token >= vocab_size => {
-                    return Err(BatchError::UnknownToken { token, vocab_size });
-                }
+                InputToken::Known(token) => check_index("token", token, vocab_size as usize)?,
                 InputToken::Produced(slot) if slot != row.slot || place > 0 => {
-                    return Err(BatchError::Produced { row: index });
+                    let reason = "goes on with a token that isn't its own, or not at its start";
+                    return Err(BatchError::Row { row: index, reason });
                 }
-                _ => {}
+                InputToken::Produced(_) => {}
             }
         }
         Ok(())
@@ -400,14 +331,11 @@ impl Batch<'_> {
         for output in row.outputs.range() {
             let OutputRequest { row: named, tokens, want, deferred } = self.outputs[output];
             let (run, own) = (tokens.range(), row.tokens.range());
-            if named as usize != index
-                || run.is_empty()
-                || run.start < own.start
-                || run.end > own.end
-            {
-                return Err(BatchError::OutputTokens { output, row: index });
-            }
             let broken = |reason| Err(BatchError::Output { output, reason });
+            let is_own = named as usize == index && own.start <= run.start && run.end <= own.end;
+            if !is_own || run.is_empty() {
+                return broken("it names tokens that its row does not have");
+            }
             match want {
                 Want::Sample | Want::Verify(_) => {
                     next_tokens += 1;
@@ -428,9 +356,8 @@ impl Batch<'_> {
                     if targets.len() != run.len() {
                         return broken("it scores one token for each of its run");
                     }
-                    if let Some(&token) = targets.iter().find(|&&token| token >= vocab_size) {
-                        return Err(BatchError::UnknownToken { token, vocab_size });
-                    }
+                    let known = |&token| check_index("token", token, vocab_size as usize);
+                    targets.iter().try_for_each(known)?;
                 }
                 Want::Hidden | Want::Pool(_) => {}
             }
@@ -459,9 +386,7 @@ impl Batch<'_> {
                 needed,
                 found: table.len(),
             })?;
-            if let Some(page) = live.iter().find(|&&page| !bounds.has_page(group, page)) {
-                return Err(BatchError::UnknownPage { group: group.0, page: page.0 });
-            }
+            live.iter().try_for_each(|&page| bounds.check_page(group, page))?;
         }
         Ok(())
     }

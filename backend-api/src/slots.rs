@@ -152,23 +152,6 @@ impl Slots {
         &mut self.tables[slot.index() * self.groups + group.index()]
     }
 
-    /// The page tables of two different slots: one to read, one to change.
-    ///
-    /// # Panics
-    ///
-    /// If the slots are the same.
-    pub fn two_tables(
-        &mut self,
-        read: SlotId,
-        write: SlotId,
-        group: GroupId,
-    ) -> (&[PageId], &mut Vec<PageId>) {
-        let index = |slot: SlotId| slot.index() * self.groups + group.index();
-        let (read, write) = (index(read), index(write));
-        let (low, high) = self.tables.split_at_mut(read.max(write));
-        if read < write { (&low[read], &mut high[0]) } else { (&high[0], &mut low[write]) }
-    }
-
     /// What the slot holds.
     pub fn state(&self, slot: SlotId) -> &SlotState {
         &self.states[slot.index()]

@@ -1,9 +1,8 @@
 //! Work that was started: tickets, deadlines, copies between tiers.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
-use radix_cache::PageId;
+use radix_cache::{PageId, Tier};
 
 use crate::GroupId;
 
@@ -44,7 +43,7 @@ impl Deadline {
 }
 
 /// A whole page of one group copied from one tier to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageCopy {
     /// The page group; ids are per group.
     pub group: GroupId,
@@ -52,22 +51,4 @@ pub struct PageCopy {
     pub from: (Tier, PageId),
     /// Tier and page to write.
     pub to: (Tier, PageId),
-}
-
-/// Where a page's bytes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Tier {
-    /// Where steps can read it.
-    Device,
-    /// The host's memory; it is loaded back before a step reads it.
-    Host,
-}
-
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Tier::Device => "device",
-            Tier::Host => "host",
-        })
-    }
 }

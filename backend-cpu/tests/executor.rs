@@ -213,7 +213,10 @@ fn rows_that_make_no_sense_are_refused_before_anything_happens() {
         other => panic!("{other:?}"),
     };
     let unknown = last(&[program.vocab_size()], 0);
-    assert!(matches!(refused(harness.launch(&[unknown])), BatchError::UnknownToken { .. }));
+    assert!(matches!(
+        refused(harness.launch(&[unknown])),
+        BatchError::Unknown { what: "token", .. }
+    ));
     harness.set_position(0, 64);
     let error = refused(harness.launch(&[last(&[1], 0)]));
     assert!(matches!(error, BatchError::TableTooShort { .. }));

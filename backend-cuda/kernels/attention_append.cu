@@ -9,6 +9,9 @@
 // Intensity   4 * HEAD operations a (row, key) pair, and 4 * HEAD bytes a key for ROWS rows: 64 operations a byte and more,
 //             so from a few hundred keys on the tensor cores bound it.
 //
+// Heads wider than 256 are computed in slices of the output, each by a block of its own, which computes the scores anew:
+// sums of all dimensions don't fit the registers.
+//
 // A tile whose part is not negative writes parts for `attention_merge`: the shared prefix of several rows.
 #include "attention.cuh"
 
@@ -19,13 +22,19 @@ constexpr int CHUNKS = HEAD / 8;
 // The products take 16 dimensions at a time; what a head lacks is zero.
 constexpr int STEPS = (HEAD + 15) / 16;
 constexpr int FILLED = STEPS * 2;
+// Slices of the output, and dimensions of one.
+constexpr int SLICES = HEAD > 256 ? 2 : 1;
+constexpr int OUT = HEAD / SLICES;
+static_assert(HEAD <= 512 && HEAD % (8 * SLICES) == 0, "a slice is whole chunks of at most 256 dimensions");
+constexpr int OUT_STEPS = (OUT + 15) / 16;
+constexpr int OUT_FILLED = OUT_STEPS * 2;
 static_assert(GROUP <= ROWS, "a token's heads are rows of one tile");
 constexpr int stride_for(int head) {
     int stride = 64;
     while (stride < head) stride *= 2;
     return stride;
 }
-constexpr int STRIDE = stride_for(HEAD);
+constexpr int STRIDE = stride_for(HEAD), OUT_STRIDE = stride_for(OUT);
 // Wider heads leave no registers to keep the queries in.
 constexpr bool KEEPS_QUERIES = HEAD <= 128;
 
@@ -42,22 +51,25 @@ struct Tile {
     int part;
 };
 
-__device__ __forceinline__ u32 place(u32 base, int row, int chunk) {
-    return base + row * STRIDE * 2 + ((chunk ^ (row % 8)) * 16);
+template <int WIDTH = STRIDE> __device__ __forceinline__ u32 place(u32 base, int row, int chunk) {
+    return base + row * WIDTH * 2 + ((chunk ^ (row % 8)) * 16);
 }
 
 // out, queries: [token of the batch][KV head][GROUP][HEAD]. sinks: [head], or null. window: 0 is none.
-// grid: (tiles, KV heads); dynamic shared memory: (ROWS + 4 * KEYS) * STRIDE * 2 bytes.
+// grid: (tiles, KV heads * SLICES); dynamic shared memory: ((ROWS + 2 * KEYS) * STRIDE + 2 * KEYS * OUT_STRIDE) * 2 bytes.
 extern "C" __global__ void __launch_bounds__(THREADS)
 attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const Layer layer,
                  const Tile* __restrict__ tiles, const int* __restrict__ token_list, const u16* __restrict__ sinks,
                  const int window, const Parts parts) {
     extern __shared__ __align__(128) u16 shared[];
     const u32 query_base = shared_address(shared);
-    const u32 tile_bytes = KEYS * STRIDE * 2, first_tile = query_base + ROWS * STRIDE * 2;
+    constexpr u32 KEY_BYTES = KEYS * STRIDE * 2, VALUE_BYTES = KEYS * OUT_STRIDE * 2;
+    const u32 first_tile = query_base + ROWS * STRIDE * 2;
+    auto keys_of = [&](int buffer) { return first_tile + buffer * (KEY_BYTES + VALUE_BYTES); };
+    auto values_of = [&](int buffer) { return keys_of(buffer) + KEY_BYTES; };
 
     const Tile tile = tiles[blockIdx.x];
-    const int kv_head = blockIdx.y;
+    const int kv_head = blockIdx.y / SLICES, slice = blockIdx.y % SLICES, first_chunk = slice * OUT / 8;
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int rows = tile.tokens * GROUP;
     auto token_of = [&](int row) {
@@ -74,25 +86,27 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
         copy_async(place(query_base, row, chunk), queries + at, exists);
     }
     auto fetch = [&](int from, int buffer) {
-        const u32 key_base = first_tile + buffer * 2 * tile_bytes, value_base = key_base + tile_bytes;
+        const u32 key_base = keys_of(buffer), value_base = values_of(buffer);
         for (int i = thread; i < KEYS * FILLED; i += THREADS) {
             const int row = i / FILLED, chunk = i % FILLED, position = from + row;
             const bool exists = position < tile.end && chunk < CHUNKS;
             const size_t at =
                 key_place(layer, tile.slot, exists ? position : tile.begin, kv_head) + (exists ? chunk * 8 : 0);
+            // Chunks of the slice, and with the last those that the products take beyond it.
+            const int of_slice = chunk - first_chunk;
+            const bool has_value = of_slice >= 0 && of_slice < OUT_FILLED;
+            const bool value_exists = exists && of_slice < OUT / 8;
 #ifdef FP8
             float key[8] = {}, value[8] = {};
-            if (exists) {
-                load8(key, layer.kv + at);
-                load8(value, layer.kv + at + value_distance(layer));
-            }
-            u16* base = shared + (key_base - query_base) / 2;
-            const int to = (place(0, row, chunk)) / 2;
-            store8(base + to, key);
-            store8(base + tile_bytes / 2 + to, value);
+            if (exists) load8(key, layer.kv + at);
+            if (value_exists && has_value) load8(value, layer.kv + at + value_distance(layer));
+            store8(shared + (place(key_base, row, chunk) - query_base) / 2, key);
+            if (has_value) store8(shared + (place<OUT_STRIDE>(value_base, row, of_slice) - query_base) / 2, value);
 #else
             copy_async(place(key_base, row, chunk), layer.kv + at, exists);
-            copy_async(place(value_base, row, chunk), layer.kv + at + value_distance(layer), exists);
+            if (has_value)
+                copy_async(place<OUT_STRIDE>(value_base, row, of_slice), layer.kv + at + value_distance(layer),
+                           value_exists);
 #endif
         }
         commit_copies();
@@ -100,9 +114,9 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
 
     fetch(tile.begin, 0);
     u32 query[KEEPS_QUERIES ? STEPS : 1][4];
-    float sum[FILLED][4], maximum[2] = {NEVER, NEVER}, total[2] = {0.f, 0.f};
+    float sum[OUT_FILLED][4], maximum[2] = {NEVER, NEVER}, total[2] = {0.f, 0.f};
 #pragma unroll
-    for (int n = 0; n < FILLED; ++n) sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.f;
+    for (int n = 0; n < OUT_FILLED; ++n) sum[n][0] = sum[n][1] = sum[n][2] = sum[n][3] = 0.f;
     const int matrix = lane / 8, in_matrix = lane % 8;
     // The two rows of this lane, and the positions that they see.
     int newest[2], oldest[2];
@@ -130,7 +144,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
         float score[KEYS / 8][4];
 #pragma unroll
         for (int n = 0; n < KEYS / 8; ++n) score[n][0] = score[n][1] = score[n][2] = score[n][3] = 0.f;
-        const u32 key_base = first_tile + buffer * 2 * tile_bytes, value_base = key_base + tile_bytes;
+        const u32 key_base = keys_of(buffer), value_base = values_of(buffer);
 #pragma unroll
         for (int k = 0; k < STEPS; ++k) {
             if (!KEEPS_QUERIES) load_matrices(query[0], place(query_base, warp * 16 + lane % 16, k * 2 + lane / 16));
@@ -165,7 +179,7 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
             total[half] *= shrink[half];
         }
 #pragma unroll
-        for (int n = 0; n < FILLED; ++n) {
+        for (int n = 0; n < OUT_FILLED; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) sum[n][e] *= shrink[e / 2];
         }
@@ -185,10 +199,10 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
                                    pack(score[2 * k + 1][0], score[2 * k + 1][1]),
                                    pack(score[2 * k + 1][2], score[2 * k + 1][3])};
 #pragma unroll
-            for (int n = 0; n < STEPS; ++n) {
+            for (int n = 0; n < OUT_STEPS; ++n) {
                 u32 value[4];
-                load_matrices_transposed(value,
-                                         place(value_base, k * 16 + matrix % 2 * 8 + in_matrix, n * 2 + matrix / 2));
+                load_matrices_transposed(
+                    value, place<OUT_STRIDE>(value_base, k * 16 + matrix % 2 * 8 + in_matrix, n * 2 + matrix / 2));
                 multiply_add(sum[2 * n], weight, value[0], value[1]);
                 multiply_add(sum[2 * n + 1], weight, value[2], value[3]);
             }
@@ -212,18 +226,18 @@ attention_append(u16* __restrict__ out, const u16* __restrict__ queries, const L
                 shrink *= mine;
             }
             shrink /= total[half];
-            u16* to = out + (token_of(row) * heads + head_of(row)) * HEAD;
+            u16* to = out + (token_of(row) * heads + head_of(row)) * HEAD + slice * OUT;
 #pragma unroll
-            for (int n = 0; n < HEAD / 8; ++n)
+            for (int n = 0; n < OUT / 8; ++n)
                 *reinterpret_cast<u32*>(to + n * 8 + lane % 4 * 2) =
                     pack(sum[n][half * 2] * shrink, sum[n][half * 2 + 1] * shrink);
         } else {
             const size_t part = size_t(tile.part + row / GROUP) * heads + head_of(row);
 #pragma unroll
-            for (int n = 0; n < HEAD / 8; ++n)
-                *reinterpret_cast<float2*>(parts.sums + part * HEAD + n * 8 + lane % 4 * 2) =
+            for (int n = 0; n < OUT / 8; ++n)
+                *reinterpret_cast<float2*>(parts.sums + part * HEAD + slice * OUT + n * 8 + lane % 4 * 2) =
                     make_float2(sum[n][half * 2] * layer.value_scale, sum[n][half * 2 + 1] * layer.value_scale);
-            if (lane % 4 == 0) {
+            if (lane % 4 == 0 && slice == 0) {
                 parts.marks[part * 2] = maximum[half];
                 parts.marks[part * 2 + 1] = total[half];
             }

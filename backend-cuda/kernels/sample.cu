@@ -91,7 +91,8 @@ struct Cut {
     int last;
 };
 
-// tokens: [row], next: [slot]; both get the sampled token. grid: rows.
+// tokens: [row], next: [slot]; both get the sampled token. Where a logit is not finite, tokens gets -1 and next 0, a token that
+// exists. grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
 sample(int* __restrict__ tokens, int* __restrict__ next, const float* __restrict__ logits,
        const Sampling* __restrict__ samplings, const u32* __restrict__ masks, const int vocabulary) {
@@ -106,17 +107,28 @@ sample(int* __restrict__ tokens, int* __restrict__ next, const float* __restrict
     auto allowed = [&](int token) { return mask == nullptr || (mask[token / 32] >> (token % 32) & 1); };
 
     Best best = {__uint_as_float(0xff800000u), vocabulary};
-    for (int token = threadIdx.x; token < vocabulary; token += THREADS)
+    int broken = 0;
+    for (int token = threadIdx.x; token < vocabulary; token += THREADS) {
+        broken |= !(fabsf(row[token]) < __uint_as_float(0x7f800000u));
         if (allowed(token)) best = better(best, {row[token], token});
+    }
+    if (__syncthreads_or(broken)) {
+        if (threadIdx.x == 0) {
+            tokens[blockIdx.x] = -1;
+            next[s.slot] = 0;
+        }
+        return;
+    }
     best = block_best(best, scratch);
     if (s.temperature <= 0.f) {
         if (threadIdx.x == 0) tokens[blockIdx.x] = next[s.slot] = best.token;
         return;
     }
 
-    const float sharpness = LOG2_E / s.temperature;
+    // Distances to the largest: never above 0, so a tiny temperature can't overflow.
+    auto distance = [&](int token) { return (row[token] - best.value) / s.temperature; };
     // A token's share of the mass, relative to the likeliest one's, with 40 bits behind the point.
-    auto mass = [&](int token) { return u64(exp2f((row[token] - best.value) * sharpness) * 1099511627776.f); };
+    auto mass = [&](int token) { return u64(exp2f(distance(token) * LOG2_E) * 1099511627776.f); };
     Cut cut = {0, vocabulary};
     auto kept = [&](int token) {
         const u32 key = key_of(row[token]);
@@ -178,12 +190,13 @@ sample(int* __restrict__ tokens, int* __restrict__ next, const float* __restrict
         __syncthreads();
         select(mass, wanted > 0 ? wanted : 1);
     }
-    const float least = s.min_p > 0.f ? best.value + logf(s.min_p) * s.temperature : __uint_as_float(0xff800000u);
+    const float least = s.min_p > 0.f ? logf(s.min_p) : __uint_as_float(0xff800000u);
 
     Best sampled = {__uint_as_float(0xff800000u), best.token};
     for (int token = threadIdx.x; token < vocabulary; token += THREADS) {
-        if (!kept(token) || row[token] < least) continue;
-        sampled = better(sampled, {row[token] / s.temperature + gumbel(noise_word(s, token)), token});
+        const float x = distance(token);
+        if (!kept(token) || x < least) continue;
+        sampled = better(sampled, {x + gumbel(noise_word(s, token)), token});
     }
     sampled = block_best(sampled, scratch);
     if (threadIdx.x == 0) tokens[blockIdx.x] = next[s.slot] = sampled.token;

@@ -1,24 +1,20 @@
-//! One device: memory, kernels and a stream, through cudarc. All `unsafe` of the backend but NVRTC's is in here.
+//! One device: memory, kernels and a stream, through cudarc. All `unsafe` of the backend is in here, in `driver`,
+//! `read_back` and `nvrtc`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use backend_api::BackendError;
 use bytemuck::{NoUninit, Pod, Zeroable};
-use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
+use cudarc::driver::sys::{CUfunction_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig,
     PushKernelArg, result,
 };
 use cudarc::nvrtc::Ptx;
 
+use crate::compiler::Code;
 use crate::{Kernel, Variant};
-
-/// Whether there is a driver: cudarc panics without one.
-pub(crate) fn has_driver() -> bool {
-    // SAFETY: only looks whether the library can be loaded.
-    unsafe { cudarc::driver::sys::is_culib_present() }
-}
 
 /// A page group's layer, as the kernels read it.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -99,9 +95,17 @@ impl Device {
 
     /// Memory that holds nothing yet; its address is a multiple of 256.
     pub(crate) fn allocate(&mut self, bytes: usize) -> Result<u64, BackendError> {
+        self.bind()?;
         // SAFETY: nothing reads the memory before a kernel or a copy wrote it.
         let slice = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };
-        let slice = slice.map_err(|error| failed(&format!("allocating {bytes} bytes"), error))?;
+        let slice = slice.map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => BackendError::Memory {
+                what: "an allocation".to_owned(),
+                needed: bytes as u64,
+                available: Self::free_bytes(self.stream.context()).unwrap_or(0),
+            },
+            _ => failed(&format!("allocating {bytes} bytes"), error),
+        })?;
         let address = cudarc::driver::DevicePtr::device_ptr(&slice, &self.stream).0;
         self.memory.push(slice);
         Ok(address)
@@ -160,6 +164,12 @@ impl Device {
             .map_err(|error| failed("copying on the device", error))
     }
 
+    /// The stream, of a device that is the calling thread's.
+    pub(crate) fn bound(&self) -> Result<&CudaStream, BackendError> {
+        self.bind()?;
+        Ok(&self.stream)
+    }
+
     /// Makes the device the calling thread's: an engine compiles on one thread and launches on another.
     fn bind(&self) -> Result<(), BackendError> {
         let bound = self.stream.context().bind_to_thread();
@@ -175,7 +185,7 @@ impl Device {
         &mut self,
         kernel: Kernel,
         variant: &Variant,
-        ptx: &str,
+        code: &Code,
         names: &[&'static str],
         shared: u32,
     ) -> Result<(), BackendError> {
@@ -183,9 +193,14 @@ impl Device {
             return Ok(());
         }
         let context = self.stream.context();
-        let module = context
-            .load_module(Ptx::from_src(ptx))
-            .map_err(|error| failed(kernel.name(), error))?;
+        let image = if code.is_machine_code {
+            Ptx::from_binary(code.bytes.to_vec())
+        } else {
+            let text = String::from_utf8_lossy(&code.bytes);
+            // cudarc panics where text holds a zero.
+            Ptx::from_src(text.trim_end_matches('\0').replace('\0', " "))
+        };
+        let module = context.load_module(image).map_err(|error| failed(kernel.name(), error))?;
         for &name in names {
             let function = module.load_function(name).map_err(|error| failed(name, error))?;
             if shared > 48 << 10 {

@@ -1,46 +1,34 @@
 //! Compiled programs with their KV memory.
 //!
-//! A step is queued on the device's stream and waited for within `launch`; its logits are sampled on the host, as
-//! [`OutputSampler`] defines it. So the host is not ahead of the device yet: the next token of a slot is known when the
-//! launch returns.
+//! A launch queues a step and the copy of what it gives back on the device's stream, and returns. Where all outputs of a step
+//! are single tokens and nothing but tokens is wanted ([`sampling`](crate::sampling)), the device samples them and keeps
+//! each as its slot's next token: the next launch needs no token on the host, and up to two steps are under way. Other
+//! steps give back their logits, which are sampled on the host as [`OutputSampler`] defines it, and the next launch waits.
+//!
+//! Waiting ends at the caller's deadline in `wait`. Launches, `sample` and `transfer` are given none: they wait for
+//! [`CudaOptions::longest_step`](crate::CudaOptions::longest_step). A step that is not done by then ends the executor.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use backend_api::kit::{Tickets, check_copies, output_rows};
-use backend_api::sample::{OutputRows, OutputSampler, TokenCounts};
+use backend_api::sample::OutputSampler;
 use backend_api::{
-    BackendError, Batch, BatchBounds, Deadline, Executor, InputToken, Limits, Masks, OutputRequest,
-    PageCopy, ProgramId, Progress, Row, RowFailure, SlotEvent, SlotSampling, StepError, StepResult,
-    Ticket, Tier, Token, Want,
+    BackendError, Batch, BatchBounds, Deadline, Executor, Limits, Masks, PageCopy, Progress,
+    RowFailure, SlotEvent, StepError, StepResult, Ticket, Tier, Want,
 };
 
+use crate::blas::Blas;
 use crate::device::Device;
 use crate::forward::{Forward, GroupMemory, Inputs, StepInput};
 use crate::load::{LoadedProgram, widen};
+use crate::read_back::ReadBack;
+use crate::sampling;
+use crate::slot::{NextToken, Slot};
+use crate::step::{Step, StepTokens};
 
-/// What stays with a slot from step to step.
-#[derive(Clone, Debug)]
-pub(crate) struct Slot {
-    sampling: Arc<SlotSampling>,
-    counts: TokenCounts,
-    /// By program.
-    next: Vec<NextToken>,
-}
-
-impl Slot {
-    pub(crate) fn new(programs: usize) -> Self {
-        let sampling = Arc::new(SlotSampling::greedy());
-        Self { sampling, counts: TokenCounts::default(), next: vec![NextToken::None; programs] }
-    }
-}
-
-/// What [`InputToken::Produced`] stands for.
-#[derive(Clone, Copy, Debug)]
-enum NextToken {
-    None,
-    Sampled(Token),
-    Failed,
-}
+/// Steps that may be under way at once: an engine has two tickets out at most.
+const UNDER_WAY: usize = 2;
 
 /// What a ticket stands for.
 #[derive(Debug)]
@@ -49,53 +37,59 @@ enum Work {
     Transfer,
 }
 
-/// A step up to its logits, and the answers so far.
+/// What holds for all programs of an executor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// Activations in f16; otherwise in bfloat16.
+    pub(crate) half: bool,
+    pub(crate) processors: u32,
+    pub(crate) longest_step: Duration,
+}
+
+/// What was compiled, and its memory on the device.
 #[derive(Debug)]
-struct Step {
-    program: ProgramId,
-    rows: Vec<Row>,
-    outputs: Vec<OutputRequest>,
-    targets: Vec<Token>,
-    /// All new tokens.
-    tokens: Vec<Token>,
-    /// `[output rows, vocabulary]`.
-    logits: Vec<f32>,
-    /// `[output rows, width]`; empty unless an output wants them.
-    hidden: Vec<f32>,
-    /// By output.
-    answers: Vec<StepResult>,
-    failures: Vec<RowFailure>,
-    waits_for_masks: bool,
+pub(crate) struct Compiled {
+    pub(crate) blas: Option<Blas>,
+    pub(crate) device: Device,
+    pub(crate) read_backs: [ReadBack; UNDER_WAY],
+    /// See [`CudaExecutor::next_tokens`].
+    pub(crate) next_tokens: u64,
+    pub(crate) programs: Vec<LoadedProgram>,
+    pub(crate) groups: Vec<GroupMemory>,
 }
 
 /// The executor.
 #[derive(Debug)]
 pub(crate) struct CudaExecutor {
+    /// In front of the device: it waits for the copies that the device makes.
+    read_backs: [ReadBack; UNDER_WAY],
+    blas: Option<Blas>,
     pub(crate) device: Device,
     pub(crate) programs: Vec<LoadedProgram>,
     pub(crate) groups: Vec<GroupMemory>,
     pub(crate) bounds: BatchBounds,
-    pub(crate) half: bool,
-    pub(crate) processors: u32,
+    pub(crate) settings: Settings,
     /// By group and page of the host tier: the page of each layer, one after another.
     pub(crate) host: Vec<Vec<Vec<u8>>>,
     pub(crate) host_pages: Vec<u32>,
     pub(crate) slots: Vec<Slot>,
     tickets: Tickets<Work>,
+    /// Steps that are under way, in their order: their tickets' numbers, and which of the read-backs they use.
+    under_way: VecDeque<(u64, usize)>,
+    /// By program and slot: the next tokens that the device sampled.
+    next_tokens: u64,
     step: StepInput,
     sampler: OutputSampler,
 }
 
 impl CudaExecutor {
     pub(crate) fn new(
-        device: Device,
-        programs: Vec<LoadedProgram>,
-        groups: Vec<GroupMemory>,
+        compiled: Compiled,
         bounds: BatchBounds,
-        half: bool,
-        processors: u32,
+        settings: Settings,
         host_pages: Vec<u32>,
     ) -> Self {
+        let Compiled { blas, device, read_backs, next_tokens, programs, groups } = compiled;
         let slots = vec![Slot::new(programs.len()); bounds.limits().slots as usize];
         let host = host_pages
             .iter()
@@ -105,16 +99,19 @@ impl CudaExecutor {
             })
             .collect();
         Self {
+            read_backs,
+            blas,
             device,
             programs,
             groups,
             bounds,
-            half,
-            processors,
+            settings,
             host,
             host_pages,
             slots,
             tickets: Tickets::default(),
+            under_way: VecDeque::new(),
+            next_tokens,
             step: StepInput::default(),
             sampler: OutputSampler::default(),
         }
@@ -125,15 +122,75 @@ impl CudaExecutor {
         self.tickets.kill(error.to_string())
     }
 
+    /// Why a batch was not launched. For want of memory it is given up, and the device is as it was: rows write KV of their own.
+    fn not_launched(&mut self, batch: &Batch<'_>, error: &BackendError) -> StepError {
+        if !matches!(error, BackendError::Memory { .. }) {
+            return self.lost(error);
+        }
+        let reason = error.to_string();
+        for row in batch.rows {
+            self.slots[row.slot.index()].next[batch.program.index()] = NextToken::Failed;
+        }
+        let rows = 0..batch.rows.len() as u32;
+        StepError::Rows(rows.map(|row| RowFailure { row, reason: reason.clone() }).collect())
+    }
+
+    /// Waits for steps that are under way, until at most `left` of them are.
+    fn finish(&mut self, left: usize, deadline: Deadline) -> Result<(), StepError> {
+        while self.under_way.len() > left {
+            let Some((number, place)) = self.under_way.pop_front() else { break };
+            match self.read_backs[place].wait(deadline) {
+                Ok(true) => {}
+                Ok(false) => return Err(self.tickets.kill("a step was not done by its deadline")),
+                Err(error) => return Err(self.lost(&error)),
+            }
+            if let Err(error) = self.read(number, place) {
+                return Err(self.lost(&error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a step gave back, and answers what waits for no masks.
+    fn read(&mut self, number: u64, place: usize) -> Result<(), BackendError> {
+        let Some(Work::Step(step)) = self.tickets.get_mut(&Ticket::new(number)) else {
+            return Ok(());
+        };
+        let [first, hidden] = step.counts;
+        step.follow(&self.slots);
+        let read_back = &self.read_backs[place];
+        if step.on_device {
+            let tokens: Vec<i32> = read_back.numbers(0, first)?;
+            step.take(number, &tokens, &mut self.slots);
+            return Ok(());
+        }
+        step.logits = read_back.numbers(0, first)?;
+        let bits: Vec<u16> = read_back.numbers(first * size_of::<f32>(), hidden)?;
+        step.hidden = bits.into_iter().map(|bits| widen(bits, self.settings.half)).collect();
+        step.answer(&mut self.sampler, &mut self.slots, false, &Masks::default());
+        Ok(())
+    }
+
+    /// How many of the steps that are under way may stay so when another is launched: it takes a read-back, and slots may
+    /// go on with tokens that the host has yet to sample.
+    fn may_stay(&mut self) -> usize {
+        let Some(&(last, _)) = self.under_way.back() else { return 0 };
+        match self.tickets.get_mut(&Ticket::new(last)) {
+            Some(Work::Step(step)) if step.on_device => UNDER_WAY - 1,
+            _ => 0,
+        }
+    }
+
+    /// When a step must be done that something without a deadline waits for.
+    fn latest(&self) -> Deadline {
+        Deadline::after(self.settings.longest_step)
+    }
+
     fn apply_events(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
         for event in batch.events {
             match *event {
                 SlotEvent::Open { slot } => {
-                    let sampling = batch.slots.sampling(slot);
-                    let slot = &mut self.slots[slot.index()];
-                    slot.counts.open(sampling);
-                    slot.sampling = Arc::clone(sampling);
-                    slot.next.fill(NextToken::None);
+                    self.slots[slot.index()].open(batch.slots.sampling(slot));
                 }
                 SlotEvent::Pages { slot, group, entries } => {
                     let memory = &self.groups[group.index()];
@@ -156,42 +213,18 @@ impl CudaExecutor {
                         self.device.copy(place(to.0), place(from.0), *page_bytes)?;
                     }
                 }
-                SlotEvent::Close { slot } => self.slots[slot.index()].next.fill(NextToken::None),
+                SlotEvent::Close { slot } => self.slots[slot.index()].close(),
             }
         }
         Ok(())
     }
 
-    /// The tokens of a row, or why it can't run.
-    fn resolve(&self, batch: &Batch<'_>, row: &Row) -> Result<Vec<Token>, &'static str> {
-        let slot = &self.slots[row.slot.index()];
-        let resolve = |token: &InputToken| match (*token, slot.next[batch.program.index()]) {
-            (InputToken::Known(token), _) => Ok(token),
-            (InputToken::Produced(_), NextToken::Sampled(token)) => Ok(token),
-            (_, NextToken::None) => Err("it goes on with a token that was never sampled"),
-            (_, NextToken::Failed) => Err("the step that it goes on from failed"),
-        };
-        batch.tokens[row.tokens.range()].iter().map(resolve).collect()
-    }
-
-    /// Runs a batch up to its logits.
-    fn forward(&mut self, batch: &Batch<'_>) -> Result<Step, BackendError> {
-        let mut failures = Vec::new();
-        let mut tokens = Vec::with_capacity(batch.tokens.len());
-        for (index, row) in (0..).zip(batch.rows) {
-            match self.resolve(batch, row) {
-                Ok(row) => tokens.extend(row),
-                Err(reason) => {
-                    // The row runs on with any token: what it writes is its own.
-                    tokens.resize(row.tokens.range().end, 0);
-                    self.slots[row.slot.index()].next[batch.program.index()] = NextToken::Failed;
-                    failures.push(RowFailure { row: index, reason: reason.to_owned() });
-                }
-            }
-        }
-        let signed: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
-        let mut positions = Vec::with_capacity(tokens.len());
-        let mut slots = Vec::with_capacity(tokens.len());
+    /// Queues a batch up to the copy of what it gives back.
+    fn forward(&mut self, batch: &Batch<'_>, place: usize) -> Result<Step, BackendError> {
+        let tokens = StepTokens::resolve(batch, &mut self.slots);
+        let count = tokens.input.len();
+        let mut positions = Vec::with_capacity(count);
+        let mut slots = Vec::with_capacity(count);
         for row in batch.rows {
             positions.extend((row.position..row.kv_len()).map(|position| position as i32));
             slots.extend((0..row.tokens.len).map(|_| row.slot.0 as i32));
@@ -199,92 +232,47 @@ impl CudaExecutor {
         let selected: Vec<i32> = output_rows(batch).map(|row| row.token as i32).collect();
 
         let loaded = &self.programs[batch.program.index()];
+        let slot_bytes = self.slots.len() * size_of::<i32>();
+        let next = self.next_tokens + (batch.program.index() * slot_bytes) as u64;
+        let parameters = sampling::parameters(batch, &self.slots);
         let inputs = Inputs {
             batch,
-            tokens: &signed,
+            tokens: &tokens.input,
+            next,
+            parameters: parameters.as_deref(),
             positions: &positions,
             slots: &slots,
             selected: &selected,
         };
-        Forward {
+        let sampled = Forward {
             device: &mut self.device,
+            blas: self.blas.as_mut(),
             loaded,
             groups: &self.groups,
             page_size: self.bounds.page_size(),
-            processors: self.processors,
+            processors: self.settings.processors,
             step: &mut self.step,
             inputs,
         }
         .run()?;
 
+        let mut step = Step::new(batch, tokens, sampled.is_some());
         let program = &loaded.program;
-        let mut logits = vec![0.0f32; selected.len() * program.vocab_size() as usize];
-        self.device.read(loaded.value(program.logits()), &mut logits)?;
-        let wants_hidden =
-            batch.outputs.iter().any(|output| matches!(output.want, Want::Hidden | Want::Pool(_)));
-        let mut hidden = Vec::new();
-        if wants_hidden {
-            let mut bits = vec![0u16; selected.len() * loaded.width(program.hidden())];
-            self.device.read(loaded.value(program.hidden()), &mut bits)?;
-            hidden.extend(bits.into_iter().map(|bits| widen(bits, self.half)));
-        }
-        Ok(Step {
-            program: batch.program,
-            rows: batch.rows.to_vec(),
-            outputs: batch.outputs.to_vec(),
-            targets: batch.targets.to_vec(),
-            tokens,
-            logits,
-            hidden,
-            answers: vec![StepResult::default(); batch.outputs.len()],
-            failures,
-            waits_for_masks: batch.is_deferred(),
-        })
-    }
-
-    /// Answers the outputs that wait for masks, or the others, and moves slots on to the tokens that were sampled.
-    fn answer(&mut self, step: &mut Step, deferred: bool, masks: &Masks<'_>) {
-        let all: usize = step.outputs.iter().map(|output| output.tokens.len as usize).sum();
-        let (vocabulary, width) = (step.logits.len() / all.max(1), step.hidden.len() / all.max(1));
-        let mut first = 0;
-        for (index, output) in (0..).zip(&step.outputs) {
-            let run = output.tokens.len as usize;
-            let of_run = first..first + run;
-            first += run;
-            let failed = step.failures.iter().any(|failure| failure.row == output.row);
-            if output.deferred != deferred || failed {
-                continue;
-            }
-            let row = &step.rows[output.row as usize];
-            let rows = OutputRows {
-                output: index,
-                request: output,
-                tokens: &step.tokens[output.tokens.range()],
-                position: row.position + output.tokens.start - row.tokens.start,
-                targets: &step.targets,
-                logits: &mut step.logits[of_run.start * vocabulary..of_run.end * vocabulary],
-                hidden: &step.hidden[of_run.start * width..of_run.end * width],
-            };
-            let slot = &mut self.slots[row.slot.index()];
-            // What a draft samples is a proposal, and not counted.
-            let mut drafted = TokenCounts::default();
-            let counts = if step.program == ProgramId::default() {
-                &mut slot.counts
-            } else {
-                drafted.clone_from(&slot.counts);
-                &mut drafted
-            };
-            let next = &mut slot.next[step.program.index()];
-            let answer = &mut step.answers[index as usize];
-            match self.sampler.answer(rows, &slot.sampling, counts, masks, answer) {
-                Ok(Some(token)) => *next = NextToken::Sampled(token),
-                Ok(None) => {}
-                Err(error) => {
-                    *next = NextToken::Failed;
-                    step.failures.push(error.of_row(output.row));
-                }
-            }
-        }
+        let pieces = if let Some(tokens) = sampled {
+            step.counts = [selected.len(), 0];
+            [(tokens, size_of_val(&*selected)), (0, 0)]
+        } else {
+            let wants = |want| matches!(want, Want::Hidden | Want::Pool(_));
+            let wants_hidden = batch.outputs.iter().any(|output| wants(output.want));
+            let hidden_width = if wants_hidden { loaded.width(program.hidden()) } else { 0 };
+            step.counts = [program.vocab_size() as usize, hidden_width].map(|n| n * selected.len());
+            [
+                (loaded.value(program.logits()), step.counts[0] * size_of::<f32>()),
+                (loaded.value(program.hidden()), step.counts[1] * size_of::<u16>()),
+            ]
+        };
+        self.read_backs[place].queue(&self.device, &pieces)?;
+        Ok(step)
     }
 
     fn copy(&mut self, copy: &PageCopy) -> Result<(), BackendError> {
@@ -330,37 +318,51 @@ impl Executor for CudaExecutor {
     fn launch(&mut self, batch: &Batch<'_>) -> Result<Ticket, StepError> {
         self.tickets.check_alive()?;
         batch.check(&self.bounds).map_err(|error| StepError::Batch { step: batch.step, error })?;
-        let step = self.apply_events(batch).and_then(|()| self.forward(batch));
-        let mut step = step.map_err(|error| self.lost(&error))?;
-        self.answer(&mut step, false, &Masks::default());
-        Ok(self.tickets.issue(Work::Step(Box::new(step))))
+        let left = self.may_stay();
+        self.finish(left, self.latest())?;
+        let used = self.under_way.back().map(|&(_, place)| place);
+        let place = used.map_or(0, |place| (place + 1) % UNDER_WAY);
+        let step = self.apply_events(batch).and_then(|()| self.forward(batch, place));
+        let step = step.map_err(|error| self.not_launched(batch, &error))?;
+        let on_device = step.on_device;
+        let ticket = self.tickets.issue(Work::Step(Box::new(step)));
+        self.under_way.push_back((ticket.number(), place));
+        if on_device {
+            for output in batch.outputs {
+                let slot = &mut self.slots[batch.rows[output.row as usize].slot.index()];
+                slot.next[batch.program.index()] = NextToken::OnDevice(ticket.number());
+            }
+        }
+        Ok(ticket)
     }
 
     fn sample(&mut self, ticket: &Ticket, masks: &Masks<'_>) -> Result<(), StepError> {
         self.tickets.check_alive()?;
-        let mut tickets = std::mem::take(&mut self.tickets);
-        let sampled = match tickets.get_mut(ticket) {
+        self.finish(0, self.latest())?;
+        match self.tickets.get_mut(ticket) {
             Some(Work::Step(step)) if step.waits_for_masks => {
                 step.waits_for_masks = false;
-                self.answer(step, true, masks);
+                step.answer(&mut self.sampler, &mut self.slots, true, masks);
                 Ok(())
             }
             _ => {
                 Err(StepError::Unsupported { what: "sampling a step that doesn't wait for masks" })
             }
-        };
-        self.tickets = tickets;
-        sampled
+        }
     }
 
     fn wait(
         &mut self,
         ticket: Ticket,
-        _deadline: Deadline,
+        deadline: Deadline,
         result: &mut StepResult,
     ) -> Result<(), StepError> {
         result.clear();
         self.tickets.check_alive()?;
+        let numbers = self.under_way.iter().map(|&(number, _)| number);
+        if let Some(index) = numbers.into_iter().position(|number| number == ticket.number()) {
+            self.finish(self.under_way.len() - index - 1, deadline)?;
+        }
         match self.tickets.take(&ticket) {
             Some(Work::Step(step)) if step.waits_for_masks => {
                 for output in step.outputs.iter().filter(|output| output.deferred) {
@@ -388,6 +390,8 @@ impl Executor for CudaExecutor {
     fn transfer(&mut self, copies: &[PageCopy]) -> Result<Ticket, StepError> {
         self.tickets.check_alive()?;
         check_copies(copies, &self.bounds.limits().pages, &self.host_pages)?;
+        // Copies to the host tier wait for what is queued before.
+        self.finish(0, self.latest())?;
         for copy in copies {
             if let Err(error) = self.copy(copy) {
                 return Err(self.lost(&error));

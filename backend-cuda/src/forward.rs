@@ -4,10 +4,12 @@ use backend_api::program::{Activation, Attention, Op, RopePairs, ValueId};
 use backend_api::{BackendError, Batch};
 use bytemuck::NoUninit;
 
+use crate::blas::Blas;
 use crate::device::{Argument, Device, Layer, Parts, Shape};
 use crate::load::{LoadedProgram, is_wide};
 use crate::plan::{self, AppendRow, DecodeRow, Plan, SharedRun};
-use crate::{Kernel, Variant, append_shared_bytes};
+use crate::sampling::Parameters;
+use crate::{Kernel, Variant, append_shared_bytes, append_slices};
 use Argument::{Address, Float, Int};
 
 /// Blocks that attention is divided for, where the device doesn't say how many processors it has.
@@ -36,8 +38,9 @@ struct Scratch {
 impl Scratch {
     fn room(&mut self, device: &mut Device, bytes: usize) -> Result<u64, BackendError> {
         if bytes > self.bytes {
-            self.bytes = bytes.next_power_of_two().max(1 << 10);
-            self.address = device.allocate(self.bytes)?;
+            let bytes = bytes.next_power_of_two().max(1 << 10);
+            self.address = device.allocate(bytes)?;
+            self.bytes = bytes;
         }
         Ok(self.address)
     }
@@ -63,6 +66,8 @@ pub(crate) struct StepInput {
     lists: [Scratch; 7],
     sums: Scratch,
     marks: Scratch,
+    parameters: Scratch,
+    sampled: Scratch,
     plan: Plan,
 }
 
@@ -70,8 +75,12 @@ pub(crate) struct StepInput {
 #[derive(Debug)]
 pub(crate) struct Inputs<'a> {
     pub(crate) batch: &'a Batch<'a>,
-    /// By token.
+    /// By token; `-1 - slot` stands for the slot's next token.
     pub(crate) tokens: &'a [i32],
+    /// Address of the next tokens, by slot.
+    pub(crate) next: u64,
+    /// By output, where the device samples: how.
+    pub(crate) parameters: Option<&'a [Parameters]>,
     /// By token.
     pub(crate) positions: &'a [i32],
     /// By token.
@@ -83,6 +92,7 @@ pub(crate) struct Inputs<'a> {
 /// One run of a program.
 pub(crate) struct Forward<'a> {
     pub(crate) device: &'a mut Device,
+    pub(crate) blas: Option<&'a mut Blas>,
     pub(crate) loaded: &'a LoadedProgram,
     pub(crate) groups: &'a [GroupMemory],
     pub(crate) page_size: u32,
@@ -100,12 +110,12 @@ struct Lists {
 }
 
 impl Forward<'_> {
-    /// Queues the whole pass.
+    /// Queues the whole pass. Gives the address of the tokens, by output, where the device samples.
     ///
     /// # Errors
     ///
     /// The device's.
-    pub(crate) fn run(&mut self) -> Result<(), BackendError> {
+    pub(crate) fn run(&mut self) -> Result<Option<u64>, BackendError> {
         let lists = Lists {
             tokens: self.step.tokens.filled(self.device, self.inputs.tokens)?,
             positions: self.step.positions.filled(self.device, self.inputs.positions)?,
@@ -116,7 +126,25 @@ impl Forward<'_> {
         for (index, op) in loaded.program.ops().iter().enumerate() {
             self.operation(index, op, &lists)?;
         }
-        Ok(())
+        self.inputs.parameters.map(|parameters| self.sample(parameters)).transpose()
+    }
+
+    /// Samples a token for each row of logits.
+    fn sample(&mut self, parameters: &[Parameters]) -> Result<u64, BackendError> {
+        let program = &self.loaded.program;
+        let StepInput { parameters: room, sampled, .. } = &mut *self.step;
+        let sampled = sampled.room(self.device, size_of_val(self.inputs.selected).max(1))?;
+        let arguments = [
+            Address(sampled),
+            Address(self.inputs.next),
+            Address(self.loaded.value(program.logits())),
+            Address(room.filled(self.device, parameters)?),
+            Address(0),
+            Int(program.vocab_size() as i32),
+        ];
+        let shape = Shape { grid: [parameters.len() as u32, 1], threads: 512, shared: 0 };
+        self.launch(Kernel::Sample, "sample", shape, &arguments)?;
+        Ok(sampled)
     }
 
     fn operation(&mut self, index: usize, op: &Op, lists: &Lists) -> Result<(), BackendError> {
@@ -124,12 +152,21 @@ impl Forward<'_> {
         let value = |id: ValueId| Address(loaded.value(id));
         match op {
             Op::Embed { weight, scale, out } => {
+                if let Some(layout) = loaded.blocks(*weight) {
+                    return self.embed_blocks(
+                        layout,
+                        *weight,
+                        [lists.tokens, self.inputs.next],
+                        *scale,
+                        *out,
+                    );
+                }
                 let width = loaded.width(*out) as i32;
                 let arguments = [
                     value(*out),
                     Address(loaded.weight(*weight)),
                     Address(lists.tokens),
-                    Address(0),
+                    Address(self.inputs.next),
                     Int(width),
                     Float(*scale),
                 ];
@@ -152,13 +189,8 @@ impl Forward<'_> {
                 let shape = Shape { grid: [runs as u32, 1], threads, shared: 0 };
                 self.launch(Kernel::RmsNorm, "rms_norm", shape, &arguments)
             }
-            Op::Linear { input, weight, bias, out } => {
-                let bias = bias.map_or(0, |bias| loaded.weight(bias));
-                self.product(*input, loaded.weight(*weight), bias, *out)
-            }
-            Op::Logits { input, weight, out } => {
-                self.product(*input, loaded.weight(*weight), 0, *out)
-            }
+            Op::Linear { input, weight, bias, out } => self.product(*input, *weight, *bias, *out),
+            Op::Logits { input, weight, out } => self.product(*input, *weight, None, *out),
             Op::Rope { input, head_dim, inverse_frequencies, attention_factor, pairs, out } => {
                 let (head, pair_count) = (*head_dim as usize, inverse_frequencies.len());
                 let heads = loaded.width(*out) / head;
@@ -179,25 +211,9 @@ impl Forward<'_> {
             }
             Op::Attention(attention) => self.attention(attention, lists),
             Op::GatedActivation { gate, up, activation, out } => {
-                let (kind, slope, limit) = match *activation {
-                    Activation::Identity => (0, 0.0, 0.0),
-                    Activation::Sigmoid => (1, 0.0, 0.0),
-                    Activation::Silu => (2, 0.0, 0.0),
-                    Activation::GeluTanh => (3, 0.0, 0.0),
-                    Activation::ClampedSwiglu { slope, limit } => (4, slope, limit),
-                };
-                let count = self.count(*out);
-                let widths =
-                    [Int(loaded.width(*out) as i32), Int(loaded.width(*gate) as i32), Int(kind)];
-                let arguments = [value(*out), value(*gate), value(*up)].into_iter().chain(widths);
-                let arguments: Vec<_> =
-                    arguments.chain([Float(slope), Float(limit), Int(count as i32)]).collect();
-                self.launch(
-                    Kernel::GatedActivation,
-                    "gated_activation",
-                    Shape::covering(count),
-                    &arguments,
-                )
+                let widths = [loaded.width(*out), loaded.width(*gate)];
+                let values = [*out, *gate, *up].map(|id| loaded.value(id));
+                self.activate(*activation, values, widths, self.count(*out))
             }
             Op::Add { left, right, out } => {
                 let count = self.count(*out);
@@ -270,15 +286,12 @@ impl Forward<'_> {
                 ];
                 self.launch(Kernel::Elementwise, "select_rows", Shape::covering(count), &arguments)
             }
-            Op::MixtureOfExperts(_) => Err(BackendError::Unsupported {
-                backend: crate::load::BACKEND,
-                what: "mixtures of experts".to_owned(),
-            }),
+            Op::MixtureOfExperts(op) => self.mixture(op),
         }
     }
 
     /// Rows of a value in this step.
-    fn rows(&self, value: ValueId) -> usize {
+    pub(crate) fn rows(&self, value: ValueId) -> usize {
         if self.loaded.is_of_outputs(value) {
             self.inputs.selected.len()
         } else {
@@ -291,7 +304,7 @@ impl Forward<'_> {
         self.rows(value) * self.loaded.width(value)
     }
 
-    fn launch(
+    pub(crate) fn launch(
         &self,
         kernel: Kernel,
         name: &'static str,
@@ -315,27 +328,27 @@ impl Forward<'_> {
         self.launch(Kernel::Elementwise, name, Shape::covering(count), &arguments)
     }
 
-    fn product(
+    /// `values`: out, gate, up. `widths`: theirs, and the gate's.
+    pub(crate) fn activate(
         &self,
-        input: ValueId,
-        weight: u64,
-        bias: u64,
-        out: ValueId,
+        activation: Activation,
+        values: [u64; 3],
+        widths: [usize; 2],
+        count: usize,
     ) -> Result<(), BackendError> {
-        let loaded = self.loaded;
-        let (rows, columns) = (self.rows(out), loaded.width(out));
-        let arguments = [
-            Address(loaded.value(out)),
-            Address(loaded.value(input)),
-            Address(weight),
-            Address(bias),
-            Int(rows as i32),
-            Int(columns as i32),
-            Int(loaded.width(input) as i32),
-            Int(i32::from(is_wide(&loaded.program, out))),
-        ];
-        let grid = [columns.div_ceil(64) as u32, rows.div_ceil(64) as u32];
-        self.launch(Kernel::Linear, "linear", Shape { grid, threads: 128, shared: 0 }, &arguments)
+        let (kind, slope, limit) = match activation {
+            Activation::Identity => (0, 0.0, 0.0),
+            Activation::Sigmoid => (1, 0.0, 0.0),
+            Activation::Silu => (2, 0.0, 0.0),
+            Activation::GeluTanh => (3, 0.0, 0.0),
+            Activation::ClampedSwiglu { slope, limit } => (4, slope, limit),
+        };
+        let [width, gate_width] = widths.map(|width| Int(width as i32));
+        let mut arguments = values.map(Address).to_vec();
+        arguments.extend([width, gate_width, Int(kind), Float(slope), Float(limit)]);
+        arguments.push(Int(count as i32));
+        let shape = Shape::covering(count);
+        self.launch(Kernel::GatedActivation, "gated_activation", shape, &arguments)
     }
 
     fn attention(&mut self, attention: &Attention, lists: &Lists) -> Result<(), BackendError> {
@@ -458,7 +471,7 @@ impl Forward<'_> {
                 Int(window),
                 Argument::Parts(parts),
             ]);
-            let grid = [list.len() as u32, attention.kv_heads];
+            let grid = [list.len() as u32, attention.kv_heads * append_slices(variant.head)];
             let blocks = Shape { grid, threads: 128, shared: append_shared_bytes(variant) };
             device.launch(
                 Kernel::AttentionAppend,

@@ -8,8 +8,10 @@ use backend_api::weights::Weights;
 use backend_api::{BackendError, GroupId, Limits};
 use half::{bf16, f16};
 
-use crate::Variant;
 use crate::device::Device;
+use crate::products::MixtureMemory;
+use crate::weights::{Placed, Use};
+use crate::{BlockLayout, Variant, append_slices};
 
 /// What errors call this backend.
 pub(crate) const BACKEND: &str = "cuda";
@@ -20,8 +22,8 @@ const PLAIN: (u32, u32) = (64, 1);
 #[derive(Debug)]
 pub(crate) struct LoadedProgram {
     pub(crate) program: Program,
-    /// By [`WeightId`]: 16-bit numbers.
-    weights: Vec<u64>,
+    /// By [`WeightId`].
+    weights: Vec<Placed>,
     /// By [`ValueId`].
     values: Vec<u64>,
     /// By operation: rotary frequencies.
@@ -30,10 +32,11 @@ pub(crate) struct LoadedProgram {
     pub(crate) first_group: usize,
     /// Activations in f16; otherwise in bfloat16.
     half: bool,
+    pub(crate) mixture: MixtureMemory,
 }
 
 impl LoadedProgram {
-    /// Places values and loads weights. `by_name` has the weights of the programs before.
+    /// Places values and loads weights. `by_name` has the weights of the programs before, with their shapes.
     ///
     /// # Errors
     ///
@@ -42,22 +45,25 @@ impl LoadedProgram {
         device: &mut Device,
         program: &Program,
         weights: &dyn Weights,
-        by_name: &mut HashMap<String, u64>,
+        by_name: &mut HashMap<(String, Use), Placed>,
         limits: &Limits,
         first_group: usize,
         half: bool,
     ) -> Result<Self, BackendError> {
         check_operations(program)?;
         let mut places = Vec::new();
-        for weight in program.weights() {
-            let place = match by_name.get(&weight.name) {
-                Some(&place) => place,
+        for (weight, read_as) in program.weights().iter().zip(Use::of_program(program)?) {
+            let place = match by_name.get(&(weight.name.clone(), read_as)) {
+                Some(place) if place.shape == weight.shape => place.clone(),
+                Some(place) => {
+                    let (name, expected) = (weight.name.clone(), weight.shape.clone());
+                    return Err(BackendError::Shape { name, expected, found: place.shape.clone() });
+                }
                 None => {
                     let tensor = weights.tensor(&weight.name)?;
-                    check_weight_shape(weight, &tensor)?;
-                    let bits: Vec<u16> = tensor.to_f32().iter().map(|&x| narrow(x, half)).collect();
-                    let place = device.upload(&bits)?;
-                    by_name.insert(weight.name.clone(), place);
+                    check_weight_shape(weight, tensor.shape())?;
+                    let place = read_as.place(device, &tensor, half)?;
+                    by_name.insert((weight.name.clone(), read_as), place.clone());
                     place
                 }
             };
@@ -71,6 +77,7 @@ impl LoadedProgram {
             });
         }
         let values = place_values(device, program, limits)?;
+        let mixture = MixtureMemory::new(device, program, limits)?;
         Ok(Self {
             program: program.clone(),
             weights: places,
@@ -78,15 +85,28 @@ impl LoadedProgram {
             frequencies,
             first_group,
             half,
+            mixture,
         })
     }
 
     pub(crate) fn weight(&self, id: WeightId) -> u64 {
-        self.weights[id.index()]
+        self.weights[id.index()].address
+    }
+
+    /// The layout of a weight that is kept in chunks of blocks.
+    pub(crate) fn blocks(&self, id: WeightId) -> Option<&BlockLayout> {
+        self.weights[id.index()].blocks.as_ref()
     }
 
     pub(crate) fn value(&self, id: ValueId) -> u64 {
         self.values[id.index()]
+    }
+
+    /// Bytes that the largest step gives back: logits, and hidden states.
+    pub(crate) fn step_bytes(&self, limits: &Limits) -> usize {
+        let row = self.program.vocab_size() as usize * size_of::<f32>()
+            + self.width(self.program.hidden()) * size_of::<u16>();
+        row.saturating_mul(limits.outputs as usize)
     }
 
     pub(crate) fn width(&self, id: ValueId) -> usize {
@@ -179,11 +199,11 @@ fn check_operations(program: &Program) -> Result<(), BackendError> {
     let unsupported = |what: String| Err(BackendError::Unsupported { backend: BACKEND, what });
     for op in program.ops() {
         match op {
-            Op::MixtureOfExperts(_) => return unsupported("mixtures of experts".to_owned()),
             Op::Attention(attention) => {
                 let (head, group) =
                     (attention.head_dim, attention.heads / attention.kv_heads.max(1));
-                if !head.is_multiple_of(8) || head > 256 || group > 64 || head * group > 2048 {
+                let slice = head / append_slices(head).max(1);
+                if !slice.is_multiple_of(8) || head > 512 || group > 64 || head * group > 2048 {
                     return unsupported(format!(
                         "heads of {head} dimensions, {group} to a KV head"
                     ));
@@ -194,14 +214,6 @@ fn check_operations(program: &Program) -> Result<(), BackendError> {
                 if !width.is_multiple_of(8) {
                     return unsupported(format!(
                         "products over {width} columns, which 8 doesn't divide"
-                    ));
-                }
-            }
-            Op::Embed { out, .. } => {
-                let width = program.values()[out.index()].width;
-                if !width.is_multiple_of(8) {
-                    return unsupported(format!(
-                        "embeddings of {width} columns, which 8 doesn't divide"
                     ));
                 }
             }

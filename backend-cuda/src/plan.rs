@@ -325,6 +325,8 @@ struct Dealer {
     blocks: u64,
     /// Positions that the open block still takes.
     room: u64,
+    /// Positions that it took when it was opened.
+    aim: u64,
     /// How far a share may miss its aim, so that a row is not cut for a few positions.
     slack: u64,
 }
@@ -332,23 +334,29 @@ struct Dealer {
 impl Dealer {
     fn new(shape: &Shape, rows: &[Own]) -> Self {
         let left = rows.iter().map(|own| u64::from(own.end - own.begin)).sum();
-        let blocks = u64::from(shape.blocks / shape.kv_heads.max(1)).max(1);
-        Self { left, blocks, room: 0, slack: 0 }
+        // No more blocks than there are pieces of the least length: shares of those that there are stay equal.
+        let pieces = rows.iter().map(|own| u64::from((own.end - own.begin) / LEAST_PIECE).max(1));
+        let blocks = u64::from(shape.blocks / shape.kv_heads.max(1)).min(pieces.sum()).max(1);
+        Self { left, blocks, room: 0, aim: 0, slack: 0 }
     }
 
     /// How many of a row's `wanted` positions come next, and whether a block opens with them.
     fn deal(&mut self, wanted: u32) -> (u32, bool) {
         let wanted = u64::from(wanted);
         // A row is not cut for the last few positions of a block.
-        let few = self.slack.max(u64::from(LEAST_PIECE) / 8);
+        let least = u64::from(LEAST_PIECE);
+        // Nor a short row at all, where blocks have less than the least piece: there are blocks enough.
+        let is_short = wanted <= least && self.aim < least && self.blocks > 0;
+        let few = if is_short { self.room } else { self.slack.max(least / 8) };
         let opens = self.room == 0 || (wanted > self.room + self.slack && self.room <= few);
         if opens {
             self.room = self.left.div_ceil(self.blocks.max(1)).max(1);
+            self.aim = self.room;
             self.slack = self.room / 10;
             self.blocks = self.blocks.saturating_sub(1);
         }
         // A piece shorter than this is not worth its merge.
-        let cut = if opens { self.room.max(LEAST_PIECE.into()) } else { self.room };
+        let cut = if opens { self.room.max(least) } else { self.room };
         let taken = if wanted <= cut + self.slack { wanted } else { cut };
         self.room = self.room.saturating_sub(taken);
         self.left -= taken;

@@ -3,7 +3,7 @@
 mod support;
 
 use backend_cuda::plan::{AppendRow, DecodeRow, Plan, Shape, SharedRun};
-use backend_cuda::{Kernel, Variant, append_shared_bytes};
+use backend_cuda::{Kernel, Variant, append_shared_bytes, append_slices};
 use bytemuck::{Pod, Zeroable};
 use cuda_emulator::Arguments;
 use cuda_emulator::count::Counts;
@@ -180,7 +180,7 @@ fn run(case: &Case) -> Ran {
             .with(case.window.unwrap_or(0) as i32)
             .with(sums)
             .with(marks);
-        let grid = [tiles.len() as u32, kv_heads];
+        let grid = [tiles.len() as u32, kv_heads * append_slices(variant.head)];
         device.run(
             Kernel::AttentionAppend,
             &variant,
@@ -258,115 +258,166 @@ fn run(case: &Case) -> Ran {
     }
 }
 
-fn agrees(case: &Case) {
-    let error = run(case).error;
-    assert!(error <= TOLERANCE, "{error}: {case:?}");
+/// The shapes that a test runs: all of them must agree, and each test says how many there are.
+fn agree(count: usize, cases: impl IntoIterator<Item = Case>) {
+    let cases: Vec<Case> = cases.into_iter().collect();
+    assert_eq!(cases.len(), count, "of the shapes that this file promises");
+    let mut worst = 0.0f64;
+    for case in &cases {
+        let error = run(case).error;
+        assert!(error <= TOLERANCE, "{error}: {case:?}");
+        worst = worst.max(error);
+    }
+    println!("{count} shapes: relative error at most {worst:.5}");
 }
+
+/// Widths of heads, and numbers of query heads to a KV head.
+fn heads() -> Vec<(u32, u32)> {
+    let widths = [16, 24, 64, 80, 96, 128, 256, 512];
+    let all = widths.into_iter().flat_map(|head| [1, 2, 3, 4, 7, 8].map(|group| (head, group)));
+    // More than a block's registers hold.
+    all.filter(|(head, group)| head * group <= 2048).collect()
+}
+
+// 236 shapes in all.
 
 #[test]
 fn decode_agrees_for_each_head_width_and_group() {
-    for head in [16, 24, 64, 80, 96, 128, 256, 512] {
-        for group in [1, 2, 3, 4, 7, 8] {
-            if head * group > 2048 {
-                continue; // More than a block's registers hold.
-            }
-            agrees(&Case::new(head, group, &[(1, 1), (17, 1), (600, 1)]));
-        }
-    }
+    agree(
+        46,
+        heads()
+            .into_iter()
+            .map(|(head, group)| Case::new(head, group, &[(1, 1), (17, 1), (600, 1)])),
+    );
 }
 
 #[test]
 fn decode_agrees_for_each_page_size() {
-    for page_size in [1, 2, 8, 16, 32, 64, 128] {
-        agrees(&Case {
-            page_size,
-            kv_heads: 2,
-            ..Case::new(64, 2, &[(1, 1), (130, 1), (1300, 1)])
-        });
+    let cases = [1, 2, 8, 16, 32, 64, 128].map(|page_size| Case {
+        page_size,
+        kv_heads: 2,
+        ..Case::new(64, 2, &[(1, 1), (130, 1), (1300, 1)])
+    });
+    agree(7, cases);
+}
+
+/// A case with each window, with and without a soft cap and sinks.
+fn with_windows_caps_and_sinks(base: &Case, windows: [u32; 3]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for window in [None, Some(windows[0]), Some(windows[1]), Some(windows[2])] {
+        for soft_cap in [0.0, 5.0] {
+            for sinks in [false, true] {
+                cases.push(Case { window, soft_cap, sinks, ..base.clone() });
+            }
+        }
     }
+    cases
 }
 
 #[test]
 fn decode_agrees_with_windows_caps_and_sinks() {
-    for window in [None, Some(1), Some(100), Some(700)] {
-        for soft_cap in [0.0, 5.0] {
-            for sinks in [false, true] {
-                let base = Case::new(64, 4, &[(1, 1), (99, 1), (101, 1), (1400, 1)]);
-                agrees(&Case { window, soft_cap, sinks, ..base });
-            }
-        }
-    }
+    let base = Case::new(64, 4, &[(1, 1), (99, 1), (101, 1), (1400, 1)]);
+    agree(16, with_windows_caps_and_sinks(&base, [1, 100, 700]));
+    let wide = Case { page_size: 1, ..Case::new(256, 2, &[(70, 1), (33, 1)]) };
+    agree(16, with_windows_caps_and_sinks(&wide, [1, 32, 64]));
 }
 
 #[test]
 fn a_long_row_is_divided_between_blocks() {
-    for blocks in [1, 2, 5, 16] {
-        agrees(&Case {
+    agree(
+        4,
+        [1, 2, 5, 16].map(|blocks| Case {
             blocks,
             sinks: blocks == 5,
             ..Case::new(128, 4, &[(2500, 1), (40, 1), (700, 1)])
-        });
-    }
+        }),
+    );
 }
 
 #[test]
 fn append_agrees_for_each_head_width_and_group() {
-    for head in [16, 24, 64, 80, 96, 128, 256] {
-        for group in [1, 3, 4, 8] {
-            agrees(&Case::new(head, group, &[(5, 5), (70, 2), (130, 70)]));
-        }
-    }
+    agree(
+        46,
+        heads()
+            .into_iter()
+            .map(|(head, group)| Case::new(head, group, &[(5, 5), (70, 2), (100, 30)])),
+    );
 }
 
 #[test]
 fn append_agrees_for_each_page_size_and_a_cached_prefix() {
-    for page_size in [1, 4, 16, 128] {
-        agrees(&Case {
+    let page_sizes = [1, 2, 4, 8, 16, 32, 64, 128];
+    agree(
+        8,
+        page_sizes.map(|page_size| Case {
             page_size,
             kv_heads: 2,
             ..Case::new(64, 2, &[(33, 33), (200, 40), (300, 3)])
-        });
-    }
+        }),
+    );
 }
 
 #[test]
 fn append_agrees_with_windows_caps_and_sinks() {
-    for window in [None, Some(1), Some(20), Some(100)] {
-        for soft_cap in [0.0, 5.0] {
-            for sinks in [false, true] {
-                agrees(&Case {
-                    window,
-                    soft_cap,
-                    sinks,
-                    ..Case::new(64, 4, &[(150, 50), (40, 40)])
-                });
-            }
+    let base = Case::new(64, 4, &[(150, 50), (40, 40)]);
+    agree(16, with_windows_caps_and_sinks(&base, [1, 20, 100]));
+    let wide = Case { page_size: 32, ..Case::new(512, 2, &[(60, 20)]) };
+    agree(16, with_windows_caps_and_sinks(&wide, [1, 20, 48]));
+}
+
+#[test]
+fn spans_to_verify_agree_behind_prefixes_of_any_length() {
+    let mut cases = Vec::new();
+    for span in [2, 3, 5, 8] {
+        for before in [0, 1, 31, 32, 63, 257] {
+            let rows = [(before + span, span), (before + 2 * span, span)];
+            cases.push(Case { page_size: 8, ..Case::new(80, 4, &rows) });
         }
     }
+    agree(24, cases);
 }
 
 #[test]
 fn decode_and_append_rows_share_a_step() {
-    agrees(&Case { kv_heads: 2, ..Case::new(64, 4, &[(300, 1), (20, 1), (64, 8), (100, 100)]) });
+    let mut cases = Vec::new();
+    for (head, group) in [(64, 4), (96, 3), (128, 8), (256, 1)] {
+        for window in [None, Some(40)] {
+            let rows = [(300, 1), (20, 1), (64, 8), (70, 70)];
+            cases.push(Case { kv_heads: 2, window, ..Case::new(head, group, &rows) });
+        }
+    }
+    agree(8, cases);
 }
 
 #[test]
 fn other_numbers_than_bfloat16_agree() {
+    let mut cases = Vec::new();
     for (half, fp8) in [(true, false), (false, true), (true, true)] {
-        let variant = Variant { half, fp8, ..Variant::new(128, 4) };
-        agrees(&Case { variant, ..Case::new(128, 4, &[(700, 1), (33, 1), (60, 20)]) });
+        for head in [64, 80, 128, 256, 512] {
+            let variant = Variant { half, fp8, ..Variant::new(head, 4) };
+            cases.push(Case { variant, ..Case::new(head, 4, &[(300, 1), (33, 1), (60, 20)]) });
+        }
     }
+    agree(15, cases);
 }
 
 #[test]
 fn a_shared_prefix_is_computed_once_and_agrees() {
+    let mut cases = Vec::new();
     for (rows, positions) in [(2, 32), (5, 512), (20, 256)] {
         for sinks in [false, true] {
             let lengths: Vec<(u32, u32)> =
                 (0..rows + 1).map(|row| (positions + 1 + row * 7, 1)).collect();
-            agrees(&Case { shared: Some((rows, positions)), sinks, ..Case::new(64, 4, &lengths) });
+            for (head, group) in [(64, 4), (128, 1), (512, 4)] {
+                // Wide heads take long: the shortest case has them.
+                if head < 512 || rows == 2 {
+                    let shared = Some((rows, positions));
+                    cases.push(Case { shared, sinks, ..Case::new(head, group, &lengths) });
+                }
+            }
         }
     }
+    agree(14, cases);
 }
 
 #[test]

@@ -253,31 +253,33 @@ fn gated_activations_agree() {
 #[test]
 fn embeddings_are_of_known_tokens_and_of_those_that_slots_produced() {
     let variant = Variant::new(64, 1);
-    let (vocabulary, width) = (11, 72);
-    let (table, x) = bits_and_values(&variant, &mut Numbers::new(5), vocabulary * width, 1.0);
-    let mut device = Device::default();
-    let (tokens, next) = ([3, -1 - 2, 10, -1], [7, 1, 4]);
-    let out = device.room::<u16>(tokens.len() * width);
-    let arguments = Arguments::new()
-        .with(out)
-        .with(device.upload(&table))
-        .with(device.upload(&tokens))
-        .with(device.upload(&next))
-        .with(width as i32)
-        .with(2.5f32);
-    device.run(Kernel::Embed, &variant, [tokens.len() as u32, 1], 32, 0, &arguments);
-    let right: Vec<f32> = [3, 4, 10, 7]
-        .iter()
-        .flat_map(|&token| &x[token * width..][..width])
-        .map(|x| x * 2.5)
-        .collect();
-    let got: Vec<f32> = device
-        .download::<u16>(out, right.len())
-        .iter()
-        .map(|&bits| number(&variant, bits))
-        .collect();
-    let right: Vec<f64> = right.into_iter().map(f64::from).collect();
-    assert!(relative_error(&got, &right) < 0.003);
+    for width in [72, 6, 9] {
+        let vocabulary = 11;
+        let (table, x) = bits_and_values(&variant, &mut Numbers::new(5), vocabulary * width, 1.0);
+        let mut device = Device::default();
+        let (tokens, next) = ([3, -1 - 2, 10, -1], [7, 1, 4]);
+        let out = device.room::<u16>(tokens.len() * width);
+        let arguments = Arguments::new()
+            .with(out)
+            .with(device.upload(&table))
+            .with(device.upload(&tokens))
+            .with(device.upload(&next))
+            .with(width as i32)
+            .with(2.5f32);
+        device.run(Kernel::Embed, &variant, [tokens.len() as u32, 1], 32, 0, &arguments);
+        let right: Vec<f32> = [3, 4, 10, 7]
+            .iter()
+            .flat_map(|&token| &x[token * width..][..width])
+            .map(|x| x * 2.5)
+            .collect();
+        let got: Vec<f32> = device
+            .download::<u16>(out, right.len())
+            .iter()
+            .map(|&bits| number(&variant, bits))
+            .collect();
+        let right: Vec<f64> = right.into_iter().map(f64::from).collect();
+        assert!(relative_error(&got, &right) < 0.003);
+    }
 }
 
 /// As the kernel has it.
@@ -389,6 +391,44 @@ fn tokens_are_those_of_the_definition() {
         let logits = &logits[row * vocabulary..][..vocabulary];
         let (right, margin) = sampled(logits, s, (s.mask >= 0).then_some(&mask[..]));
         assert!(got == right || margin < 1e-4, "{got}, not {right} by {margin}: {s:?}");
+    }
+}
+
+#[test]
+fn a_row_whose_logits_are_not_numbers_gets_no_token_and_harms_no_other() {
+    let vocabulary = 700;
+    let broken = [None, Some(f32::NAN), Some(f32::INFINITY), Some(f32::NEG_INFINITY), None];
+    let mut logits = vec![0.0f32; broken.len() * vocabulary];
+    for (row, value) in broken.iter().enumerate() {
+        logits[row * vocabulary + 650] = value.unwrap_or(1.0);
+    }
+    for temperature in [0.0, 1e-30] {
+        let row = |slot| Sampling {
+            temperature,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: [1, 2],
+            sample_index: 0,
+            position: 9,
+            slot,
+            mask: -1,
+        };
+        let samplings: Vec<Sampling> = (0..broken.len() as i32).map(row).collect();
+        let mut device = Device::default();
+        let [tokens, next] = [(); 2].map(|()| device.room::<i32>(broken.len()));
+        let arguments = Arguments::new()
+            .with(tokens)
+            .with(next)
+            .with(device.upload(&logits))
+            .with(device.upload(&samplings))
+            .with(0u64)
+            .with(vocabulary as i32);
+        let grid = [broken.len() as u32, 1];
+        device.run(Kernel::Sample, &Variant::new(64, 1), grid, 512, 0, &arguments);
+        assert_eq!(device.download::<i32>(tokens, broken.len()), [650, -1, -1, -1, 650]);
+        // A slot that goes on all the same reads a token that exists.
+        assert_eq!(device.download::<i32>(next, broken.len()), [650, 0, 0, 0, 650]);
     }
 }
 

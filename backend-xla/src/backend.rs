@@ -156,7 +156,7 @@ impl XlaBackend {
         weights: &dyn Weights,
     ) -> Result<Placement, BackendError> {
         let mut placement = Placement::new(program, self.options.tensor_parallel, self.element)?;
-        placement.keep_quantized(program, |name| Some(weights.tensor(name).ok()?.format()));
+        placement.keep_quantized(program, |name| Some(weights.describe(name).ok()?.0));
         Ok(placement)
     }
 

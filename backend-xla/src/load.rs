@@ -48,7 +48,7 @@ pub(crate) fn load_weights(
     let mut all = Vec::new();
     for (weight, placed) in program.weights().iter().zip(&placement.weights) {
         let tensor = weights.tensor(&weight.name)?;
-        check_weight_shape(weight, &tensor)?;
+        check_weight_shape(weight, tensor.shape())?;
         if placed.packed.is_none() {
             all.push(put(weight, placed, &convert(&tensor, placed.kind.element))?);
             continue;

@@ -78,10 +78,10 @@ extern "C" __global__ void divergent_barrier(int* out) {
 
 extern "C" __global__ void mismatched_barrier(int* out) {
     if (threadIdx.x < 32) {
-        out[0] = 1;
+        out[threadIdx.x] = 1;
         asm volatile("bar.sync 0;" ::: "memory");
     } else {
-        out[1] = 1;
+        out[threadIdx.x] = 2;
         asm volatile("bar.sync 0;" ::: "memory");
     }
 }
@@ -102,6 +102,18 @@ extern "C" __global__ void bank_conflicts(float* out) {
 
 extern "C" __global__ void uncoalesced(float* out) {
     out[threadIdx.x * 32] = threadIdx.x;  // uncoalesced: each lane has a sector of its own
+}
+
+extern "C" __global__ void redundant_store(int* out) {
+    const int all = __reduce_add_sync(ALL_LANES, threadIdx.x);
+    out[threadIdx.x / 32] = all;  // redundant_store: every lane stores the sum
+}
+
+extern "C" __global__ void conflicting_store(int* out) {
+    __shared__ int values[16];
+    values[threadIdx.x / 2] = threadIdx.x;  // conflicting_store: two lanes have the same index
+    __syncwarp();
+    out[threadIdx.x] = values[threadIdx.x / 2];
 }
 
 extern "C" __global__ void endless(volatile int* flag) {

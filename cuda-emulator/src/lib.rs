@@ -65,6 +65,7 @@ pub mod nvrtc;
 mod packages;
 pub mod ptx;
 pub mod ptxas;
+pub mod stand_in;
 
 pub use machine::{
     Arguments, InstructionForms, Kernel, Launch, LaunchError, LoadError, Memory, MemoryError,

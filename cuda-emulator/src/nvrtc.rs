@@ -136,6 +136,19 @@ impl Nvrtc {
         }
     }
 
+    /// As [`locate`](Self::locate), with another cache directory than the usual one if one is given; `offline` fetches
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`locate`](Self::locate), and [`PackageError::NotFetched`].
+    pub fn locate_in(cache: Option<&Path>, offline: bool) -> Result<PathBuf, NvrtcError> {
+        match std::env::var_os("CUDA_EMULATOR_NVRTC").filter(|path| !path.is_empty()) {
+            Some(path) => Ok(PathBuf::from(path)),
+            None => Ok(packages::nvrtc_in(cache.map(Path::to_owned), offline)?),
+        }
+    }
+
     /// Loads the library at `path`. The library that holds its built-in functions must lie beside
     /// it.
     ///

@@ -22,6 +22,14 @@ pub enum PackageError {
     /// No directory to keep packages in.
     #[error("no cache directory: set UNDERSTORY_CACHE, XDG_CACHE_HOME or HOME")]
     NoCache,
+    /// The package is not in the cache, and nothing may be fetched.
+    #[error("{package} is not in {}, and nothing is fetched offline", .directory.display())]
+    NotFetched {
+        /// Name and version.
+        package: String,
+        /// Where it should be.
+        directory: PathBuf,
+    },
     /// The package can't be fetched.
     #[error("cannot fetch {package} through pip: {reason}")]
     Fetch {
@@ -106,7 +114,12 @@ pub fn cache_directory() -> Option<PathBuf> {
 
 /// The path of NVRTC's library, which is fetched if it isn't there.
 pub(crate) fn nvrtc() -> Result<PathBuf, PackageError> {
-    Ok(LIBRARY.directory()?.join(LIBRARY.needs[0]))
+    nvrtc_in(None, false)
+}
+
+/// The same in a cache directory, or in the usual one.
+pub(crate) fn nvrtc_in(cache: Option<PathBuf>, offline: bool) -> Result<PathBuf, PackageError> {
+    Ok(LIBRARY.directory_in(cache, offline)?.join(LIBRARY.needs[0]))
 }
 
 /// The path of ptxas, which is fetched if it isn't there.
@@ -121,7 +134,7 @@ pub(crate) fn nvdisasm() -> Result<PathBuf, PackageError> {
 
 /// The path of ptxas if it was fetched before.
 pub(crate) fn fetched_ptxas() -> Option<PathBuf> {
-    let path = PTXAS.place()?.join(PTXAS.needs[0]);
+    let path = PTXAS.place(&cache_directory()?).join(PTXAS.needs[0]);
     path.is_file().then_some(path)
 }
 
@@ -136,8 +149,8 @@ pub fn toolkit_headers() -> Result<Vec<PathBuf>, PackageError> {
 
 impl Package {
     /// Where the files are kept.
-    fn place(&self) -> Option<PathBuf> {
-        Some(cache_directory()?.join(format!("pypi/{}-{}", self.name, self.version)))
+    fn place(&self, cache: &Path) -> PathBuf {
+        cache.join(format!("pypi/{}-{}", self.name, self.version))
     }
 
     /// The first file, which must be one that can be run.
@@ -158,10 +171,19 @@ impl Package {
 
     /// Where the files are, once they are there.
     fn directory(&self) -> Result<PathBuf, PackageError> {
-        let directory = self.place().ok_or(PackageError::NoCache)?;
+        self.directory_in(None, false)
+    }
+
+    /// The same in a cache directory, or in the usual one.
+    fn directory_in(&self, cache: Option<PathBuf>, offline: bool) -> Result<PathBuf, PackageError> {
+        let cache = cache.or_else(cache_directory).ok_or(PackageError::NoCache)?;
+        let directory = self.place(&cache);
         let complete = || self.needs.iter().all(|file| directory.join(file).exists());
         if complete() {
             return Ok(directory);
+        }
+        if offline {
+            return Err(PackageError::NotFetched { package: self.title(), directory });
         }
         fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
         // Of several processes one fetches; the others wait.
@@ -241,7 +263,12 @@ impl Package {
     }
 
     fn failed(&self, reason: String) -> PackageError {
-        PackageError::Fetch { package: format!("{}=={}", self.name, self.version), reason }
+        PackageError::Fetch { package: self.title(), reason }
+    }
+
+    /// Name and version.
+    fn title(&self) -> String {
+        format!("{}=={}", self.name, self.version)
     }
 }
 

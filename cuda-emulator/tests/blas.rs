@@ -303,6 +303,38 @@ fn a_result_between_the_columns_of_an_operand_overlaps_nothing() {
 }
 
 #[test]
+fn an_operand_that_reaches_out_of_its_memory_is_refused_before_it_is_compared() {
+    let mut bench = Bench::new(80);
+    let (a, d) = (bench.upload(&[1.0f32; 4]), bench.upload(&[0f32; 4]));
+    // Lines of one element, more than memory could list.
+    let long = {
+        let mut long = Attributes::layout(F32, 1 << 20, 1, 1);
+        set(&mut long, ORDER, 1i32);
+        set(&mut long, BATCHES, (1i32 << 20) - 1);
+        set(&mut long, BATCH_STRIDE, 1i64);
+        long
+    };
+    let one_by_one = {
+        let mut one = Attributes::layout(F32, 1, 1, 1);
+        set(&mut one, BATCHES, (1i32 << 20) - 1);
+        set(&mut one, BATCH_STRIDE, 1i64);
+        one
+    };
+    let description = Attributes::matmul(COMPUTE_32F, F32);
+    let (one, zero) = (1f32, 0f32);
+    let scalars = [host(&one), host(&zero)];
+    let queued =
+        bench.matmul(&description, [&long, &one_by_one, &long, &long], scalars, [a, a, d, d]);
+    queued.unwrap();
+    assert!(bench.driver.synchronize(0).is_err());
+    let reports = bench.reports.lock().unwrap();
+    let [Report { problem: Problem::OutOfBounds { access, .. }, site, .. }] = &reports[..] else {
+        panic!("{reports:?}");
+    };
+    assert_eq!((*access, site.instruction.as_str()), ("load", "A"));
+}
+
+#[test]
 fn fp8_results_are_scaled_clamped_and_their_largest_is_told() {
     let mut bench = Bench::new(90);
     // 1.0 everywhere: sums of 16.

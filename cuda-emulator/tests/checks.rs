@@ -249,6 +249,29 @@ fn conflicts_and_scattered_accesses_are_advice() {
 }
 
 #[test]
+fn lanes_that_store_the_same_value_to_one_place_are_a_warning() {
+    let outcome = run("redundant_store", shape([1, 1, 1], 64), &Options::default());
+    assert_eq!(outcome.errors().count(), 0, "{:#?}", outcome.reports);
+    let [report] = outcome.warnings().collect::<Vec<_>>()[..] else { panic!("{outcome:#?}") };
+    assert!(matches!(report.problem, Problem::RedundantStore { lanes: 0xffff_fffe, .. }));
+    assert_eq!(report.site.line, Some(line("redundant_store")));
+    // Once for each warp.
+    assert_eq!(report.count, 2);
+    let off = run("redundant_store", shape([1, 1, 1], 64), &without("redundant-stores"));
+    assert_clean(&off);
+}
+
+#[test]
+fn lanes_that_store_different_values_to_one_place_are_an_error() {
+    let grid = shape([1, 1, 1], 32);
+    let outcome = run("conflicting_store", grid, &Options::default());
+    let report = only(&outcome, "conflicting_store");
+    let expected = Problem::ConflictingStore { address: 0, first: 0, second: 1 };
+    assert_eq!((&report.problem, report.count), (&expected, 16));
+    assert_clean(&run("conflicting_store", grid, &without("redundant-stores")));
+}
+
+#[test]
 fn an_endless_loop_is_stopped() {
     let options = Options { instruction_limit: 100_000, ..Options::default() };
     let outcome = run("endless", shape([1, 1, 1], 32), &options);

@@ -116,6 +116,31 @@ fn a_clean_run_shows_counts_and_results() {
 }
 
 #[test]
+fn a_launch_that_costs_more_than_its_record_ends_the_command_with_1() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("cost.json");
+    let file = file.to_str().expect("UTF-8");
+    let launch = |blocks: &'static str| {
+        let start = ["bugs.ptx", "--kernel", "touch", "--grid", blocks, "--block", "32"];
+        [&start[..], &["--arg", "i32[128]=iota"]].concat()
+    };
+    let with = |blocks, more: &[&str]| run(&[&launch(blocks)[..], more].concat());
+    assert_eq!(with("2", &["--record", file]).status.code(), Some(0));
+    assert_eq!(with("2", &["--gate", file]).status.code(), Some(0));
+    assert_eq!(with("1", &["--gate", file]).status.code(), Some(0));
+    let output = with("3", &["--gate", file]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    assert!(shown.contains("costs more: 12 sectors loaded, 8 are recorded"), "{shown}");
+    let json: serde_json::Value =
+        serde_json::from_slice(&with("3", &["--gate", file, "--json"]).stdout).expect("JSON");
+    assert_eq!(json["excess"][0]["what"], "sectors loaded");
+    assert_eq!(json["counts"]["by_class"]["global"], 6);
+    std::fs::write(file, "{}").expect("the file can be written");
+    assert_eq!(with("2", &["--gate", file]).status.code(), Some(2));
+}
+
+#[test]
 fn what_is_wrong_ends_the_command_with_1() {
     let wrong =
         ["bugs.ptx", "--kernel", "touch", "--grid", "3", "--block", "32", "--arg", "i32[64]=zero"];

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use cuda_emulator::count::{CacheModel, Class, Counting};
 use cuda_emulator::{Options, Schedule};
 use support::attention::Batch;
@@ -24,8 +26,7 @@ fn paged_decode_gives_attention() {
 #[test]
 fn paged_prefill_gives_attention_on_tensor_cores_without_bank_conflicts() {
     for batch in cases::prefill_batches() {
-        let outcome = cases::prefill(PREFILL, &batch, &Options::default()).unwrap();
-        let counts = outcome.counts;
+        let counts = cases::prefill(PREFILL, &batch, &Options::default()).unwrap().counts;
         assert_eq!(counts.shared_wavefronts, counts.shared_wavefronts_ideal);
         assert!(counts.of(Class::Tensor) > 0);
         // bf16: two bytes.
@@ -67,6 +68,37 @@ fn noise_on_the_border_between_tokens_takes_the_later_one() {
 #[test]
 fn quantized_matvec_multiplies() {
     cases::matvec(MATVEC, &Options::default()).unwrap();
+}
+
+#[test]
+fn noise_above_the_sum_of_all_weights_takes_the_last_token() {
+    cases::sample_ends(SAMPLE, &Options::default()).unwrap();
+}
+
+/// With `UPDATE=1` the record is made anew.
+#[test]
+fn kernels_cost_what_is_recorded() {
+    let kernels = [
+        ("decode", DECODE),
+        ("prefill", PREFILL),
+        ("norm", NORM),
+        ("sample", SAMPLE),
+        ("matvec", MATVEC),
+    ];
+    let costs: BTreeMap<_, _> = kernels
+        .into_iter()
+        .map(|(name, ptx)| {
+            (name.to_owned(), cases::all(name, ptx, &Options::default()).expect(name))
+        })
+        .collect();
+    if std::env::var_os("UPDATE").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/costs.json");
+        let text = serde_json::to_string_pretty(&costs).expect("numbers") + "\n";
+        std::fs::write(path, text).expect("the record is written");
+        return;
+    }
+    // Not less either: what became cheaper is recorded again.
+    assert_eq!(costs, cases::recorded());
 }
 
 #[test]

@@ -2,14 +2,16 @@
 //!
 //! The usual run makes the mistakes of synchronization. All of them, with a table:
 //!
-//!     UPDATE=1 cargo test --release -p cuda-emulator --test mutations -- --ignored
+//!     cargo test --release -p cuda-emulator --test mutations -- --ignored
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Mutex;
 
+use cuda_emulator::count::{Cost, Excess};
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc};
 use cuda_emulator::{Options, Schedule};
 use support::cases::{self, Failure};
@@ -159,6 +161,8 @@ enum End {
     Same,
     Reported,
     Wrong,
+    /// Right, but at more than the recorded cost: what is most above it.
+    CostsMore(Excess),
     Survived,
 }
 
@@ -171,11 +175,12 @@ fn compile(nvrtc: &Nvrtc, source: &str) -> Option<String> {
     nvrtc.compile(source, "mutant.cu", &options).ok().map(|compiled| compiled.ptx)
 }
 
-fn judge(nvrtc: &Nvrtc, mutant: &Mutant) -> End {
+fn judge(nvrtc: &Nvrtc, recorded: &BTreeMap<String, Vec<Cost>>, mutant: &Mutant) -> End {
     let Some(ptx) = compile(nvrtc, &mutant.source) else { return End::DoesNotCompile };
     if compile(nvrtc, &source(mutant.kernel)).as_ref() == Some(&ptx) {
         return End::Same;
     }
+    let mut costs = Vec::new();
     for schedule in [Schedule::InOrder, Schedule::Random(1)] {
         let options = Options {
             schedule,
@@ -184,17 +189,20 @@ fn judge(nvrtc: &Nvrtc, mutant: &Mutant) -> End {
             ..Options::default()
         };
         match cases::all(mutant.kernel, &ptx, &options) {
-            Ok(()) => {}
+            Ok(found) => costs = found,
             Err(Failure::Refused(_) | Failure::Wrong(_)) => return End::Wrong,
             Err(Failure::Reported(_)) => return End::Reported,
         }
     }
-    End::Survived
+    let recorded = recorded.get(mutant.kernel).map_or(&[][..], Vec::as_slice);
+    let excess = costs.iter().zip(recorded).flat_map(|(cost, recorded)| cost.excess_over(recorded));
+    excess.max_by_key(|one| one.found - one.recorded).map_or(End::Survived, End::CostsMore)
 }
 
 /// The ends of all mutants, computed on two threads.
 fn judge_all(mutants: &[Mutant]) -> Vec<End> {
     let nvrtc = Nvrtc::find().expect("NVRTC");
+    let recorded = cases::recorded();
     let next = Mutex::new(0);
     let ends: Mutex<Vec<(usize, End)>> = Mutex::default();
     std::thread::scope(|scope| {
@@ -207,7 +215,7 @@ fn judge_all(mutants: &[Mutant]) -> Vec<End> {
                         *next - 1
                     };
                     let Some(mutant) = mutants.get(index) else { return };
-                    let end = judge(&nvrtc, mutant);
+                    let end = judge(&nvrtc, &recorded, mutant);
                     ends.lock().expect("no panic").push((index, end));
                 }
             });
@@ -244,9 +252,10 @@ fn every_mutant_is_found_or_argued_about() {
     }
     let ends = judge_all(&mutants);
     let mut table = String::from(
-        "| kernel | mutants | the same PTX | reported | wrong numbers | survived |\n\
-         | --- | --- | --- | --- | --- | --- |\n",
+        "| kernel | mutants | the same PTX | reported | wrong numbers | costs more | survived |\n\
+         | --- | --- | --- | --- | --- | --- | --- |\n",
     );
+    let mut dearer_ones = String::new();
     let mut survivors = Vec::new();
     for kernel in KERNELS {
         let own: Vec<_> = mutants
@@ -257,15 +266,24 @@ fn every_mutant_is_found_or_argued_about() {
         let same = own.iter().filter(|(_, end)| matches!(end, End::Same)).count();
         let reported = own.iter().filter(|(_, end)| matches!(end, End::Reported)).count();
         let wrong = own.iter().filter(|(_, end)| matches!(end, End::Wrong)).count();
-        let left = own.len() - same - reported - wrong;
+        let dearer = own.iter().filter(|(_, end)| matches!(end, End::CostsMore(_))).count();
+        let left = own.len() - same - reported - wrong - dearer;
         let count = own.len();
-        writeln!(table, "| {kernel} | {count} | {same} | {reported} | {wrong} | {left} |")
-            .expect("memory");
-        for (mutant, _) in own.iter().filter(|(_, end)| matches!(end, End::Survived)) {
-            survivors.push((
-                format!("`{}.cu:{}`, {}", mutant.kernel, mutant.line, mutant.kind),
-                mutant.what.clone(),
-            ));
+        writeln!(
+            table,
+            "| {kernel} | {count} | {same} | {reported} | {wrong} | {dearer} | {left} |"
+        )
+        .expect("memory");
+        for (mutant, end) in own {
+            let key = format!("`{}.cu:{}`, {}", mutant.kernel, mutant.line, mutant.kind);
+            match end {
+                End::CostsMore(Excess { what, recorded, found }) => {
+                    let row = format!("| {key} | {found} {what}, not {recorded} |");
+                    writeln!(dearer_ones, "{row}").expect("memory");
+                }
+                End::Survived => survivors.push((key, mutant.what.clone())),
+                _ => {}
+            }
         }
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/mutations.md");
@@ -278,5 +296,7 @@ fn every_mutant_is_found_or_argued_about() {
         .filter(|line| !survivors.iter().any(|(key, _)| key.strip_prefix('`') == Some(line)))
         .collect();
     assert!(stale.is_empty(), "{table}\nargued about in docs/mutations.md, and found: {stale:#?}");
-    assert!(page.contains(&table), "docs/mutations.md has another table than this:\n{table}");
+    for table in [table, dearer_ones] {
+        assert!(page.contains(&table), "docs/mutations.md has another table than this:\n{table}");
+    }
 }

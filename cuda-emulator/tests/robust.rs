@@ -222,13 +222,23 @@ proptest! {
     }
 }
 
-/// Ten minutes of the first property: `cargo test --release -p cuda-emulator --test robust -- --ignored`.
+/// Ten minutes of the first property, from the seed `FUZZ_SEED` or another in every run:
+///
+///     cargo test --release -p cuda-emulator --test robust -- --ignored --nocapture
 #[test]
 #[ignore = "takes ten minutes"]
 fn changed_ptx_is_refused_or_runs_for_ten_minutes() {
     use proptest::strategy::ValueTree;
-    use proptest::test_runner::TestRunner;
-    let mut runner = TestRunner::default();
+    use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+    let now = || std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
+    let given = std::env::var("FUZZ_SEED").ok().map(|text| text.parse().expect("a number"));
+    let seed: u64 = given.unwrap_or_else(now);
+    // Known before the first case, so that a crash can be repeated.
+    println!("seed {seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), random);
     let strategy = (
         0..texts().len(),
         prop::collection::vec(change(), 1..6),

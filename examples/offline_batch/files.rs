@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::batch::AnswerLine;
 
 /// 64 conversations in 8 groups, each group with a long system prompt of its own.
-const BUNDLED: &str = include_str!("../data/prompts.jsonl");
+pub(crate) const BUNDLED: &str = include_str!("../data/prompts.jsonl");
+/// Four short conversations, for devices that are emulated.
+pub(crate) const SHORT: &str = include_str!("../data/short_prompts.jsonl");
 
 /// Where requests come from.
 pub(crate) struct Prompts {
@@ -52,9 +54,9 @@ pub(crate) enum FileError {
 
 impl Prompts {
     /// The bundled prompts, standard input (`-`), or a file.
-    pub(crate) fn open(path: Option<&Path>) -> Result<Self, FileError> {
+    pub(crate) fn open(path: Option<&Path>, bundled: &'static str) -> Result<Self, FileError> {
         let Some(path) = path else {
-            return Ok(Self { input: Box::new(BUNDLED.as_bytes()), identity: None });
+            return Ok(Self { input: Box::new(bundled.as_bytes()), identity: None });
         };
         if path.as_os_str() == "-" {
             return Ok(Self {

@@ -33,6 +33,8 @@ use understory::prelude::{Engine, Shutdown};
 
 /// How many answers are shown where they aren't written to a file.
 const SHOWN: usize = 3;
+/// Most tokens of an answer on an emulated device, where a token takes seconds.
+const EMULATED: u32 = 8;
 
 /// Answers a batch of prompts with a language model, and says how fast.
 ///
@@ -58,7 +60,7 @@ const SHOWN: usize = 3;
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Requests, one a line; `-` is standard input. Default: 64 bundled chat prompts, which share
-    /// eight long system prompts.
+    /// eight long system prompts; with --emulate four short ones.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
 
@@ -67,7 +69,8 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Most tokens of an answer, even where a request allows more.
+    /// Most tokens of an answer, even where a request allows more. Default: none, but 8 with
+    /// --emulate.
     #[arg(long, value_name = "TOKENS")]
     max_tokens: Option<u32>,
 
@@ -102,7 +105,8 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         writeln!(io::stdout(), "{}", arguments.engine.loader()?.estimate()?)?;
         return Ok(());
     }
-    let prompts = Prompts::open(arguments.prompts.as_deref())?;
+    let bundled = if arguments.engine.emulate { files::SHORT } else { files::BUNDLED };
+    let prompts = Prompts::open(arguments.prompts.as_deref(), bundled)?;
     if let Some(path) = &arguments.out {
         Answers::check(path, &prompts)?;
     }
@@ -127,7 +131,7 @@ fn answer(
 ) -> Result<Summary, BatchError> {
     let options = BatchOptions {
         defaults: engine.recommended_sampling(),
-        max_tokens: arguments.max_tokens,
+        max_tokens: arguments.max_tokens.or(arguments.engine.emulate.then_some(EMULATED)),
         greedy: arguments.greedy,
     };
     let bar = new_bar();

@@ -54,7 +54,7 @@ fn out_that_is_the_prompts_own_file_is_refused_whatever_leads_there() {
         let arguments = arguments(&["--prompts", text(&prompts), "--out", text(&out)]);
         let error = run(&arguments).unwrap_err();
         assert!(error.to_string().contains("the requests are read from"), "{error}");
-        let opened = Prompts::open(Some(&prompts)).unwrap();
+        let opened = Prompts::open(Some(&prompts), crate::files::BUNDLED).unwrap();
         assert!(Answers::create(&out, &opened).is_err(), "not even if it appears meanwhile");
         assert_eq!(fs::read_to_string(&prompts).unwrap(), LINE.repeat(3));
     }

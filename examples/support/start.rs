@@ -30,9 +30,18 @@ pub(crate) struct EngineArguments {
     #[arg(long)]
     offline: bool,
 
-    /// What computes: `cpu`, or, where the feature `xla` is built in, `xla`.
+    /// What computes: `cpu`, or, where the feature of that name is built in, `xla` or `cuda`.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     backend: BackendName,
+
+    /// Compute on an emulated NVIDIA device instead (cuda only): slow, and needs no GPU. The
+    /// compiler that it needs is fetched.
+    #[arg(long)]
+    pub(crate) emulate: bool,
+
+    /// The NVIDIA device's number, from 0 (cuda only).
+    #[arg(long, value_name = "NUMBER", conflicts_with = "emulate")]
+    device: Option<usize>,
 
     /// The PJRT plugin of the xla backend: `cpu` (default) or `tpu`, which are fetched, or a shared
     /// library, written like a model.
@@ -126,20 +135,30 @@ impl EngineArguments {
     }
 
     fn choice(&self) -> Result<BackendChoice, String> {
-        match self.backend {
-            BackendName::Cpu if self.tp != 1 => Err("--tp needs --backend xla".to_owned()),
-            BackendName::Cpu if self.plugin.is_some() => {
-                Err("--plugin needs --backend xla".to_owned())
-            }
-            BackendName::Cpu => Ok(BackendChoice::Cpu { threads: self.threads }),
-            BackendName::Xla if self.threads.is_some() => {
-                Err("--threads needs --backend cpu".to_owned())
-            }
-            BackendName::Xla => {
-                let plugin = self.plugin.clone().unwrap_or_default();
-                Ok(BackendChoice::Xla { plugin, devices: self.tp })
+        let needs = [
+            ("--tp", self.tp != 1, BackendName::Xla),
+            ("--plugin", self.plugin.is_some(), BackendName::Xla),
+            ("--threads", self.threads.is_some(), BackendName::Cpu),
+            ("--emulate", self.emulate, BackendName::Cuda),
+            ("--device", self.device.is_some(), BackendName::Cuda),
+        ];
+        for (flag, given, backend) in needs {
+            if given && self.backend != backend {
+                let name = format!("{backend:?}").to_lowercase();
+                return Err(format!("{flag} needs --backend {name}"));
             }
         }
+        Ok(match self.backend {
+            BackendName::Cpu => BackendChoice::Cpu { threads: self.threads },
+            BackendName::Xla => {
+                let plugin = self.plugin.clone().unwrap_or_default();
+                BackendChoice::Xla { plugin, devices: self.tp }
+            }
+            BackendName::Cuda => {
+                let device = self.device.unwrap_or_default();
+                BackendChoice::Cuda { device, emulate: self.emulate }
+            }
+        })
     }
 
     fn options(&self) -> EngineOptions {
@@ -165,10 +184,11 @@ impl EngineArguments {
 }
 
 /// A backend's name.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum BackendName {
     Cpu,
     Xla,
+    Cuda,
 }
 
 /// How tokens are proposed.

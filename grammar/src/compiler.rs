@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use engine_core::Token;
 use engine_core::text::Tokenizer;
-use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
 use parking_lot::{Condvar, Mutex};
@@ -97,7 +96,7 @@ impl GrammarCompiler {
         if let Some(grammar) = self.cached(&key) {
             return Ok(grammar);
         }
-        let grammar = Shared::build_in_time(&self.shared, spec.lower(options)?)?;
+        let grammar = Shared::build_in_time(&self.shared, spec.clone())?;
         let mut cached = self.shared.cached.lock();
         if options.cached_grammars > 0 {
             // Another call may have compiled the same grammar meanwhile.
@@ -121,12 +120,9 @@ impl GrammarCompiler {
 }
 
 impl Shared {
-    /// Compiles on a thread of its own. A thread that doesn't end in time is left behind: it ends
+    /// Lowers and compiles on a thread of its own. A thread that doesn't end in time is left behind: it ends
     /// by the other limits, and until then counts among those that compile.
-    fn build_in_time(
-        shared: &Arc<Self>,
-        grammar: TopLevelGrammar,
-    ) -> Result<Grammar, GrammarError> {
+    fn build_in_time(shared: &Arc<Self>, spec: GrammarSpec) -> Result<Grammar, GrammarError> {
         let limit = shared.options.compile_time;
         let now = Instant::now();
         // A limit beyond what clocks count is none.
@@ -145,7 +141,7 @@ impl Shared {
         let thread = thread::Builder::new().name("understory-grammar".to_owned()).stack_size(STACK);
         let spawned = thread.spawn(move || {
             // Nobody listens any more, if it took too long.
-            let _ = answer.send(place.0.build(grammar));
+            let _ = answer.send(place.0.build(&spec));
         });
         let no_thread = |_| GrammarError::TooComplex { reason: "no thread is free".to_owned() };
         spawned.map_err(no_thread)?;
@@ -158,9 +154,9 @@ impl Shared {
         }
     }
 
-    fn build(&self, grammar: TopLevelGrammar) -> Result<Grammar, GrammarError> {
+    fn build(&self, spec: &GrammarSpec) -> Result<Grammar, GrammarError> {
         let of_compiler = |error: String| GrammarError::of_compiler(&error);
-        let parser = self.factory.create_parser(grammar);
+        let parser = self.factory.create_parser(spec.lower(&self.options)?);
         let mut matcher = Matcher::new(parser);
         if let Some(error) = matcher.get_error() {
             return Err(of_compiler(error));

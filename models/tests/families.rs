@@ -171,6 +171,32 @@ fn multipliers_that_no_model_has_are_refused() {
 }
 
 #[test]
+fn granite_4_is_read_if_all_layers_attend_and_none_has_experts() {
+    let granite = |changes: [Value; 3]| {
+        let [layers, experts, positions] = changes;
+        let fields = json!({"layer_types": layers, "num_local_experts": experts,
+            "position_embedding_type": positions, "shared_intermediate_size": 48});
+        small("GraniteMoeHybridForCausalLM", fields)
+    };
+    let kinds = || json!(["attention", "full_attention", "attention", "attention"]);
+    let rotates = |config: &ModelConfig| config.layers.iter().all(|layer| layer.rope.is_some());
+    let config = granite([kinds(), json!(0), json!("rope")]).expect("dense");
+    assert!(rotates(&config) && config.layers.iter().all(|layer| layer.intermediate_size == 48));
+    let config = granite([kinds(), json!(0), json!("nope")]).expect("dense");
+    assert!(config.layers.iter().all(|layer| layer.rope.is_none()));
+    for (changes, missing) in [
+        ([json!(["attention", "mamba"]), json!(0), json!("rope")], "recurrent layers"),
+        ([Value::Null, json!(0), json!("rope")], "recurrent layers"),
+        ([json!(["attention"]), json!(0), json!("rope")], "layer_types"),
+        ([kinds(), json!(4), json!("rope")], "experts"),
+        ([kinds(), Value::Null, json!("rope")], "missing"),
+    ] {
+        let error = granite(changes).expect_err(missing).to_string();
+        assert!(error.contains(missing), "{error}");
+    }
+}
+
+#[test]
 fn a_family_that_is_known_and_missing_says_what_it_needs() {
     for (name, missing) in [
         ("DeepseekV3ForCausalLM", "multi-head latent attention"),

@@ -16,7 +16,7 @@ use crate::config::{HostTier, WritePolicy};
 use crate::error::CacheError;
 use crate::residents::Residents;
 use crate::tree::NodeIndex;
-use crate::types::{Direction, PageId, Tier, TransferId};
+use crate::types::{PageId, Tier, TransferId};
 
 /// The pages of the host: free, in the tree, or about to be filled.
 #[derive(Debug)]
@@ -35,7 +35,8 @@ pub(crate) struct UnderWay {
     pub(crate) end: NodeIndex,
     /// Where the range starts: pages from the root.
     pub(crate) from: u32,
-    pub(crate) direction: Direction,
+    /// The tier that is written.
+    pub(crate) to: Tier,
     /// The pages that change hands: the host's on the way there, the device's on the way back.
     pub(crate) pages: Vec<PageId>,
     /// Where the part starts that is to leave the device: pages from the root.
@@ -102,7 +103,7 @@ impl Host {
 
     /// Pages of the host by owner, and how many there should be, for those who check.
     pub(crate) fn owned(&self) -> (usize, usize) {
-        let to_host = self.under_way.values().filter(|it| it.direction == Direction::ToHost);
+        let to_host = self.under_way.values().filter(|it| it.to == Tier::Host);
         let on_their_way: usize = to_host.map(|it| it.pages.len()).sum();
         let owned = self.free.len() + self.residents.total() + on_their_way;
         (owned, self.tier.pages as usize)

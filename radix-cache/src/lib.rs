@@ -98,6 +98,6 @@ pub use hash::page_hash;
 pub use snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
 pub use statistics::{Memory, Shape, Statistics};
 pub use types::{
-    Acquired, Counts, Direction, Inserted, LockId, Match, Namespace, PageGroup, PageId, Retention,
-    Tier, Token, Transfer, TransferId, WindowedCounts,
+    Acquired, Counts, Inserted, LockId, Match, Namespace, PageGroup, PageId, Retention, Tier,
+    Token, Transfer, TransferId, WindowedCounts,
 };

@@ -31,20 +31,6 @@ pub struct Statistics {
     pub windowed_removed: u64,
 }
 
-impl Statistics {
-    /// The share of looked-up tokens that matched, between 0 and 1.
-    #[must_use]
-    pub fn hit_rate_by_tokens(&self) -> f64 {
-        share(self.tokens_hit, self.tokens)
-    }
-
-    /// The share of requests that matched anything, between 0 and 1.
-    #[must_use]
-    pub fn hit_rate_by_requests(&self) -> f64 {
-        share(self.requests_hit, self.requests)
-    }
-}
-
 /// What the tree looks like at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -88,8 +74,4 @@ impl Shape {
         }
         shape
     }
-}
-
-fn share(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

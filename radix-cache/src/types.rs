@@ -8,19 +8,23 @@ pub type Token = u32;
 /// Where a page's KV is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
 pub enum Tier {
     /// In the memory of the device that computes.
     #[default]
     Device,
-    /// In the memory of the host.
+    /// In the memory of the host, from where it is loaded back before it is read.
     Host,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if *self == Self::Device { "device" } else { "host" })
+    }
 }
 
 /// A page group: layers that share a page table and a lifetime.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
 pub enum PageGroup {
     /// Layers that attend to everything before them. Every cached position has its page.
     #[default]
@@ -209,16 +213,6 @@ impl fmt::Display for TransferId {
     }
 }
 
-/// Which way a transfer goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Direction {
-    /// From the device to the host.
-    ToHost,
-    /// From the host to the device.
-    ToDevice,
-}
-
 /// Pages to be copied: each of `device` to or from the one at the same place in `host`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "its pages stay locked until it is confirmed or failed"]
@@ -226,8 +220,8 @@ pub enum Direction {
 pub struct Transfer {
     /// To be confirmed or failed.
     pub id: TransferId,
-    /// Which way.
-    pub direction: Direction,
+    /// The tier that is written; the other one is read.
+    pub to: Tier,
     /// Pages on the device.
     pub device: Vec<PageId>,
     /// Pages on the host, as many.

@@ -103,8 +103,6 @@ fn the_shape_counts_what_is_there() {
     let statistics = cache.statistics();
     assert_eq!((statistics.requests, statistics.requests_hit), (3, 1));
     assert_eq!((statistics.tokens, statistics.tokens_hit), (18, 4));
-    assert!((statistics.hit_rate_by_tokens() - 4.0 / 18.0).abs() < 1e-12);
-    assert!((statistics.hit_rate_by_requests() - 1.0 / 3.0).abs() < 1e-12);
     assert!(cache.memory().contents >= 7 * 12);
 }
 

@@ -1,7 +1,7 @@
 //! What the second tier promises, one promise a test.
 
 use radix_cache::{
-    CacheConfig, CacheError, Direction, HostTier, Namespace, PageId, RadixCache, Retention, Token,
+    CacheConfig, CacheError, HostTier, Namespace, PageId, RadixCache, Retention, Tier, Token,
     Transfer, WritePolicy,
 };
 
@@ -34,7 +34,7 @@ fn save(cache: &mut RadixCache, tokens: &[Token]) -> Option<Transfer> {
 fn what_was_saved_can_be_loaded_after_eviction() {
     let mut cache = with_prompt(8, WritePolicy::Through);
     let saved = save(&mut cache, &PROMPT).unwrap();
-    assert_eq!((saved.direction, &saved.device), (Direction::ToHost, &pages(0..6)));
+    assert_eq!((saved.to, &saved.device), (Tier::Host, &pages(0..6)));
     let mut freed = Vec::new();
     assert_eq!(cache.evict(6, &mut freed), 0, "a copy under way holds what it reads");
     cache.confirm(saved.id, &mut freed).unwrap();

@@ -11,6 +11,7 @@ from transformers import (
     Gemma3TextConfig,
     Glm4Config,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     Ministral3Config,
     Mistral3Config,
     MistralConfig,
@@ -182,6 +183,27 @@ def tiny_families() -> dict[str, TinyModel]:
             seed=308,
             embedding_std=0.25,
             classic_rope_spelling=True,
+        ),
+        # All layers attend, and no experts: the fields of recurrent layers mean nothing.
+        "granite4-dense": TinyModel(
+            config=GraniteMoeHybridConfig(
+                **SIZES,
+                shared_intermediate_size=96,
+                num_local_experts=0,
+                num_experts_per_tok=0,
+                layer_types=["full_attention"] * SIZES["num_hidden_layers"],
+                mamba_n_heads=2,
+                position_embedding_type="rope",
+                embedding_multiplier=4.0,
+                attention_multiplier=0.2,
+                residual_multiplier=0.4,
+                logits_scaling=0.75,
+                rope_parameters=PLAIN_ROPE,
+                tie_word_embeddings=True,
+            ),
+            dtype=torch.bfloat16,
+            seed=313,
+            embedding_std=0.25,
         ),
         "smollm3": TinyModel(
             config=SmolLM3Config(

@@ -14,7 +14,7 @@ from gguf import GGUFWriter, LlamaFileType, TokenType, get_tensor_name_map, quan
 from gguf.constants import MODEL_ARCH
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import tiny_expert_ggufs, tiny_family_ggufs
+from . import tiny_expert_ggufs, tiny_family_ggufs, tiny_gemma4_ggufs
 from .common import FIXTURES, float32_numbers, versions, write_json
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3}
@@ -51,6 +51,7 @@ def make(arguments) -> None:
     """Writes tiny-gguf/: a file and its expected logits for each entry of FILES."""
     tiny_family_ggufs.make(arguments)
     tiny_expert_ggufs.make(arguments)
+    tiny_gemma4_ggufs.make(arguments)
     for name, (source, file_type, rules) in FILES.items():
         original = AutoModelForCausalLM.from_pretrained(
             FIXTURES / "tiny" / source, dtype=torch.float32

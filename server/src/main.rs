@@ -88,7 +88,10 @@ fn serve(arguments: &ServeArguments) -> Outcome<()> {
     let scheme = if tls.is_some() { "https" } else { "http" };
     eprintln!("listening on {scheme}://{address}");
     runtime.block_on(server.serve(listener, tls, stop));
-    Ok(engine.shutdown(Shutdown::Drain)?)
+    // All clients have been answered or given up, so what still runs is for nobody, on the threads of both.
+    let ended = engine.shutdown(Shutdown::Now);
+    runtime.shutdown_background();
+    Ok(ended?)
 }
 
 /// Fetches the model if need be, and starts it.

@@ -7,18 +7,23 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use understory_server::reasoning::{AnswerParser, ReasoningFormat, ReasoningParser};
 use understory_server::tools::{
-    CallIds, Delta, Message, Parser, Tool, ToolChoice, ToolFormat, ToolParser, Tools, tool_grammar,
+    CallIds, Delta, Message, Parser, Tool, ToolChoice, ToolFormat, Tools, tool_grammar,
 };
 
-const FORMATS: [ToolFormat; 4] =
-    [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral, ToolFormat::List];
+const FORMATS: [ToolFormat; 5] = [
+    ToolFormat::Hermes,
+    ToolFormat::Llama3,
+    ToolFormat::Mistral,
+    ToolFormat::Pythonic,
+    ToolFormat::List,
+];
 
-fn parser(format: ToolFormat) -> ToolParser {
-    ToolParser::new(format, ["f", "get_weather"].map(str::to_owned), CallIds::new(3))
+fn parser(format: ToolFormat) -> Box<dyn Parser> {
+    format.parser(["f", "get_weather"].map(str::to_owned), CallIds::new(3))
 }
 
 fn whole(format: ToolFormat, text: &str) -> Message {
-    Message::parse(&mut parser(format), text)
+    Message::parse(&mut *parser(format), text)
 }
 
 /// The calls of a message as names and arguments.
@@ -67,6 +72,22 @@ fn each_format_has_its_calls_found() {
             vec![("get_weather", "{\"city\": \"Bern\"}"), ("f", "{\"x\": 1}")],
         ),
         (
+            ToolFormat::Pythonic,
+            "[f(a=[1, {'b': None}], s='it\\'s'), get_weather( city = \"Bern\" ,)]",
+            None,
+            vec![
+                ("f", "{\"a\": [1, {\"b\": null}], \"s\": \"it's\"}"),
+                ("get_weather", "{\"city\": \"Bern\"}"),
+            ],
+        ),
+        (
+            ToolFormat::Pythonic,
+            "<|python_start|>[\n  f(), f(x=True)\n]<|python_end|>",
+            None,
+            vec![("f", "{}"), ("f", "{\"x\": true}")],
+        ),
+        (ToolFormat::Pythonic, "[f(x=1)] Done.", Some(" Done."), vec![("f", "{\"x\": 1}")]),
+        (
             ToolFormat::List,
             "[ {\"name\": \"f\", \"arguments\": {\"n\": -1.5e3}} , {\"name\":\"f\",\"arguments\":{}} ]",
             None,
@@ -97,6 +118,11 @@ fn what_is_no_call_is_content_to_the_last_character() {
             "{\"name\": \"f\", \"name\": \"f\"}",
             "{\"parameters\": {}, \"name\": 3}",
             "{\"name\": \"f",
+            "[f(x) for x in y]",
+            "[nobody(x=1)]",
+            "[f, get_weather]",
+            "[]",
+            "<|python_start|>x = 1",
         ] {
             let message = whole(format, text);
             assert_eq!(message.content.as_deref(), Some(text), "{format:?}");
@@ -118,6 +144,9 @@ fn a_call_behind_a_broken_one_is_found() {
 fn arguments_that_break_off_or_break_keep_what_there_is() {
     let cut = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"b";
     assert_eq!(calls(&whole(ToolFormat::Hermes, cut)), [("f", "{\"a\": \"b")]);
+    let oops = whole(ToolFormat::Pythonic, "[f(a=1, b=oops, c)]");
+    assert_eq!(calls(&oops), [("f", "{\"a\": 1, \"b\": oops, c)]")]);
+    assert_eq!(calls(&whole(ToolFormat::Pythonic, "[f(a=[12")), [("f", "{\"a\": [12")]);
     let broken = "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": oops}</tool_call> more";
     let message = whole(ToolFormat::Hermes, broken);
     assert_eq!(calls(&message), [("f", "{\"a\": oops}")]);
@@ -141,6 +170,46 @@ fn a_call_is_told_before_its_arguments_and_these_as_they_come() {
 }
 
 #[test]
+fn channels_are_thoughts_calls_and_content() {
+    let read = |text: &str| Message::parse(&mut *parser(ToolFormat::Harmony), text);
+    let (begin, end) = ("<|start|>assistant", "<|end|>");
+    let thoughts = "<|channel|>analysis<|message|>Hm < <|x.";
+    let call =
+        "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"a\": 1}<|call|>";
+    let behind = format!("{thoughts}{end}{begin}<|channel|>final<|message|>Yes.");
+    let said = read(&behind);
+    assert_eq!(
+        (said.reasoning.as_deref(), said.content.as_deref()),
+        (Some("Hm < <|x."), Some("Yes."))
+    );
+    let called = read(&format!("{thoughts}{end}{begin}{call}"));
+    assert_eq!((calls(&called), called.content.clone()), (vec![("f", "{\"a\": 1}")], None));
+    let early = format!(
+        "{thoughts}{end}{begin} to=functions.get_weather{}",
+        "<|channel|>commentary<|message|>{}"
+    );
+    assert_eq!(calls(&read(&early)), [("get_weather", "{}")]);
+    let preamble = "<|channel|>commentary<|message|>Let me see.";
+    let two = read(&format!("{preamble}{end}{begin}{call}{begin}{call}"));
+    assert_eq!((calls(&two).len(), two.content.as_deref()), (2, Some("Let me see.")));
+    let nobody = read("<|channel|>commentary to=functions.nobody<|message|>{}<|call|>");
+    assert_eq!((nobody.calls.len(), nobody.content.as_deref()), (0, Some("{}")));
+    for plain in ["{\"a\": 1}", "To be", "assets", "to", " "] {
+        assert_eq!(read(plain).content.as_deref(), Some(plain));
+    }
+    for cut in ["<|channel|>ana", "<|channel|>commentary to=functions.f", ""] {
+        assert_eq!(read(cut), Message::default(), "{cut}");
+    }
+    for at in (0..behind.len()).filter(|&at| behind.is_char_boundary(at)) {
+        let (mut parser, mut deltas) = (parser(ToolFormat::Harmony), Vec::new());
+        parser.push(&behind[..at], &mut deltas);
+        parser.push(&behind[at..], &mut deltas);
+        parser.finish(&mut deltas);
+        assert_eq!(Message::of(deltas), said, "cut at {at}");
+    }
+}
+
+#[test]
 fn thoughts_are_told_from_the_answer() {
     for (format, text, thoughts, content) in [
         (ReasoningFormat::Qwen3, "<think>\nhm\n</think>\n\nyes", Some("\nhm\n"), Some("\n\nyes")),
@@ -159,7 +228,7 @@ fn thoughts_are_told_from_the_answer() {
 
 #[test]
 fn calls_are_looked_for_behind_the_thoughts_only() {
-    let tools: Box<dyn Parser> = Box::new(parser(ToolFormat::Hermes));
+    let tools = parser(ToolFormat::Hermes);
     let reasoning = ReasoningParser::new(ReasoningFormat::Qwen3);
     let call = "<tool_call>{\"name\": \"f\"}</tool_call>";
     let text = format!("<think>{call}</think>\n{call}");
@@ -219,15 +288,15 @@ fn calls_have_names_of_their_own() {
         .flat_map(|seed| {
             let text = "<tool_call>{\"name\": \"f\"}</tool_call>".repeat(20);
             let names = ["f".to_owned()];
-            let mut parser = ToolParser::new(ToolFormat::Hermes, names, CallIds::new(seed));
-            Message::parse(&mut parser, &text).calls.into_iter().map(|call| call.id)
+            let mut parser = ToolFormat::Hermes.parser(names, CallIds::new(seed));
+            Message::parse(&mut *parser, &text).calls.into_iter().map(|call| call.id)
         })
         .collect();
     assert_eq!(ids.len(), 1000);
 }
 
 /// Pieces of which texts that look like calls are made.
-const PIECES: [&str; 30] = [
+const PIECES: [&str; 36] = [
     "<tool_call>",
     "</tool_call>",
     "<tool",
@@ -245,6 +314,12 @@ const PIECES: [&str; 30] = [
     "\"name\": \"f\"}",
     "get_weather",
     "f",
+    "f(",
+    "a=",
+    "'b'",
+    ")",
+    "True",
+    "[f(a=[1], b={'c': ",
     "{",
     "}",
     "}}",
@@ -261,7 +336,7 @@ const PIECES: [&str; 30] = [
 ];
 
 fn answer(format: Option<ToolFormat>, reasoning: Option<ReasoningFormat>) -> AnswerParser {
-    let tools = format.map(|format| Box::new(parser(format)) as Box<dyn Parser>);
+    let tools = format.map(parser);
     AnswerParser::new(reasoning.map(ReasoningParser::new), tools)
 }
 

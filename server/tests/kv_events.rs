@@ -321,3 +321,26 @@ async fn malformed_requests_for_replays_leave_the_next_one_an_answer() {
     follower.ask(0).await;
     assert_eq!(follower.watermark, None);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_reads_no_replay_holds_nobody_up() {
+    let engine = engine(false);
+    let events = start(&engine, 10_000).await;
+    let mut random = Random(3);
+    for _ in 0..40 {
+        let (tenant, tokens) = random.prompt();
+        let request = Request::new(Prompt::Tokens(tokens)).sampling(SamplingParams::greedy(9));
+        engine.generate(request.namespace(Namespace::tenant(tenant))).unwrap();
+    }
+    let mut stalled = DealerSocket::new();
+    stalled.connect(events.replay_endpoint().unwrap()).await.unwrap();
+    // More answers than the socket keeps for a peer.
+    let frames = vec![Bytes::new(), Bytes::copy_from_slice(&0_u64.to_be_bytes())];
+    for _ in 0..10_000 {
+        stalled.send(ZmqMessage::try_from(frames.clone()).unwrap()).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut follower = Follower::new(&events).await;
+    timeout(Duration::from_secs(30), follower.ask(0)).await.expect("an answer");
+    assert!(follower.watermark.is_some());
+}

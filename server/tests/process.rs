@@ -102,6 +102,19 @@ fn it_says_what_was_derived_and_serves_under_the_given_name() {
 }
 
 #[test]
+fn the_example_of_a_file_gives_way_to_the_command_line() {
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(keys.path(), "key\n").unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/serve.toml");
+    let keys = keys.path().to_str().unwrap();
+    let flags = ["--config", example, "--host", "127.0.0.1", "--api-key-file", keys];
+    // The model stands on the command line, and another one in the file.
+    let program = Program::start(&flags);
+    let models = program.get("/v1/models", "x-api-key: key\r\n");
+    assert!(models.contains("\"id\":\"smollm2\"") && models.contains("llama-tied"), "{models}");
+}
+
+#[test]
 fn wrong_flags_are_errors_on_one_line() {
     for (flags, part) in [
         (&["serve", "/no/such/model"][..], "does not exist"),

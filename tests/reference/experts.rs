@@ -24,6 +24,11 @@ fn gpt_oss_with_sinks_and_clamped_gates_equals_transformers() {
 }
 
 #[test]
+fn gpt_oss_with_experts_in_blocks_and_scales_equals_transformers_on_the_decoded_weights() {
+    check_directory("gpt-oss-mxfp4");
+}
+
+#[test]
 fn gemma_4_with_inputs_of_each_layer_and_shared_kv_equals_transformers() {
     check_directory("gemma4");
 }
@@ -51,4 +56,14 @@ fn qwen_3_moe_from_gguf_equals_transformers() {
 #[test]
 fn gpt_oss_from_gguf_with_experts_in_mxfp4_equals_transformers() {
     check_gguf("gpt-oss");
+}
+
+#[test]
+fn gemma_4_from_gguf_with_heads_of_two_widths_and_shared_kv_equals_transformers() {
+    check_gguf("gemma4");
+}
+
+#[test]
+fn gemma_4_from_gguf_with_fused_experts_equals_transformers() {
+    check_gguf("gemma4-moe");
 }

@@ -53,6 +53,11 @@ fn granite_with_four_multipliers_equals_transformers() {
 }
 
 #[test]
+fn granite_4_with_attention_alone_equals_transformers() {
+    check_directory("granite4-dense");
+}
+
+#[test]
 fn smollm_3_with_layers_without_positions_equals_transformers() {
     check_directory("smollm3");
 }

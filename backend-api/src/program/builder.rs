@@ -99,7 +99,7 @@ impl ProgramBuilder {
 
     /// Columns of a value, over all devices.
     pub fn width(&self, value: ValueId) -> usize {
-        self.program.values[value.index()].width as usize
+        self.at(value).width as usize
     }
 
     /// Looks the new tokens up in a table and multiplies by `scale`.
@@ -112,11 +112,10 @@ impl ProgramBuilder {
         out
     }
 
-    /// Root-mean-square norm of whole rows. When `input` was just made by [`add`](Self::add) the two become one
-    /// operation.
+    /// Root-mean-square norm of whole rows. When `input` was just made by [`add`](Self::add) the two
+    /// become one operation.
     pub fn rms_norm(&mut self, input: ValueId, weight: &str, epsilon: f32) -> ValueId {
-        let width = self.program.values[input.index()].width as usize;
-        self.norm(input, Some(weight), width, epsilon, 0.0)
+        self.norm(input, Some(weight), self.width(input), epsilon, 0.0)
     }
 
     /// Root-mean-square norm of each head by itself (Qwen3's query and key norm).
@@ -156,14 +155,10 @@ impl ProgramBuilder {
         epsilon: f32,
         weight_offset: f32,
     ) -> ValueId {
-        let Value { width, rows, sharded } = self.program.values[input.index()];
+        let Value { width, rows, sharded } = self.at(input);
         if run == 0 || !(width as usize).is_multiple_of(run) {
-            self.fail(ProgramError::Width {
-                op: "rms_norm",
-                what: "the weight",
-                expected: width as usize,
-                found: run,
-            });
+            let (expected, found) = (width as usize, run);
+            self.fail(ProgramError::Width { op: "rms_norm", what: "the weight", expected, found });
         }
         let weight = weight.map(|weight| self.weight(weight, vec![run], Split::None));
         let out = self.value(width, rows, sharded);
@@ -175,15 +170,8 @@ impl ProgramBuilder {
             _ => (input, None),
         };
         let run = run as u32;
-        self.program.ops.push(Op::RmsNorm {
-            input,
-            residual,
-            weight,
-            run,
-            weight_offset,
-            epsilon,
-            out,
-        });
+        let norm = Op::RmsNorm { input, residual, weight, run, weight_offset, epsilon, out };
+        self.program.ops.push(norm);
         out
     }
 
@@ -201,11 +189,8 @@ impl ProgramBuilder {
         out_features: usize,
         split: Split,
     ) -> ValueId {
-        let Value { width, rows, sharded } = self.program.values[input.index()];
-        if sharded != (split == Split::Rows) {
-            let expected = split == Split::Rows;
-            self.fail(ProgramError::Sharding { op: "linear", what: "the input", expected });
-        }
+        let Value { width, rows, .. } = self.at(input);
+        self.expect_sharded("linear", "the input", input, split == Split::Rows);
         let weight = self.weight(weight, vec![out_features, width as usize], split);
         let bias = bias.map(|name| {
             // The bias lies along the output: divided with it, or added once after the sum.
@@ -219,15 +204,11 @@ impl ProgramBuilder {
 
     /// Rotary position embedding of each head.
     pub fn rope(&mut self, input: ValueId, head_dim: u32, rotary: &Rotary) -> ValueId {
-        let Value { width, rows, sharded } = self.program.values[input.index()];
+        let Value { width, rows, sharded } = self.at(input);
         self.expect_rows("rope", "the input", input, RowsOf::Tokens);
         let rotated = 2 * rotary.inverse_frequencies.len();
         if head_dim == 0 || width % head_dim != 0 || rotated > head_dim as usize {
-            self.fail(ProgramError::Number {
-                op: "rope",
-                what: "head_dim",
-                value: head_dim.to_string(),
-            });
+            self.refuse("rope", "head_dim", head_dim);
         }
         let out = self.value(width, rows, sharded);
         self.program.ops.push(Op::Rope {
@@ -251,8 +232,7 @@ impl ProgramBuilder {
         self.expect_rows("scale_by_position", "the input", input, RowsOf::Tokens);
         if original_context == 0 || !beta.is_finite() {
             let value = format!("{beta} and {original_context}");
-            let what = "beta and the original context";
-            self.fail(ProgramError::Number { op: "scale_by_position", what, value });
+            self.refuse("scale_by_position", "beta and the original context", value);
         }
         let out = self.same_shape("scale_by_position", input, input);
         self.program.ops.push(Op::ScaleByPosition { input, beta, original_context, out });
@@ -306,7 +286,7 @@ impl ProgramBuilder {
         options: &AttentionOptions,
         layer: u32,
     ) -> ValueId {
-        let Value { width, rows, sharded } = self.program.values[query.index()];
+        let Value { width, rows, sharded } = self.at(query);
         let out = self.value(width, rows, sharded);
         let groups = self.program.groups.len();
         let Some(group) = self.program.groups.get(usize::from(options.group.0)) else {
@@ -322,20 +302,14 @@ impl ProgramBuilder {
         for (operand, what, heads) in operands {
             self.expect_rows("attention", what, operand, RowsOf::Tokens);
             self.expect_width("attention", what, operand, heads.saturating_mul(head_dim));
-            if self.program.values[operand.index()].sharded != sharded {
-                self.fail(ProgramError::Sharding { op: "attention", what, expected: sharded });
-            }
+            self.expect_sharded("attention", what, operand, sharded);
         }
         if heads == 0 || kv_heads == 0 || heads % kv_heads != 0 {
             let value = format!("{heads} with {kv_heads} KV heads");
-            self.fail(ProgramError::Number { op: "attention", what: "the number of heads", value });
+            self.refuse("attention", "the number of heads", value);
         }
         if options.window == Some(0) {
-            self.fail(ProgramError::Number {
-                op: "attention",
-                what: "the window",
-                value: "0".into(),
-            });
+            self.refuse("attention", "the window", 0);
         }
         let sinks = options
             .sinks
@@ -366,7 +340,7 @@ impl ProgramBuilder {
         activation: Activation,
     ) -> ValueId {
         let op = "gated_activation";
-        let whole_gate = self.program.values[gate.index()];
+        let whole_gate = self.at(gate);
         let out = if whole_gate.width == 1 && !whole_gate.sharded {
             self.expect_rows(op, "the right operand", up, whole_gate.rows);
             self.same_shape(op, up, up)
@@ -393,7 +367,7 @@ impl ProgramBuilder {
 
     /// `input * weight`, where `len` says whether the weight is one number or one for each column.
     pub fn multiply(&mut self, input: ValueId, weight: &str, len: usize) -> ValueId {
-        let Value { width, sharded, .. } = self.program.values[input.index()];
+        let Value { width, sharded, .. } = self.at(input);
         if len != 1 && len != width as usize {
             let (expected, found) = (width as usize, len);
             let what = "the weight";
@@ -408,11 +382,9 @@ impl ProgramBuilder {
 
     /// Columns `first..first + columns` of a value that isn't sharded.
     pub fn select_columns(&mut self, input: ValueId, first: u32, columns: u32) -> ValueId {
-        let Value { width, rows, sharded } = self.program.values[input.index()];
+        let Value { width, rows, sharded } = self.at(input);
         let (op, what) = ("select_columns", "the input");
-        if sharded {
-            self.fail(ProgramError::Sharding { op, what, expected: false });
-        }
+        self.expect_sharded(op, what, input, false);
         let end = first.saturating_add(columns);
         if columns == 0 || end > width {
             let (expected, found) = (end as usize, width as usize);
@@ -425,7 +397,7 @@ impl ProgramBuilder {
 
     /// Keeps the rows after which an output is wanted.
     pub fn select_outputs(&mut self, input: ValueId) -> ValueId {
-        let Value { width, sharded, .. } = self.program.values[input.index()];
+        let Value { width, sharded, .. } = self.at(input);
         self.expect_rows("select_outputs", "the input", input, RowsOf::Tokens);
         let out = self.value(width, RowsOf::Outputs, sharded);
         self.program.ops.push(Op::SelectOutputs { input, out });
@@ -459,11 +431,9 @@ impl ProgramBuilder {
         factor: f32,
         soft_cap: Option<f32>,
     ) -> Result<Program, ProgramError> {
-        let Value { width, sharded, .. } = self.program.values[input.index()];
+        let width = self.at(input).width;
         self.expect_rows("logits", "the input", input, RowsOf::Outputs);
-        if sharded {
-            self.fail(ProgramError::Sharding { op: "logits", what: "the input", expected: false });
-        }
+        self.expect_sharded("logits", "the input", input, false);
         let vocab_size = self.program.vocab_size;
         let weight = self.weight(weight, vec![vocab_size as usize, width as usize], Split::Columns);
         let mut out = self.value(vocab_size, RowsOf::Outputs, true);
@@ -478,10 +448,11 @@ impl ProgramBuilder {
             out = capped;
         }
         self.program.logits = out;
-        match self.error {
-            None => Ok(self.program),
-            Some(error) => Err(error),
-        }
+        self.error.map_or(Ok(self.program), Err)
+    }
+
+    fn at(&self, value: ValueId) -> Value {
+        self.program.values[value.index()]
     }
 
     fn value(&mut self, width: u32, rows: RowsOf, sharded: bool) -> ValueId {
@@ -506,17 +477,15 @@ impl ProgramBuilder {
     }
 
     fn same_shape(&mut self, op: &'static str, left: ValueId, right: ValueId) -> ValueId {
-        let Value { width, rows, sharded } = self.program.values[left.index()];
+        let Value { width, rows, sharded } = self.at(left);
         self.expect_width(op, "the right operand", right, width);
         self.expect_rows(op, "the right operand", right, rows);
-        if self.program.values[right.index()].sharded != sharded {
-            self.fail(ProgramError::Sharding { op, what: "the right operand", expected: sharded });
-        }
+        self.expect_sharded(op, "the right operand", right, sharded);
         self.value(width, rows, sharded)
     }
 
     fn expect_width(&mut self, op: &'static str, what: &'static str, value: ValueId, width: u32) {
-        let found = self.program.values[value.index()].width;
+        let found = self.at(value).width;
         if found != width {
             let (expected, found) = (width as usize, found as usize);
             self.fail(ProgramError::Width { op, what, expected, found });
@@ -524,9 +493,25 @@ impl ProgramBuilder {
     }
 
     fn expect_rows(&mut self, op: &'static str, what: &'static str, value: ValueId, rows: RowsOf) {
-        if self.program.values[value.index()].rows != rows {
+        if self.at(value).rows != rows {
             self.fail(ProgramError::Rows { op, what, expected: rows });
         }
+    }
+
+    fn expect_sharded(
+        &mut self,
+        op: &'static str,
+        what: &'static str,
+        value: ValueId,
+        expected: bool,
+    ) {
+        if self.at(value).sharded != expected {
+            self.fail(ProgramError::Sharding { op, what, expected });
+        }
+    }
+
+    fn refuse(&mut self, op: &'static str, what: &'static str, value: impl ToString) {
+        self.fail(ProgramError::Number { op, what, value: value.to_string() });
     }
 
     fn fail(&mut self, error: ProgramError) {

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use super::{
     BlockFields, Format,
     fields::{Levels, f32_to_f8},
-    layout::{GroupScale, Layout, Scale, half_of_power, power_of_half},
+    layout::{GroupScale, Layout, Scale, greatest, half_of_power, power_of_half},
 };
 
 /// Decodes as many blocks as `bytes` and `values` both hold; callers pass lengths that agree.
@@ -58,7 +58,7 @@ pub(super) fn encode(format: Format, values: &[f32], bytes: &mut Vec<u8>) {
 /// Chooses scales by the extremes of each group, then for each element the nearest quant.
 fn quantize(layout: &Layout, values: &[f32]) -> BlockFields {
     let mut fields = BlockFields::new(layout);
-    fields.zero = if layout.zero.is_some() { layout.greatest_quant().div_ceil(2) } else { 0 };
+    fields.zero = if layout.zero.is_some() { greatest(layout.quants).div_ceil(2) } else { 0 };
     let ideals: Vec<(f32, f32)> =
         values.chunks(layout.group).map(|group| ideal(layout, &fields, group)).collect();
     set_scales(layout, &mut fields, &ideals);
@@ -66,7 +66,7 @@ fn quantize(layout: &Layout, values: &[f32]) -> BlockFields {
     if layout.minimum.is_some() {
         let deepest = ideals.iter().fold(0.0, |deepest: f32, (_, low)| deepest.max(-low));
         let unit = match has_minima {
-            true => deepest / f32::from(layout.greatest_group_minimum()),
+            true => deepest / f32::from(greatest(layout.group_minima)),
             false => ideals[0].1,
         };
         fields.minimum = stored_f16(unit);
@@ -88,7 +88,7 @@ fn quantize(layout: &Layout, values: &[f32]) -> BlockFields {
 fn ideal(layout: &Layout, fields: &BlockFields, group: &[f32]) -> (f32, f32) {
     let (low, high) = bounds(group);
     let largest = high.max(-low);
-    let quants = f32::from(layout.greatest_quant());
+    let quants = f32::from(greatest(layout.quants));
     if layout.minimum.is_some() {
         // Small minima are multiples of a unit that is subtracted: they reach below zero alone.
         let low = if layout.group_minima.is_empty() { low } else { low.min(0.0) };
@@ -132,7 +132,7 @@ fn set_scales(layout: &Layout, fields: &mut BlockFields, ideals: &[(f32, f32)]) 
             }
             return;
         }
-        GroupScale::Plus(zero) => (layout.greatest_group_scale() - zero, zero),
+        GroupScale::Plus(zero) => (greatest(layout.group_scales) - zero, zero),
         GroupScale::Signed => (127, 0),
     };
     fields.scale = stored_f16(largest / f32::from(most));
@@ -146,7 +146,7 @@ fn nearest(layout: &Layout, fields: &BlockFields, level: f32) -> u8 {
     match fields.levels {
         Levels::Less(less) => (level + f32::from(less) + f32::from(fields.zero))
             .round()
-            .clamp(0.0, f32::from(layout.greatest_quant())) as u8,
+            .clamp(0.0, f32::from(greatest(layout.quants))) as u8,
         // A float-to-integer cast saturates.
         Levels::Signed => (level.round() as i8).cast_unsigned(),
         Levels::F8 => f32_to_f8(level),

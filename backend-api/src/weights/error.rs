@@ -26,26 +26,18 @@ pub enum TensorError {
         /// Columns claimed.
         cols: usize,
     },
-    /// More or fewer bytes than format and shape call for.
-    #[error("a {format} tensor of shape {shape} takes {expected} bytes, not {actual}")]
-    WrongByteCount {
+    /// More or fewer bytes or elements than format and shape call for.
+    #[error("a {format} tensor of shape {shape} takes {expected} {what}, not {actual}")]
+    WrongSize {
+        /// `bytes` or `elements`.
+        what: &'static str,
         /// Element format.
         format: Format,
         /// Tensor shape.
         shape: Shape,
-        /// Bytes that it takes.
+        /// How many it takes.
         expected: usize,
-        /// Bytes that were given.
-        actual: usize,
-    },
-    /// More or fewer values than the shape calls for.
-    #[error("a tensor of shape {shape} has {expected} elements, not {actual}")]
-    WrongElementCount {
-        /// Tensor shape.
-        shape: Shape,
-        /// Elements that it has.
-        expected: usize,
-        /// Values that were given.
+        /// How many were given.
         actual: usize,
     },
     /// A slice that reaches past the tensor, or runs backwards.

@@ -150,7 +150,8 @@ impl Format {
     /// quantized, or bytes that are not one block.
     #[inline]
     pub fn fields(self, block: &[u8]) -> Option<BlockFields> {
-        layout::read(self, block)
+        let layout = self.layout()?;
+        (block.len() == layout.bytes).then(|| layout.read(block))
     }
 
     /// Bytes of a row of `cols` elements.

@@ -7,10 +7,7 @@
 
 use half::f16;
 
-use super::{
-    Format,
-    fields::{BlockFields, Levels},
-};
+use super::fields::{BlockFields, Levels};
 
 /// Elements of the longest block.
 pub(super) const MAX_ELEMENTS: usize = 256;
@@ -273,36 +270,15 @@ pub(super) static NVFP4: Layout = Layout {
     ..PLAIN
 };
 
-/// Takes a block of `format` apart.
-#[inline]
-pub(super) fn read(format: Format, block: &[u8]) -> Option<BlockFields> {
-    let layout = format.layout()?;
-    (block.len() == layout.bytes).then(|| layout.read(block))
-}
-
 impl Layout {
     /// Groups in a block.
     pub(super) fn groups(&self) -> usize {
         self.elements / self.group
     }
 
-    /// The greatest quant.
-    pub(super) fn greatest_quant(&self) -> u8 {
-        greatest(self.quants)
-    }
-
-    /// The greatest number that a group's small scale can be stored as.
-    pub(super) fn greatest_group_scale(&self) -> u8 {
-        greatest(self.group_scales)
-    }
-
-    /// The greatest number that a group's small minimum can be stored as.
-    pub(super) fn greatest_group_minimum(&self) -> u8 {
-        greatest(self.group_minima)
-    }
-
-    /// `block` is as long as a block.
-    fn read(&self, block: &[u8]) -> BlockFields {
+    /// Takes a block apart; `block` is as long as one.
+    #[inline]
+    pub(super) fn read(&self, block: &[u8]) -> BlockFields {
         let mut fields = BlockFields::new(self);
         gather(self.quants, block, &mut fields.quants[..self.elements]);
         gather(self.group_scales, block, &mut fields.group_scales[..self.groups()]);
@@ -340,7 +316,8 @@ impl Layout {
     }
 }
 
-fn greatest(parts: &[Bits]) -> u8 {
+/// The greatest number that these bits hold.
+pub(super) fn greatest(parts: &[Bits]) -> u8 {
     parts.iter().fold(0, |all, part| all | (mask(part.width) << part.up))
 }
 

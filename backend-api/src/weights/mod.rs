@@ -29,6 +29,18 @@ pub trait Weights: std::fmt::Debug + Send + Sync {
     /// [`WeightsError::Tensor`] if it is inconsistent.
     fn tensor(&self, name: &str) -> Result<Tensor<'_>, WeightsError>;
 
+    /// The format and the shape of the tensor `name`, without its bytes: what a model takes is told
+    /// from these before the model is loaded. Sources whose [`tensor`](Self::tensor) copies or converts
+    /// should answer from the descriptions of what they read.
+    ///
+    /// # Errors
+    ///
+    /// As for [`tensor`](Self::tensor).
+    fn describe(&self, name: &str) -> Result<(Format, Shape), WeightsError> {
+        let tensor = self.tensor(name)?;
+        Ok((tensor.format(), tensor.shape()))
+    }
+
     /// Whether there is a tensor `name`, readable or not.
     fn contains(&self, name: &str) -> bool;
 

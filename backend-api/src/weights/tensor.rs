@@ -148,12 +148,8 @@ impl<'a> Tensor<'a> {
         let data = data.into();
         let expected = shape.byte_len(format)?;
         if data.len() != expected {
-            return Err(TensorError::WrongByteCount {
-                format,
-                shape,
-                expected,
-                actual: data.len(),
-            });
+            let (what, actual) = ("bytes", data.len());
+            return Err(TensorError::WrongSize { what, format, shape, expected, actual });
         }
         Ok(Self { format, shape, data })
     }
@@ -173,13 +169,9 @@ impl<'a> Tensor<'a> {
         values: &[f32],
     ) -> Result<Tensor<'static>, TensorError> {
         let bytes = shape.byte_len(format)?;
-        let elements = shape.rows() * shape.cols();
-        if values.len() != elements {
-            return Err(TensorError::WrongElementCount {
-                shape,
-                expected: elements,
-                actual: values.len(),
-            });
+        let (what, expected, actual) = ("elements", shape.rows() * shape.cols(), values.len());
+        if actual != expected {
+            return Err(TensorError::WrongSize { what, format, shape, expected, actual });
         }
         let mut data = Vec::with_capacity(bytes);
         codec::encode(format, values, &mut data);
@@ -250,35 +242,6 @@ impl<'a> Tensor<'a> {
             self.shape.with_rows(range.len()),
             &self.data[range.start * stride..range.end * stride],
         )
-    }
-
-    /// Rows of a matrix, or elements of a vector: a bias has one for each output feature.
-    pub fn output_features(&self) -> usize {
-        match self.shape {
-            Shape::Vector(len) => len,
-            shape => shape.rows(),
-        }
-    }
-
-    /// Rows `range` of a matrix, or elements `range` of a vector. Borrowed bytes stay borrowed.
-    ///
-    /// # Errors
-    ///
-    /// [`TensorError::SliceOutOfRange`], and [`TensorError::SliceInsideBlock`] for a quantized
-    /// vector.
-    pub fn into_output_features(self, range: Range<usize>) -> Result<Tensor<'a>, TensorError> {
-        let part = match self.shape {
-            Shape::Vector(_) => self.slice_cols(range.clone())?,
-            _ => self.slice_rows(range.clone())?,
-        };
-        let (format, shape) = (part.format, part.shape);
-        let Cow::Borrowed(all) = self.data else { return Ok(part.into_owned()) };
-        // The part is borrowed from `self`; the same bytes can be borrowed from the file.
-        let start = match shape {
-            Shape::Vector(_) => format.row_bytes(range.start)?,
-            _ => range.start * part.row_bytes(),
-        };
-        Tensor::new(format, shape, &all[start..start + part.data.len()])
     }
 
     /// Matrix `index` of a stack; of a matrix, the matrix itself is number 0. Copies nothing.
@@ -352,7 +315,7 @@ mod tests {
     #[test]
     fn bytes_must_match_format_and_shape() {
         let error = Tensor::new(Format::F32, Shape::matrix(2, 3), vec![0; 23]).unwrap_err();
-        assert!(matches!(error, TensorError::WrongByteCount { expected: 24, actual: 23, .. }));
+        assert!(matches!(error, TensorError::WrongSize { expected: 24, actual: 23, .. }));
         let error = Tensor::new(Format::Q8_0, Shape::matrix(2, 33), vec![0; 68]).unwrap_err();
         assert!(matches!(error, TensorError::RaggedRow { format: Format::Q8_0, cols: 33 }));
         let shape = Shape::matrix(usize::MAX / 2, 32);

@@ -57,7 +57,7 @@ impl LoadedWeights {
         let exact = kept_exact(program);
         for (index, weight) in program.weights().iter().enumerate() {
             let tensor = weights.tensor(&weight.name)?;
-            check_weight_shape(weight, &tensor)?;
+            check_weight_shape(weight, tensor.shape())?;
             let compute = match exact.contains(&index) {
                 true => Compute::Exact,
                 false => compute.of(tensor.format(), fast),
@@ -146,7 +146,7 @@ fn kept_exact(program: &Program) -> Vec<usize> {
 /// Bytes that the weights of a program take once they are loaded for a precision.
 ///
 /// # Errors
-/// A weight that is missing or can't be read.
+/// A weight that is missing, can't be read or has another shape.
 pub(crate) fn loaded_bytes(
     program: &Program,
     weights: &dyn Weights,
@@ -156,13 +156,13 @@ pub(crate) fn loaded_bytes(
     let mut bytes: usize =
         runs_of_ones(program).iter().map(|run| *run as usize * size_of::<f32>()).sum();
     for (index, weight) in program.weights().iter().enumerate() {
-        let tensor = weights.tensor(&weight.name)?;
-        let format = tensor.format();
+        let (format, shape) = weights.describe(&weight.name)?;
+        check_weight_shape(weight, shape)?;
         let compute = match exact.contains(&index) {
             true => Compute::Exact,
             false => compute.of(format, fast),
         };
-        bytes += match tensor.shape() {
+        bytes += match shape {
             Shape::Vector(len) => len * size_of::<f32>(),
             Shape::Matrix { rows, cols } => Matrix::bytes_of(format, (rows, cols), compute),
             Shape::Stack { count, rows, cols } => {

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
 
-use backend_cuda::{Kernel, Variant, source};
-use cuda_emulator::count::{Counting, Counts};
+use backend_cuda::{Hopper, Kernel, Variant, source};
+use cuda_emulator::count::{CacheModel, Counting, Counts};
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc};
 use cuda_emulator::{Arguments, Launch, Memory, Options, Program, launch};
 use half::{bf16, f16};
@@ -20,6 +20,9 @@ pub fn compiled(kernel: Kernel, variant: &Variant) -> String {
         if variant.fp8 {
             options.architecture = "compute_89".to_owned();
         }
+        if kernel == Kernel::PrefillHopper {
+            options.architecture = Hopper::ARCHITECTURE.to_owned();
+        }
         let compiled = nvrtc.compile(&source(kernel), kernel.name(), &options);
         compiled.unwrap_or_else(|error| panic!("{error}")).ptx
     });
@@ -30,6 +33,8 @@ pub fn compiled(kernel: Kernel, variant: &Variant) -> String {
 #[derive(Default)]
 pub struct Device {
     pub memory: Memory,
+    /// The L2 cache that is counted for.
+    pub l2: Option<CacheModel>,
 }
 
 impl Device {
@@ -55,6 +60,21 @@ impl Device {
         dynamic_shared: u32,
         arguments: &Arguments,
     ) -> Counts {
+        self.run_function(kernel, kernel.name(), variant, grid, threads, dynamic_shared, arguments)
+    }
+
+    /// As [`Self::run`], for a function of a file that holds several.
+    #[allow(clippy::too_many_arguments)] // A launch has this many.
+    pub fn run_function(
+        &mut self,
+        kernel: Kernel,
+        function: &str,
+        variant: &Variant,
+        grid: [u32; 2],
+        threads: u32,
+        dynamic_shared: u32,
+        arguments: &Arguments,
+    ) -> Counts {
         if grid.contains(&0) {
             return Counts::default();
         }
@@ -67,8 +87,8 @@ impl Device {
             cluster: None,
         };
         let options =
-            Options { counting: Counting { memory: true, l2: None }, ..Options::default() };
-        let kernel = program.kernel(kernel.name()).unwrap_or_else(|error| panic!("{error}"));
+            Options { counting: Counting { memory: true, l2: self.l2 }, ..Options::default() };
+        let kernel = program.kernel(function).unwrap_or_else(|error| panic!("{error}"));
         let outcome = launch(&kernel, &self.memory, &shape, arguments.bytes(), &options)
             .expect("a good launch");
         let errors: Vec<String> = outcome.errors().map(ToString::to_string).collect();

@@ -1,18 +1,17 @@
 //! A batch as the vector that a step's module reads.
 
-use backend_api::{
-    Batch,
-    kit::{Packed, output_rows},
-};
+use backend_api::{Batch, InputToken, kit::output_rows};
 
 use crate::{
     buckets::wants_hidden,
     lower::{Geometry, step::StepShape},
 };
 
+/// Stands for the slot's next token.
+const PRODUCED: u32 = u32::MAX;
+
 /// The step's control vector; see [`StepShape::control_len`]. The batch fits the shape.
 pub(super) fn pack_step(batch: &Batch<'_>, shape: StepShape, geometry: &Geometry) -> Vec<u32> {
-    let packed = Packed::new(batch);
     let tokens = shape.tokens();
     let mut control = vec![0; shape.control_len()];
     let (ids, rest) = control.split_at_mut(tokens);
@@ -34,9 +33,14 @@ pub(super) fn pack_step(batch: &Batch<'_>, shape: StepShape, geometry: &Geometry
             next_block += shape.runs(range.len()) * shape.block;
         }
         let place = start..start + range.len();
-        ids[place.clone()].copy_from_slice(&packed.ids[range.clone()]);
-        slots[place.clone()].copy_from_slice(&packed.slots[range.clone()]);
-        positions[place].copy_from_slice(&packed.positions[range.clone()]);
+        for (id, token) in ids[place.clone()].iter_mut().zip(&batch.tokens[range.clone()]) {
+            *id = match *token {
+                InputToken::Known(token) => token,
+                InputToken::Produced(_) => PRODUCED,
+            };
+        }
+        slots[place.clone()].fill(row.slot.0);
+        positions[place].iter_mut().zip(row.position..).for_each(|(to, position)| *to = position);
         places[range].iter_mut().zip(start as u32..).for_each(|(to, place)| *to = place);
     }
     let (mut outputs, mut hidden) = (outputs.iter_mut(), hidden.iter_mut());
@@ -51,25 +55,24 @@ pub(super) fn pack_step(batch: &Batch<'_>, shape: StepShape, geometry: &Geometry
         }
     }
     if shape.is_ragged {
-        pack_rows(batch, &packed, of_rows, geometry);
+        pack_rows(batch, of_rows, geometry);
     }
     control
 }
 
 /// What a ragged step reads of rows; see [`StepShape::control_len`].
-fn pack_rows(batch: &Batch<'_>, packed: &Packed, of_rows: &mut [u32], geometry: &Geometry) {
+fn pack_rows(batch: &Batch<'_>, of_rows: &mut [u32], geometry: &Geometry) {
     let padded_rows = (of_rows.len() - 2) / 3;
     let (slots, rest) = of_rows.split_at_mut(padded_rows);
     let (kv_lens, rest) = rest.split_at_mut(padded_rows);
     let (bounds, count) = rest.split_at_mut(padded_rows + 1);
     slots.fill(geometry.padding_slot() as u32);
-    for (slot, row) in slots.iter_mut().zip(batch.rows) {
-        *slot = row.slot.0;
+    for (index, row) in batch.rows.iter().enumerate() {
+        (slots[index], kv_lens[index]) = (row.slot.0, row.kv_len());
+        bounds[index] = row.tokens.start;
     }
     let rows = batch.rows.len();
-    kv_lens[..rows].copy_from_slice(&packed.kv_lens);
-    bounds[..=rows].copy_from_slice(&packed.bounds);
-    bounds[rows..].fill(packed.ids.len() as u32);
+    bounds[rows..].fill(batch.tokens.len() as u32);
     count.fill(rows as u32);
 }
 
@@ -79,8 +82,6 @@ mod tests {
 
     use super::*;
     use crate::stablehlo::Element;
-
-    const PRODUCED: u32 = Packed::PRODUCED;
 
     /// One decode row and other rows of 2 and 3 tokens, in slots 4, 0 and 2. A sample is wanted of
     /// the first and the last, and hidden states of both tokens between.

@@ -6,8 +6,6 @@ use cuda_emulator::driver::Status;
 
 use crate::state::{Handle, call, context, device_call, early_call, put, set_context};
 
-/// CUDA 12.9.
-const VERSION: i32 = 12090;
 const NAME: &[u8] = b"CUDA emulator (no GPU)\0";
 
 fn ordinal(device: i32) -> Result<usize, Status> {
@@ -22,7 +20,7 @@ pub unsafe extern "C" fn cuInit(flags: u32) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDriverGetVersion(version: *mut i32) -> u32 {
     // SAFETY: the program's pointer, null allowed.
-    early_call(|_| unsafe { put(version, VERSION) })
+    early_call(|driver| unsafe { put(version, driver.version()) })
 }
 
 /// Tables of functions that NVIDIA does not document. None is there; NVRTC asks for one whenever it finds a driver, and

@@ -81,6 +81,9 @@ impl Problem {
             Self::AsyncCopyLeft { .. } => {
                 "wait for the copies, or do not issue them: the last loop passes are suspect"
             }
+            Self::RedundantStore { .. } | Self::ConflictingStore { .. } => {
+                "let one lane store, as in if (lane == 0): look for a test that is missing or turned round, or an index that does not tell lanes apart"
+            }
             Self::LanesMissing { .. } | Self::LaneNotNamed { .. } => {
                 "the instruction stands in a divergent branch or its mask is wrong: move it out, or use the mask of those who take part"
             }

@@ -5,11 +5,13 @@ mod global;
 mod hint;
 mod report;
 mod shared;
+mod stores;
 
 pub(crate) use clocks::{Clock, Clocks};
 pub(crate) use global::{Access, Accessor, EPOCHS, GlobalShadow};
 pub use report::{Problem, Report, Severity, Site};
 pub(crate) use shared::{Finding, SharedShadow};
+pub(crate) use stores::twins;
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +41,8 @@ pub struct Checks {
     pub wgmma: bool,
     /// Shared memory of another block used before it is known to run, or after its end.
     pub clusters: bool,
+    /// Lanes of a warp that store to the same place at once.
+    pub redundant_stores: bool,
     /// Shuffles, votes and matrix operations that lanes named by their mask do not execute.
     pub divergence: bool,
     /// Barriers that a part of a warp executes, and warps that meet at different barriers.
@@ -52,7 +56,7 @@ pub struct Checks {
 }
 
 /// The names of the checks, as [`Checks::set`] takes them.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 16] = [
     "bounds",
     "uninitialized-shared",
     "uninitialized-global",
@@ -63,6 +67,7 @@ pub const NAMES: [&str; 15] = [
     "proxy-fences",
     "wgmma",
     "clusters",
+    "redundant-stores",
     "divergence",
     "barriers",
     "division",
@@ -96,6 +101,7 @@ impl Checks {
             proxy_fences: on,
             wgmma: on,
             clusters: on,
+            redundant_stores: on,
             divergence: on,
             barriers: on,
             division: on,
@@ -117,6 +123,7 @@ impl Checks {
             "proxy-fences" => &mut self.proxy_fences,
             "wgmma" => &mut self.wgmma,
             "clusters" => &mut self.clusters,
+            "redundant-stores" => &mut self.redundant_stores,
             "divergence" => &mut self.divergence,
             "barriers" => &mut self.barriers,
             "division" => &mut self.division,

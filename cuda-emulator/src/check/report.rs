@@ -12,6 +12,8 @@ use super::global::Access;
 pub enum Severity {
     /// The kernel could be faster.
     Advice,
+    /// The kernel does what is seldom meant; its results are defined.
+    Warning,
     /// The kernel is wrong; it went on.
     Error,
     /// The kernel was stopped.
@@ -294,6 +296,26 @@ pub enum Problem {
         /// How many.
         count: usize,
     },
+    /// Lanes of a warp store the same value to the same place at once.
+    #[error(
+        "lanes {lanes:#010x} store to {address:#x} at once, where a lower lane stores the same value"
+    )]
+    RedundantStore {
+        /// Where: an address of device memory or an offset into shared memory.
+        address: u64,
+        /// The lanes that could be spared, of this address and others.
+        lanes: u32,
+    },
+    /// Lanes of a warp store different values to the same place at once.
+    #[error("lanes {first} and {second} store different values to {address:#x} at once")]
+    ConflictingStore {
+        /// Where: an address of device memory or an offset into shared memory.
+        address: u64,
+        /// A lane.
+        first: u32,
+        /// One that stores something else.
+        second: u32,
+    },
     /// Lanes that the mask names don't execute the instruction.
     #[error("lanes {missing:#010x} are named by the mask {mask:#010x} but do not take part")]
     LanesMissing {
@@ -443,7 +465,9 @@ impl Problem {
             | Self::Overlap { .. }
             | Self::Refused { .. }
             | Self::RepeatedArrival { .. }
+            | Self::ConflictingStore { .. }
             | Self::DivisionByZero => Severity::Error,
+            Self::RedundantStore { .. } => Severity::Warning,
             Self::BankConflicts { .. } | Self::Uncoalesced { .. } => Severity::Advice,
             _ => Severity::Fault,
         }
@@ -514,6 +538,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = match self.severity {
             Severity::Advice => "advice",
+            Severity::Warning => "warning",
             Severity::Error => "error",
             Severity::Fault => "fault",
         };

@@ -4,16 +4,18 @@
 //! of its blocks: they can gate performance where time can't.
 
 mod coalesce;
+mod cost;
 mod l2;
 
 pub(crate) use coalesce::{Sectors, wavefronts};
+pub use cost::{Cost, Excess, TOLERANCE};
 pub use l2::CacheModel;
 pub(crate) use l2::{L2, WRITTEN};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The classes of instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Class {
@@ -72,11 +74,12 @@ pub const CLASSES: [Class; 16] = [
 ];
 
 /// What a launch did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Blocks run.
     pub blocks: u64,
-    /// Instructions executed by warps, for each of [`CLASSES`].
+    /// Instructions executed by warps, for each of [`CLASSES`]. Text has them by name.
+    #[serde(with = "by_name")]
     pub by_class: [u64; CLASSES.len()],
     /// Instructions executed by threads.
     pub lane_instructions: u64,
@@ -148,6 +151,31 @@ impl Counts {
         self.shared_wavefronts += other.shared_wavefronts;
         self.shared_wavefronts_ideal += other.shared_wavefronts_ideal;
         self.barriers += other.barriers;
+    }
+}
+
+/// Numbers of the classes by their names, those of none left out.
+mod by_name {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{CLASSES, Class};
+
+    pub(super) fn serialize<S: Serializer>(
+        counts: &[u64; CLASSES.len()],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let all: BTreeMap<Class, u64> =
+            CLASSES.into_iter().zip(*counts).filter(|(_, count)| *count > 0).collect();
+        all.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u64; CLASSES.len()], D::Error> {
+        let all = BTreeMap::<Class, u64>::deserialize(deserializer)?;
+        Ok(CLASSES.map(|class| all.get(&class).copied().unwrap_or(0)))
     }
 }
 

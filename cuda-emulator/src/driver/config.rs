@@ -22,6 +22,10 @@ pub struct Config {
     pub strict: bool,
     /// Which allocation fails, counted from 1.
     pub failing_allocation: Option<u64>,
+    /// Which kernel faults, counted from 1 in the order in which they run: as an access outside of memory would.
+    pub failing_kernel: Option<u64>,
+    /// The version of the interface, as the driver counts: 1000 for a major and 10 for a minor one.
+    pub version: i32,
     /// How long a rank of a communicator waits for another while nothing happens.
     pub patience: std::time::Duration,
     /// A file to which reports are appended as lines of JSON; none for the standard error.
@@ -38,6 +42,8 @@ impl Default for Config {
             eager: false,
             strict: false,
             failing_allocation: None,
+            failing_kernel: None,
+            version: 12_090,
             patience: std::time::Duration::from_secs(30),
             reports: None,
         }
@@ -47,8 +53,8 @@ impl Default for Config {
 impl Config {
     /// Reads `CUDA_EMULATOR_DEVICES`, `_MEMORY` (bytes), `_ARCH` (`sm_90`), `_CHECKS` (`all`,
     /// `none` or names with commas between), `_SEED`, `_PERTURB`, `_EAGER`, `_STRICT`,
-    /// `_FAIL_ALLOCATION`, `_RANK_TIMEOUT` (seconds) and `_REPORTS` through `get`. A value that can't be read is an error
-    /// that names the variable.
+    /// `_FAIL_ALLOCATION`, `_FAIL_KERNEL`, `_VERSION`, `_RANK_TIMEOUT` (seconds) and `_REPORTS` through `get`. A value that
+    /// can't be read is an error that names the variable.
     ///
     /// # Errors
     ///
@@ -85,6 +91,10 @@ impl Config {
         config.eager = number("EAGER")?.is_some_and(|on| on != 0);
         config.strict = number("STRICT")?.is_some_and(|on| on != 0);
         config.failing_allocation = number("FAIL_ALLOCATION")?;
+        config.failing_kernel = number("FAIL_KERNEL")?;
+        if let Some(version) = number("VERSION")? {
+            config.version = i32::try_from(version).unwrap_or(i32::MAX);
+        }
         if let Some(seconds) = number("RANK_TIMEOUT")? {
             config.patience = std::time::Duration::from_secs(seconds);
         }

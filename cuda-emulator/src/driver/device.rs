@@ -17,6 +17,11 @@ impl Driver {
         Ok(())
     }
 
+    /// `cuDriverGetVersion`.
+    pub fn version(&self) -> i32 {
+        self.config.version
+    }
+
     /// `cuDeviceGetCount`.
     pub fn device_count(&self) -> i32 {
         self.devices.len() as i32

@@ -59,6 +59,8 @@ pub struct Driver {
     progress: u64,
     next: u64,
     allocations: u64,
+    /// Kernels that were run.
+    kernels: u64,
     listener: Listener,
 }
 
@@ -160,6 +162,7 @@ impl Driver {
             progress: 0,
             next: 0x10000,
             allocations: 0,
+            kernels: 0,
             listener: Listener(listener),
         }
     }

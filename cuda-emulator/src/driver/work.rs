@@ -333,7 +333,12 @@ impl super::Driver {
         }
         let result = match work {
             Work::Launch { device, kernel, shape, parameters } => {
-                self.run(device, &kernel, &shape, &parameters)
+                self.kernels += 1;
+                if self.config.failing_kernel == Some(self.kernels) {
+                    Err(Status::ILLEGAL_ADDRESS)
+                } else {
+                    self.run(device, &kernel, &shape, &parameters)
+                }
             }
             Work::Upload { to, from } => {
                 let bytes = match &from {

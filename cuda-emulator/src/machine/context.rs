@@ -459,6 +459,25 @@ impl<'m> Context<'_, 'm> {
         }
     }
 
+    /// Loads 16 bytes.
+    #[inline(always)]
+    pub(crate) fn load_16(&self, place: Place<'m>) -> [u8; 16] {
+        if let Place::Shared(at) = place
+            && let Some(bytes) = self.block.shared.get(at..).and_then(<[u8]>::first_chunk)
+        {
+            return *bytes;
+        }
+        bytemuck::cast([self.load(place, 0, 8).to_le_bytes(), self.load(place, 8, 8).to_le_bytes()])
+    }
+
+    /// Stores 16 bytes.
+    #[inline(always)]
+    pub(crate) fn store_16(&mut self, place: Place<'m>, bytes: [u8; 16]) {
+        let [low, high]: [[u8; 8]; 2] = bytemuck::cast(bytes);
+        self.store(place, 0, 8, u64::from_le_bytes(low));
+        self.store(place, 8, 8, u64::from_le_bytes(high));
+    }
+
     /// Counts a warp's access of device memory.
     pub(crate) fn count_global(&mut self, sectors: &Sectors, bytes: u64, write: bool) {
         let touched = sectors.all().len() as u64;

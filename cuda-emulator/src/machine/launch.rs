@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::check::{Checks, Problem, Report};
+use crate::check::{Checks, Problem, Report, Severity};
 use crate::count::{Counting, Counts, L2};
 
 use super::block::{Fault, Progress};
@@ -95,12 +95,17 @@ pub struct Outcome {
 impl Outcome {
     /// The problem that stopped the launch, if one did.
     pub fn fault(&self) -> Option<&Report> {
-        self.reports.iter().find(|report| report.severity == crate::check::Severity::Fault)
+        self.reports.iter().find(|report| report.severity == Severity::Fault)
     }
 
-    /// Reports of what is wrong, without advice.
+    /// Reports of what is wrong, without warnings and advice.
     pub fn errors(&self) -> impl Iterator<Item = &Report> {
-        self.reports.iter().filter(|report| report.severity > crate::check::Severity::Advice)
+        self.reports.iter().filter(|report| report.severity > Severity::Warning)
+    }
+
+    /// Reports of what is seldom meant, though its results are defined.
+    pub fn warnings(&self) -> impl Iterator<Item = &Report> {
+        self.reports.iter().filter(|report| report.severity == Severity::Warning)
     }
 }
 

@@ -25,6 +25,7 @@ mod random;
 mod registers;
 mod shared;
 mod stack;
+mod stores;
 mod tensor_map;
 mod warp;
 

@@ -252,3 +252,27 @@ pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
 fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
+
+/// Work that must be compiled for the vector units of this machine as a whole: a closure that is large
+/// is not, since it is then called rather than inlined.
+pub(crate) trait Work {
+    /// Must be `#[inline(always)]`.
+    fn run(self);
+}
+
+/// Runs work compiled for the vector units of this machine.
+#[inline(always)]
+pub(crate) fn wide_work(work: impl Work) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has what the function was compiled for.
+        return unsafe { work_with_avx2(work) };
+    }
+    work.run();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn work_with_avx2(work: impl Work) {
+    work.run();
+}

@@ -110,7 +110,8 @@ impl Batch {
                     .zip(&weights)
                     .map(|(token, weight)| weight * widen(self.values[at(token) + i]))
                     .sum();
-                sum / total
+                // Nothing to attend to gives zeros.
+                sum / total.max(f64::MIN_POSITIVE)
             })
             .collect()
     }

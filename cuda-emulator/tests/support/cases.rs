@@ -1,6 +1,10 @@
 //! Our kernels with inputs, and what they should give.
 
-use cuda_emulator::{Arguments, Launch, LaunchError, Memory, Options, Outcome, Program, launch};
+use std::collections::BTreeMap;
+
+use cuda_emulator::check::Severity;
+use cuda_emulator::count::Cost;
+use cuda_emulator::{Arguments, Launch, LaunchError, Memory, Options, Program, launch};
 
 use super::attention::Batch;
 use super::{Numbers, error, shape, widen};
@@ -10,7 +14,7 @@ use super::{Numbers, error, shape, widen};
 pub enum Failure {
     /// It can't be loaded or launched.
     Refused(String),
-    /// The checks found something: the first report.
+    /// The checks found something, be it a warning: the first report.
     Reported(String),
     /// It gave wrong numbers.
     Wrong(String),
@@ -39,18 +43,16 @@ impl<'a> Run<'a> {
         self.memory.allocate((count * size_of::<T>()) as u64).expect("there is memory")
     }
 
-    fn launch(
-        &self,
-        kernel: &str,
-        shape: Launch,
-        arguments: &Arguments,
-    ) -> Result<Outcome, Failure> {
+    fn launch(&self, kernel: &str, shape: Launch, arguments: &Arguments) -> Result<Cost, Failure> {
         let kernel = self.program.kernel(kernel).map_err(|e| Failure::Refused(e.to_string()))?;
         let refused = |e: LaunchError| Failure::Refused(e.to_string());
         let outcome = launch(&kernel, &self.memory, &shape, arguments.bytes(), self.options)
             .map_err(refused)?;
-        let first = outcome.errors().next().map(ToString::to_string);
-        first.map_or(Ok(outcome), |report| Err(Failure::Reported(report)))
+        let mut reports = outcome.reports.iter().filter(|one| one.severity > Severity::Advice);
+        match reports.next() {
+            Some(report) => Err(Failure::Reported(report.to_string())),
+            None => Ok(Cost::new(&kernel, &outcome)),
+        }
     }
 
     fn halves(&self, address: u64, count: usize) -> Vec<f64> {
@@ -70,7 +72,7 @@ fn near(found: &[f64], expected: &[f64], most: f64) -> Result<(), Failure> {
     if off < most { Ok(()) } else { Err(Failure::Wrong(format!("off by {off}"))) }
 }
 
-pub fn decode(ptx: &str, batch: &Batch, options: &Options) -> Result<Outcome, Failure> {
+pub fn decode(ptx: &str, batch: &Batch, options: &Options) -> Result<Cost, Failure> {
     let mut run = Run::new(ptx, options)?;
     let count = batch.queries.len();
     let out = run.room::<u16>(count);
@@ -88,12 +90,12 @@ pub fn decode(ptx: &str, batch: &Batch, options: &Options) -> Result<Outcome, Fa
         .with(batch.softcap)
         .with(batch.window);
     let grid = [batch.kv_heads as u32, batch.lengths.len() as u32, 1];
-    let outcome = run.launch("decode", shape(grid, 128), &arguments)?;
+    let cost = run.launch("decode", shape(grid, 128), &arguments)?;
     near(&run.halves(out, count), &batch.expected(), 3e-3)?;
-    Ok(outcome)
+    Ok(cost)
 }
 
-pub fn prefill(ptx: &str, batch: &Batch, options: &Options) -> Result<Outcome, Failure> {
+pub fn prefill(ptx: &str, batch: &Batch, options: &Options) -> Result<Cost, Failure> {
     let mut run = Run::new(ptx, options)?;
     let count = batch.queries.len();
     let out = run.room::<u16>(count);
@@ -114,12 +116,12 @@ pub fn prefill(ptx: &str, batch: &Batch, options: &Options) -> Result<Outcome, F
         .with(batch.window);
     let longest = batch.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(1);
     let grid = [(longest as u32).div_ceil(64), batch.heads as u32, batch.lengths.len() as u32];
-    let outcome = run.launch("prefill", shape(grid, 128), &arguments)?;
+    let cost = run.launch("prefill", shape(grid, 128), &arguments)?;
     near(&run.halves(out, count), &batch.expected(), 6e-3)?;
-    Ok(outcome)
+    Ok(cost)
 }
 
-pub fn norm(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
+pub fn norm(ptx: &str, options: &Options) -> Result<Cost, Failure> {
     let (rows, width) = (5, 300);
     let mut numbers = Numbers::new(1);
     let residual = numbers.reals(rows * width);
@@ -135,7 +137,7 @@ pub fn norm(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
         .with(run.upload(&weight))
         .with(width as i32)
         .with(1e-5f32);
-    let outcome = run.launch("rms_norm", shape([rows as u32, 1, 1], 128), &arguments)?;
+    let cost = run.launch("rms_norm", shape([rows as u32, 1, 1], 128), &arguments)?;
 
     let sums: Vec<f64> =
         residual.iter().zip(&input).map(|(a, b)| f64::from(*a) + widen(*b)).collect();
@@ -147,10 +149,10 @@ pub fn norm(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
     }
     near(&run.halves(out, rows * width), &expected, 3e-3)?;
     near(&run.singles(residual_at, rows * width), &sums, 1e-6)?;
-    Ok(outcome)
+    Ok(cost)
 }
 
-pub fn sample(ptx: &str, temperature: f32, options: &Options) -> Result<Outcome, Failure> {
+pub fn sample(ptx: &str, temperature: f32, options: &Options) -> Result<Cost, Failure> {
     let (rows, vocabulary) = (6, 1000);
     let mut logits: Vec<f32> =
         Numbers::new(3).reals(rows * vocabulary).into_iter().map(|x| x * 6.0).collect();
@@ -169,7 +171,7 @@ pub fn sample(ptx: &str, temperature: f32, options: &Options) -> Result<Outcome,
         .with(run.upload(&noise))
         .with(vocabulary as i32)
         .with(temperature);
-    let outcome = run.launch("sample", shape([rows as u32, 1, 1], 256), &arguments)?;
+    let cost = run.launch("sample", shape([rows as u32, 1, 1], 256), &arguments)?;
     let found: Vec<i32> = run.memory.download(tokens, rows).expect("a good address");
     let chances = run.singles(probabilities, rows);
     for (row, logits) in logits.chunks(vocabulary).enumerate() {
@@ -200,11 +202,11 @@ pub fn sample(ptx: &str, temperature: f32, options: &Options) -> Result<Outcome,
             return Err(wrong("another probability"));
         }
     }
-    Ok(outcome)
+    Ok(cost)
 }
 
 /// Tokens of equal weight, and noise on the very borders between them.
-pub fn sample_borders(ptx: &str, options: &Options) -> Result<(), Failure> {
+pub fn sample_borders(ptx: &str, options: &Options) -> Result<Cost, Failure> {
     // Between tokens of a thread, between threads, and between warps.
     let vocabulary = 1024usize;
     let borders = [0usize, 1, 3, 4, 8, 127, 128, 256, 384, 512, 640, 768, 896, 1021, 1023];
@@ -219,13 +221,36 @@ pub fn sample_borders(ptx: &str, options: &Options) -> Result<(), Failure> {
         .with(run.upload(&noise))
         .with(vocabulary as i32)
         .with(1.0f32);
-    run.launch("sample", shape([rows as u32, 1, 1], 256), &arguments)?;
+    let cost = run.launch("sample", shape([rows as u32, 1, 1], 256), &arguments)?;
     let found: Vec<i32> = run.memory.download(tokens, rows).expect("a good address");
     let expected: Vec<i32> = borders.iter().map(|token| *token as i32).collect();
-    if found == expected { Ok(()) } else { Err(Failure::Wrong(format!("{found:?}"))) }
+    if found == expected { Ok(cost) } else { Err(Failure::Wrong(format!("{found:?}"))) }
 }
 
-pub fn matvec(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
+/// Noise just below 1: where rounding leaves it above the sum of the last weights, the last token is
+/// taken.
+pub fn sample_ends(ptx: &str, options: &Options) -> Result<Cost, Failure> {
+    let (rows, vocabulary) = (16usize, 1024usize);
+    let mut run = Run::new(ptx, options)?;
+    let (tokens, probabilities) = (run.room::<i32>(rows), run.room::<f32>(rows));
+    let arguments = Arguments::new()
+        .with(tokens)
+        .with(probabilities)
+        .with(run.upload(&Numbers::new(9).reals(rows * vocabulary)))
+        .with(run.upload(&vec![1.0f32.next_down(); rows]))
+        .with(vocabulary as i32)
+        .with(1.0f32);
+    let cost = run.launch("sample", shape([rows as u32, 1, 1], 256), &arguments)?;
+    let found: Vec<i32> = run.memory.download(tokens, rows).expect("a good address");
+    let last = vocabulary as i32 - 1;
+    if found.iter().all(|token| *token == last) {
+        Ok(cost)
+    } else {
+        Err(Failure::Wrong(format!("{found:?}")))
+    }
+}
+
+pub fn matvec(ptx: &str, options: &Options) -> Result<Cost, Failure> {
     let (rows, columns) = (37, 256);
     let mut numbers = Numbers::new(5);
     let weights: Vec<i8> = (0..rows * columns).map(|_| numbers.next() as i8).collect();
@@ -249,7 +274,7 @@ pub fn matvec(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
         dynamic_shared: (columns + columns / 32 * 4) as u32,
         cluster: None,
     };
-    let outcome = run.launch("matvec", shape, &arguments)?;
+    let cost = run.launch("matvec", shape, &arguments)?;
     let expected: Vec<f64> = (0..rows)
         .map(|row| {
             (0..columns)
@@ -261,45 +286,44 @@ pub fn matvec(ptx: &str, options: &Options) -> Result<Outcome, Failure> {
         })
         .collect();
     near(&run.singles(y, rows), &expected, 1e-2)?;
-    Ok(outcome)
+    Ok(cost)
 }
 
 /// Batches with and without softcap and window, and sequences of many lengths.
 pub fn decode_batches() -> [Batch; 2] {
-    let plain = Batch::new(128, 8, 2, &[1, 17, 100, 64], &[1, 1, 1, 1]);
+    let plain = Batch::new(128, 8, 2, &[1, 17, 100, 64], &[1; 4]);
+    // A sequence with no token in the cache gives zeros.
     let capped =
-        Batch { softcap: 2.0, window: 40, ..Batch::new(128, 8, 2, &[1, 41, 100, 40], &[1; 4]) };
+        Batch { softcap: 2.0, window: 40, ..Batch::new(128, 8, 2, &[1, 41, 100, 0, 40], &[1; 5]) };
     [plain, capped]
 }
 
 pub fn prefill_batches() -> [Batch; 3] {
-    let batch = || Batch::new(64, 4, 2, &[77, 33, 100], &[77, 5, 40]);
+    // The second sequence ends where a block of queries does.
+    let batch = || Batch::new(64, 4, 2, &[77, 64, 33, 100], &[77, 64, 5, 40]);
     let capped = Batch { softcap: 3.0, window: 25, ..batch() };
     // The window begins where a tile does.
     let aligned = Batch { window: 29, ..batch() };
     [batch(), capped, aligned]
 }
 
-/// Runs all cases of a kernel.
-pub fn all(kernel: &str, ptx: &str, options: &Options) -> Result<(), Failure> {
+/// Runs all cases of a kernel: what each costs.
+pub fn all(kernel: &str, ptx: &str, options: &Options) -> Result<Vec<Cost>, Failure> {
     match kernel {
-        "decode" => {
-            for batch in decode_batches() {
-                decode(ptx, &batch, options)?;
-            }
-        }
-        "prefill" => {
-            for batch in prefill_batches() {
-                prefill(ptx, &batch, options)?;
-            }
-        }
-        "norm" => _ = norm(ptx, options)?,
-        "sample" => {
-            sample(ptx, 0.0, options)?;
-            sample(ptx, 0.7, options)?;
-            sample_borders(ptx, options)?;
-        }
-        _ => _ = matvec(ptx, options)?,
+        "decode" => decode_batches().iter().map(|batch| decode(ptx, batch, options)).collect(),
+        "prefill" => prefill_batches().iter().map(|batch| prefill(ptx, batch, options)).collect(),
+        "norm" => Ok(vec![norm(ptx, options)?]),
+        "sample" => Ok(vec![
+            sample(ptx, 0.0, options)?,
+            sample(ptx, 0.7, options)?,
+            sample_borders(ptx, options)?,
+            sample_ends(ptx, options)?,
+        ]),
+        _ => Ok(vec![matvec(ptx, options)?]),
     }
-    Ok(())
+}
+
+/// What the cases of each kernel cost, as they are recorded.
+pub fn recorded() -> BTreeMap<String, Vec<Cost>> {
+    serde_json::from_str(include_str!("../../fixtures/costs.json")).expect("costs of cases")
 }

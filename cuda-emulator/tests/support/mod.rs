@@ -47,9 +47,10 @@ pub fn shape(grid: [u32; 3], threads: u32) -> Launch {
     Launch { grid, block: [threads, 1, 1], dynamic_shared: 0, cluster: None }
 }
 
-/// Panics with the reports of what is wrong.
+/// Panics with the reports of what is wrong, warnings included.
 pub fn assert_clean(outcome: &Outcome) {
-    let errors: Vec<String> = outcome.errors().map(ToString::to_string).collect();
+    let errors: Vec<String> =
+        outcome.errors().chain(outcome.warnings()).map(ToString::to_string).collect();
     assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 

@@ -48,10 +48,6 @@ pub struct EngineBuilder {
 }
 
 impl EngineBuilder {
-    pub(super) fn new() -> Self {
-        Self::default()
-    }
-
     /// How the engine is set up.
     #[must_use]
     pub fn options(mut self, options: EngineOptions) -> Self {
@@ -149,17 +145,8 @@ impl EngineBuilder {
         backend: &dyn Backend,
     ) -> Result<FitEstimate, EngineError> {
         let context = self.context_length.unwrap_or(model.config.context_length);
-        let program = model.program_for(self.options.context_length.unwrap_or(context))?;
-        self.estimate_program(&program, model.weights.as_ref(), context, backend)
-    }
-
-    fn estimate_program(
-        &self,
-        program: &Program,
-        weights: &dyn Weights,
-        context: usize,
-        backend: &dyn Backend,
-    ) -> Result<FitEstimate, EngineError> {
+        let program = &model.program_for(self.options.context_length.unwrap_or(context))?;
+        let weights = model.weights.as_ref();
         let plan = Plan::new(&self.options, program, weights, context, backend)?;
         FitEstimate::new(plan, program, weights, backend)
     }

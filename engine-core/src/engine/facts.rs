@@ -1,5 +1,6 @@
 //! What an engine runs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::backend::weights::Format;
@@ -43,22 +44,18 @@ impl ModelFacts {
             architecture: model.map(|model| model.config.architecture.to_string()),
             context_length,
             vocab_size: program.vocab_size(),
-            format: bytes.iter().max_by_key(|(_, sum)| *sum).map(|(format, _)| *format),
-            weight_bytes: bytes.iter().map(|(_, sum)| sum).sum(),
+            format: bytes.iter().max_by_key(|(_, sum)| **sum).map(|(format, _)| *format),
+            weight_bytes: bytes.values().sum(),
         }
     }
 }
 
-fn bytes_by_format(program: &Program, weights: &dyn Weights) -> Vec<(Format, u64)> {
-    let mut bytes: Vec<(Format, u64)> = Vec::new();
+fn bytes_by_format(program: &Program, weights: &dyn Weights) -> BTreeMap<Format, u64> {
+    let mut bytes = BTreeMap::new();
     // A weight that is missing or malformed counts nothing: compiling reports it, with what it was
     // needed for.
-    for tensor in program.weights().iter().filter_map(|w| weights.tensor(&w.name).ok()) {
-        let (format, len) = (tensor.format(), tensor.data().len() as u64);
-        match bytes.iter_mut().find(|(known, _)| *known == format) {
-            Some((_, sum)) => *sum += len,
-            None => bytes.push((format, len)),
-        }
+    for (format, shape) in program.weights().iter().filter_map(|w| weights.describe(&w.name).ok()) {
+        *bytes.entry(format).or_default() += shape.byte_len(format).unwrap_or_default() as u64;
     }
     bytes
 }

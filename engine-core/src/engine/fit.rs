@@ -63,9 +63,8 @@ fn is_mostly_reduced(
     let (mut exact, mut reduced) = (0u64, 0u64);
     let declared = products.iter().filter_map(|weight| program.weights().get(weight.index()));
     // A weight that is missing or malformed counts nothing: compiling reports it.
-    for tensor in declared.filter_map(|weight| weights.tensor(&weight.name).ok()) {
-        let shape = tensor.shape();
-        let sum = match backend.compute_of(compute, tensor.format(), shape.cols()) {
+    for (format, shape) in declared.filter_map(|weight| weights.describe(&weight.name).ok()) {
+        let sum = match backend.compute_of(compute, format, shape.cols()) {
             Compute::Exact => &mut exact,
             _ => &mut reduced,
         };

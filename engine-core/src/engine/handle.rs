@@ -59,7 +59,7 @@ pub(super) struct Inner {
 impl Engine {
     /// Begins to set up an engine.
     pub fn builder() -> EngineBuilder {
-        EngineBuilder::new()
+        EngineBuilder::default()
     }
 
     pub(super) fn new(inner: Inner) -> Self {

@@ -1,7 +1,5 @@
 //! What an engine can hold, worked out once when it is built.
 
-use std::fmt;
-
 use super::kv_sizes::{KvPages, KvSizes};
 use super::options::{EngineOptions, KvMemory};
 use crate::backend::{Backend, Capabilities, CompileOptions, KvFormat, Limits};
@@ -50,15 +48,23 @@ pub struct EngineLimits {
 }
 
 /// A limit that is probably not what was meant.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LimitWarning {
     /// So few requests run at once that the device is mostly idle.
+    #[error(
+        "only {max_running_requests} request(s) run at once: give KV more memory, or set \
+         max_running_requests"
+    )]
     FewRunning {
         /// How many.
         max_running_requests: u32,
     },
     /// The KV memory doesn't hold one sequence as long as the model allows, or as was asked for.
+    #[error(
+        "KV memory holds {pool_tokens} tokens, less than one context of {context_length}: longer \
+         requests are refused"
+    )]
     PoolBelowContext {
         /// Tokens that fit.
         pool_tokens: usize,
@@ -66,46 +72,26 @@ pub enum LimitWarning {
         context_length: usize,
     },
     /// The context was asked to be longer than the model was made for.
+    #[error(
+        "a context of {context_length} tokens was asked for, but the model was made for {model}"
+    )]
     ContextBeyondModel {
         /// What was asked for.
         context_length: usize,
         /// What the model was made for.
         model: usize,
     },
-    /// The KV memory holds less than a chunk of prompt for each request that may run.
+    /// The KV memory holds less than a page for each request that may run.
+    #[error(
+        "KV memory holds {pool_tokens} tokens, less than a page for each of \
+         {max_running_requests} requests that may run"
+    )]
     PoolBelowRunning {
         /// Tokens that fit.
         pool_tokens: usize,
         /// How many may run.
         max_running_requests: u32,
     },
-}
-
-impl fmt::Display for LimitWarning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::FewRunning { max_running_requests } => write!(
-                f,
-                "only {max_running_requests} request(s) run at once: give KV more memory, or set \
-                 max_running_requests"
-            ),
-            Self::PoolBelowContext { pool_tokens, context_length } => write!(
-                f,
-                "KV memory holds {pool_tokens} tokens, less than one context of {context_length}: \
-                 longer requests are refused"
-            ),
-            Self::ContextBeyondModel { context_length, model } => write!(
-                f,
-                "a context of {context_length} tokens was asked for, but the model was made for \
-                 {model}"
-            ),
-            Self::PoolBelowRunning { pool_tokens, max_running_requests } => write!(
-                f,
-                "KV memory holds {pool_tokens} tokens, less than a page for each of \
-                 {max_running_requests} requests that may run"
-            ),
-        }
-    }
 }
 
 impl EngineLimits {

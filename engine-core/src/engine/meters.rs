@@ -61,40 +61,50 @@ impl EngineSnapshot {
     }
 }
 
+/// Gauges: name, label `state` where it has one, and value.
+const GAUGES: [(&str, &str, fn(&EngineSnapshot) -> f64); 11] = [
+    ("understory_requests_running", "", |now| now.scheduler.running as f64),
+    ("understory_requests_waiting", "", |now| now.scheduler.waiting as f64),
+    ("understory_requests_queued", "", |now| now.queued as f64),
+    ("understory_cache_hit_rate", "", EngineSnapshot::cache_hit_rate),
+    ("understory_pages", "free", |now| now.pages.free as f64),
+    ("understory_pages", "evictable", |now| now.pages.cached_evictable as f64),
+    ("understory_pages", "locked", |now| now.pages.cached_locked as f64),
+    ("understory_pages", "loading", |now| now.pages.loading as f64),
+    ("understory_pages", "owned", |now| now.pages.owned_by_sequences as f64),
+    ("understory_host_pages", "", |now| now.pages.on_host as f64),
+    ("understory_windowed_pages_in_use", "", |now| now.windowed_pages.in_use() as f64),
+];
+
+/// Counters, which only grow.
+const COUNTERS: [(&str, fn(&EngineSnapshot) -> u64); 19] = [
+    ("understory_compiles_in_traffic_total", |now| now.compiles_in_traffic),
+    ("understory_prompt_tokens_total", |now| now.scheduler.prompt_tokens),
+    ("understory_cached_tokens_total", |now| now.scheduler.cached_tokens),
+    ("understory_prefill_tokens_total", |now| now.scheduler.prefill_tokens),
+    ("understory_generated_tokens_total", |now| now.scheduler.generated_tokens),
+    ("understory_verification_rows_total", |now| now.scheduler.verification_rows),
+    ("understory_proposed_tokens_total", |now| now.scheduler.proposed_tokens),
+    ("understory_accepted_tokens_total", |now| now.scheduler.accepted_tokens),
+    ("understory_cache_requests_total", |now| now.cache.requests),
+    ("understory_cache_requests_hit_total", |now| now.cache.requests_hit),
+    ("understory_cache_duplicate_pages_total", |now| now.cache.pages_duplicate),
+    ("understory_retractions_total", |now| now.scheduler.retractions),
+    ("understory_evicted_pages_total", |now| now.scheduler.evicted_pages),
+    ("understory_host_cached_tokens_total", |now| now.scheduler.host_cached_tokens),
+    ("understory_host_hits_total", |now| now.scheduler.host_hits),
+    ("understory_loaded_tokens_total", |now| now.scheduler.loaded_tokens),
+    ("understory_pages_to_host_total", |now| now.scheduler.pages_to_host),
+    ("understory_transfers_total", |now| now.scheduler.transfers),
+    ("understory_failed_transfers_total", |now| now.scheduler.failed_transfers),
+];
+
 /// Handles of the metrics. They belong to the recorder that was installed when the engine was
 /// built; using them allocates nothing.
 #[derive(Debug)]
 pub(super) struct Meters {
-    running: Gauge,
-    waiting: Gauge,
-    queued: Gauge,
-    hit_rate: Gauge,
-    pages_free: Gauge,
-    pages_evictable: Gauge,
-    pages_locked: Gauge,
-    pages_loading: Gauge,
-    pages_owned: Gauge,
-    host_pages: Gauge,
-    windowed_pages: Gauge,
-    compiles: Counter,
-    prompt_tokens: Counter,
-    cached_tokens: Counter,
-    prefill_tokens: Counter,
-    generated_tokens: Counter,
-    verification_rows: Counter,
-    proposed_tokens: Counter,
-    accepted_tokens: Counter,
-    cache_requests: Counter,
-    cache_requests_hit: Counter,
-    duplicate_pages: Counter,
-    retractions: Counter,
-    evicted_pages: Counter,
-    host_cached_tokens: Counter,
-    host_hits: Counter,
-    loaded_tokens: Counter,
-    pages_to_host: Counter,
-    transfers: Counter,
-    failed_transfers: Counter,
+    gauges: [Gauge; GAUGES.len()],
+    counters: [Counter; COUNTERS.len()],
     step_seconds: Histogram,
     step_rows: Histogram,
     snapshot: EngineSnapshot,
@@ -102,38 +112,12 @@ pub(super) struct Meters {
 
 impl Meters {
     pub(super) fn new() -> Self {
-        let pages = |state: &'static str| gauge!("understory_pages", "state" => state);
         Self {
-            running: gauge!("understory_requests_running"),
-            waiting: gauge!("understory_requests_waiting"),
-            queued: gauge!("understory_requests_queued"),
-            hit_rate: gauge!("understory_cache_hit_rate"),
-            pages_free: pages("free"),
-            pages_evictable: pages("evictable"),
-            pages_locked: pages("locked"),
-            pages_loading: pages("loading"),
-            pages_owned: pages("owned"),
-            host_pages: gauge!("understory_host_pages"),
-            windowed_pages: gauge!("understory_windowed_pages_in_use"),
-            compiles: counter!("understory_compiles_in_traffic_total"),
-            prompt_tokens: counter!("understory_prompt_tokens_total"),
-            cached_tokens: counter!("understory_cached_tokens_total"),
-            prefill_tokens: counter!("understory_prefill_tokens_total"),
-            generated_tokens: counter!("understory_generated_tokens_total"),
-            verification_rows: counter!("understory_verification_rows_total"),
-            proposed_tokens: counter!("understory_proposed_tokens_total"),
-            accepted_tokens: counter!("understory_accepted_tokens_total"),
-            cache_requests: counter!("understory_cache_requests_total"),
-            cache_requests_hit: counter!("understory_cache_requests_hit_total"),
-            duplicate_pages: counter!("understory_cache_duplicate_pages_total"),
-            retractions: counter!("understory_retractions_total"),
-            evicted_pages: counter!("understory_evicted_pages_total"),
-            host_cached_tokens: counter!("understory_host_cached_tokens_total"),
-            host_hits: counter!("understory_host_hits_total"),
-            loaded_tokens: counter!("understory_loaded_tokens_total"),
-            pages_to_host: counter!("understory_pages_to_host_total"),
-            transfers: counter!("understory_transfers_total"),
-            failed_transfers: counter!("understory_failed_transfers_total"),
+            gauges: GAUGES.map(|(name, state, _)| match state {
+                "" => gauge!(name),
+                _ => gauge!(name, "state" => state),
+            }),
+            counters: COUNTERS.map(|(name, _)| counter!(name)),
             step_seconds: histogram!("understory_step_seconds"),
             step_rows: histogram!("understory_step_rows"),
             snapshot: EngineSnapshot::default(),
@@ -159,7 +143,7 @@ impl Meters {
         queued: usize,
         compiles_in_traffic: u64,
     ) -> EngineSnapshot {
-        self.snapshot = EngineSnapshot {
+        let now = EngineSnapshot {
             scheduler,
             pages,
             windowed_pages,
@@ -168,36 +152,13 @@ impl Meters {
             compiles_in_traffic,
             ..self.snapshot
         };
-        self.running.set(scheduler.running as f64);
-        self.waiting.set(scheduler.waiting as f64);
-        self.queued.set(queued as f64);
-        self.hit_rate.set(self.snapshot.cache_hit_rate());
-        self.pages_free.set(pages.free as f64);
-        self.pages_evictable.set(pages.cached_evictable as f64);
-        self.pages_locked.set(pages.cached_locked as f64);
-        self.pages_loading.set(pages.loading as f64);
-        self.pages_owned.set(pages.owned_by_sequences as f64);
-        self.host_pages.set(pages.on_host as f64);
-        self.windowed_pages.set(windowed_pages.in_use() as f64);
-        self.compiles.absolute(compiles_in_traffic);
-        self.prompt_tokens.absolute(scheduler.prompt_tokens);
-        self.cached_tokens.absolute(scheduler.cached_tokens);
-        self.prefill_tokens.absolute(scheduler.prefill_tokens);
-        self.generated_tokens.absolute(scheduler.generated_tokens);
-        self.verification_rows.absolute(scheduler.verification_rows);
-        self.proposed_tokens.absolute(scheduler.proposed_tokens);
-        self.accepted_tokens.absolute(scheduler.accepted_tokens);
-        self.cache_requests.absolute(cache.requests);
-        self.cache_requests_hit.absolute(cache.requests_hit);
-        self.duplicate_pages.absolute(cache.pages_duplicate);
-        self.retractions.absolute(scheduler.retractions);
-        self.evicted_pages.absolute(scheduler.evicted_pages);
-        self.host_cached_tokens.absolute(scheduler.host_cached_tokens);
-        self.host_hits.absolute(scheduler.host_hits);
-        self.loaded_tokens.absolute(scheduler.loaded_tokens);
-        self.pages_to_host.absolute(scheduler.pages_to_host);
-        self.transfers.absolute(scheduler.transfers);
-        self.failed_transfers.absolute(scheduler.failed_transfers);
-        self.snapshot
+        for (gauge, (.., value)) in self.gauges.iter().zip(GAUGES) {
+            gauge.set(value(&now));
+        }
+        for (counter, (_, value)) in self.counters.iter().zip(COUNTERS) {
+            counter.absolute(value(&now));
+        }
+        self.snapshot = now;
+        now
     }
 }

@@ -7,10 +7,10 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
+use super::mailbox::Mailbox;
 use crate::schedule::{Input, InputError, InputLog, Plan, ScheduleError, Scheduler};
 
 /// A scheduler whose inputs and plans may be recorded.
@@ -20,20 +20,16 @@ pub(super) struct Recorded {
     recorder: Option<Recorder>,
 }
 
-/// Lines on their way to a file.
+/// Lines on their way to a file; an empty one ends it.
 #[derive(Debug)]
 struct Recorder {
     log: InputLog<Vec<u8>>,
-    lines: Option<Sender<Vec<u8>>>,
+    lines: Arc<Mailbox<Vec<u8>>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl Recorded {
-    /// Records to a new file at `path`, if one is given.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be created, or the thread not started.
+    /// Records to a new file at `path`, if one is given and can be created.
     pub(super) fn new(scheduler: Scheduler, path: Option<&Path>) -> io::Result<Self> {
         let recorder = path.map(|path| Recorder::new(path, &scheduler)).transpose()?;
         Ok(Self { scheduler, recorder })
@@ -78,11 +74,12 @@ impl Deref for Recorded {
 impl Recorder {
     fn new(path: &Path, scheduler: &Scheduler) -> io::Result<Self> {
         let file = File::create(path)?;
-        let (lines, written) = unbounded();
+        let lines = Arc::new(Mailbox::with_capacity(0));
+        let written = Arc::clone(&lines);
         let builder = thread::Builder::new().name("understory-record".to_owned());
         let writer = builder.spawn(move || write(&written, file))?;
         let log = InputLog::new(Vec::new(), scheduler.config())?;
-        let mut recorder = Self { log, lines: Some(lines), writer: Some(writer) };
+        let mut recorder = Self { log, lines, writer: Some(writer) };
         recorder.send();
         Ok(recorder)
     }
@@ -96,33 +93,33 @@ impl Recorder {
 
     fn send(&mut self) {
         let line = std::mem::take(self.log.get_mut());
-        if let Some(lines) = &self.lines {
-            // Nobody takes lines any more once writing has failed, which was told then.
-            let _ = lines.send(line);
-        }
+        // Nobody takes lines any more once writing has failed, which was told then.
+        let _ = self.lines.post(line);
     }
 }
 
 impl Drop for Recorder {
     /// Waits until all is written.
     fn drop(&mut self) {
-        self.lines = None;
+        let _ = self.lines.post(Vec::new());
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
         }
     }
 }
 
-/// Writes lines until nobody sends any; whenever none waits, what was written reaches the file.
-fn write(lines: &Receiver<Vec<u8>>, file: File) {
+/// Writes lines until an empty one comes; whenever none waits, what was written reaches the file.
+fn write(lines: &Mailbox<Vec<u8>>, file: File) {
     let mut out = BufWriter::new(file);
-    for line in lines {
-        let mut written = out.write_all(&line);
-        if lines.is_empty() {
-            written = written.and_then(|()| out.flush());
-        }
-        if let Err(error) = written {
+    let mut arrived = Vec::new();
+    let mut has_ended = false;
+    while !has_ended {
+        lines.wait(&mut arrived);
+        has_ended = arrived.last().is_some_and(Vec::is_empty);
+        let written = arrived.drain(..).try_for_each(|line| out.write_all(&line));
+        if let Err(error) = written.and_then(|()| out.flush()) {
             tracing::warn!(%error, "the scheduler's inputs are recorded no further");
+            drop(lines.close());
             return;
         }
     }

@@ -70,15 +70,13 @@ fn handle(message: TextMessage, samples: &mut Samples, shared: &Shared) {
         }
         TextMessage::Broken { id, problem } => {
             let Some(sample) = samples.remove(&id) else { return };
-            shared.endings.count(Ending::Failed);
-            let number = sample.number;
-            sample.fail(GenerationError::Constraint { sample: number, problem });
+            let error = GenerationError::Constraint { sample: sample.number, problem };
+            fail(sample, Ending::Failed, error, shared);
         }
         TextMessage::Refused { id, refusal } => {
             let Some(sample) = samples.remove(&id) else { return };
-            shared.endings.count(Ending::Refused);
-            let number = sample.number;
-            sample.fail(GenerationError::Refused { sample: number, refusal });
+            let error = GenerationError::Refused { sample: sample.number, refusal };
+            fail(sample, Ending::Refused, error, shared);
         }
         TextMessage::Close => {}
     }
@@ -97,46 +95,37 @@ fn tell(
 
 /// Ends the sample early, where the text or the reader asks for that.
 fn act(id: SequenceId, taken: Taken, at: Instant, samples: &mut Samples, shared: &Shared) {
-    let reason = match taken {
+    let (reason, told, matched, ending) = match taken {
         Taken::Goes => return,
-        Taken::Stopped(_) => schedule::FinishReason::Stop,
-        Taken::Broken => schedule::FinishReason::Abort,
+        Taken::Stopped(matched) => {
+            (schedule::FinishReason::Stop, FinishReason::Stop, Some(matched), Ending::Stop)
+        }
+        // The reader was told.
+        Taken::Broken => (schedule::FinishReason::Abort, FinishReason::Abort, None, Ending::Failed),
     };
     let Some(sample) = samples.remove(&id) else { return };
     // If the scheduler thread is gone there is nothing to stop any more.
     let _ = shared.commands.post(Command::End { id, reason });
-    match taken {
-        Taken::Stopped(matched) => {
-            shared.endings.count(Ending::Stop);
-            sample.finish(FinishReason::Stop, Some(matched), at);
-        }
-        // The reader was told.
-        _ => {
-            shared.endings.count(Ending::Failed);
-            sample.finish(FinishReason::Abort, None, at);
-        }
-    }
+    shared.endings.count(ending);
+    sample.finish(told, matched, at);
 }
 
 fn finish(sample: Box<SampleText>, reason: schedule::FinishReason, at: Instant, shared: &Shared) {
-    match reason {
-        schedule::FinishReason::Stop => {
-            shared.endings.count(Ending::Stop);
-            let matched = sample.last_token.map(StopMatch::Token);
-            sample.finish(FinishReason::Stop, matched, at);
-        }
-        schedule::FinishReason::Length => {
-            shared.endings.count(Ending::Length);
-            sample.finish(FinishReason::Length, None, at);
-        }
-        schedule::FinishReason::Abort => {
-            shared.endings.count(Ending::Abort);
-            sample.finish(FinishReason::Abort, None, at);
-        }
+    let (told, ending) = match reason {
+        schedule::FinishReason::Stop => (FinishReason::Stop, Ending::Stop),
+        schedule::FinishReason::Length => (FinishReason::Length, Ending::Length),
+        schedule::FinishReason::Abort => (FinishReason::Abort, Ending::Abort),
         schedule::FinishReason::Error(reason) => {
-            shared.endings.count(Ending::Failed);
-            let number = sample.number;
-            sample.fail(GenerationError::Failed { sample: number, reason });
+            let error = GenerationError::Failed { sample: sample.number, reason };
+            return fail(sample, Ending::Failed, error, shared);
         }
-    }
+    };
+    shared.endings.count(ending);
+    let last = sample.last_token.filter(|_| told == FinishReason::Stop);
+    sample.finish(told, last.map(StopMatch::Token), at);
+}
+
+fn fail(sample: Box<SampleText>, ending: Ending, error: GenerationError, shared: &Shared) {
+    shared.endings.count(ending);
+    sample.fail(error);
 }

@@ -4,7 +4,7 @@ use radix_cache::PageId;
 
 /// The free pages of one page group. Last freed, first given: those are warm.
 #[derive(Clone, Debug)]
-pub struct PageAllocator {
+pub(super) struct PageAllocator {
     free: Vec<PageId>,
     /// Which pages are free, to refuse a page that is freed twice.
     is_free: Vec<bool>,
@@ -24,30 +24,28 @@ pub enum AllocatorError {
 
 impl PageAllocator {
     /// All pages free.
-    pub fn new(capacity: u32) -> Self {
+    pub(super) fn new(capacity: u32) -> Self {
         Self {
             free: (0..capacity).rev().map(PageId).collect(),
             is_free: vec![true; capacity as usize],
         }
     }
 
-    /// Number of pages, free or not.
-    pub fn capacity(&self) -> usize {
+    /// Pages, free or not.
+    pub(super) fn capacity(&self) -> usize {
         self.is_free.len()
     }
 
-    /// Number of free pages.
-    pub fn free(&self) -> usize {
+    pub(super) fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Whether the page is free.
-    pub fn is_free(&self, page: PageId) -> bool {
+    pub(super) fn is_free(&self, page: PageId) -> bool {
         self.is_free.get(page.0 as usize).copied().unwrap_or(false)
     }
 
     /// Appends `count` pages to `table`, or `None` and nothing where there are fewer.
-    pub fn take_to(&mut self, count: usize, table: &mut Vec<PageId>) -> Option<()> {
+    pub(super) fn take_to(&mut self, count: usize, table: &mut Vec<PageId>) -> Option<()> {
         let kept = self.free.len().checked_sub(count)?;
         for page in self.free.drain(kept..).rev() {
             self.is_free[page.0 as usize] = false;
@@ -56,12 +54,8 @@ impl PageAllocator {
         Some(())
     }
 
-    /// Gives a page back.
-    ///
-    /// # Errors
-    ///
-    /// A page that is free already or does not exist; nothing changes.
-    pub fn give(&mut self, page: PageId) -> Result<(), AllocatorError> {
+    /// Gives a page back, unless it is free already or does not exist.
+    pub(super) fn give(&mut self, page: PageId) -> Result<(), AllocatorError> {
         match self.is_free.get_mut(page.0 as usize) {
             None => Err(AllocatorError::Unknown(page)),
             Some(true) => Err(AllocatorError::FreedTwice(page)),

@@ -15,5 +15,8 @@ mod host;
 mod pool;
 mod windowed;
 
-pub use allocator::{AllocatorError, PageAllocator};
-pub use pool::{GroupKind, KvPool, PageCounts, PoolError};
+pub use allocator::AllocatorError;
+pub use pool::{KvPool, PageCounts, PoolError};
+/// What the layers of a page group attend to, and so how long its pages are needed: until the
+/// sequence ends, or until the window has left them.
+pub use radix_cache::PageGroup as GroupKind;

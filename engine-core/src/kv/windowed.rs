@@ -5,19 +5,13 @@ use radix_cache::{LockId, PageId};
 use super::pool::{KvPool, PoolError};
 
 impl KvPool {
-    /// Pages that the window in front of a position covers at most; `None` where no group is
-    /// windowed.
-    pub fn reach(&self) -> Option<usize> {
-        self.windowed.as_ref().map(|windowed| windowed.reach)
-    }
-
     /// Appends the windowed page of each position that a lock holds, [`PageId::NONE`] for those that
     /// the lock's window has left.
-    ///
-    /// # Errors
-    ///
-    /// A lock that was released; a pool without windowed groups.
-    pub fn windowed_pages(&self, lock: LockId, table: &mut Vec<PageId>) -> Result<(), PoolError> {
+    pub(crate) fn windowed_pages(
+        &self,
+        lock: LockId,
+        table: &mut Vec<PageId>,
+    ) -> Result<(), PoolError> {
         let mut pages = Vec::new();
         let first = self.cache.windowed_pages(lock, &mut pages)? / self.page_size();
         table.resize(table.len() + first, PageId::NONE);
@@ -31,18 +25,17 @@ impl KvPool {
     /// Where the tree has a page for the position already, the caller's own is freed and its
     /// entry of `pages` is overwritten. Returns whether that happened: the caller then announces
     /// the entries to the device.
-    ///
-    /// # Errors
-    ///
-    /// A lock that was released; more pages than the lock holds.
-    pub fn put_windowed(&mut self, lock: LockId, pages: &mut [PageId]) -> Result<bool, PoolError> {
-        let Some(windowed) = &mut self.windowed else { return Ok(false) };
+    pub(crate) fn put_windowed(
+        &mut self,
+        lock: LockId,
+        pages: &mut [PageId],
+    ) -> Result<bool, PoolError> {
         self.scratch.clear();
         self.cache.put_windowed(lock, pages, &mut self.scratch)?;
         let mut is_repointed = false;
         for (mine, &cached) in pages.iter_mut().zip(&self.scratch) {
             if *mine != cached {
-                windowed.pages.give(*mine)?;
+                self.windowed_pages.give(*mine)?;
                 *mine = cached;
                 is_repointed = true;
             }
@@ -53,9 +46,8 @@ impl KvPool {
     /// Takes back the windowed pages that left the tree together with their full pages. Follows
     /// each call that frees full pages.
     pub(super) fn reclaim_windowed(&mut self) -> Result<(), PoolError> {
-        let Some(windowed) = &mut self.windowed else { return Ok(()) };
         let mut left = self.cache.take_freed_windowed();
-        left.try_for_each(|page| windowed.pages.give(page))?;
+        left.try_for_each(|page| self.windowed_pages.give(page))?;
         Ok(())
     }
 }

@@ -99,63 +99,18 @@ impl Request {
             pooling: None,
         }
     }
-
-    /// How tokens are sampled and when it ends.
-    #[must_use]
-    pub fn sampling(mut self, sampling: SamplingParams) -> Self {
-        self.sampling = sampling;
-        self
-    }
-
-    /// Render a prompt of messages with tools, documents or variables.
-    #[must_use]
-    pub fn chat(mut self, options: ChatOptions) -> Self {
-        self.chat = options;
-        self
-    }
-
-    /// Leave the queue before requests of a lower priority.
-    #[must_use]
-    pub fn priority(mut self, priority: i32) -> Self {
-        self.priority = priority;
-        self
-    }
-
-    /// Whether tokens may be proposed for it and verified.
-    #[must_use]
-    pub fn speculation(mut self, on: bool) -> Self {
-        self.speculation = on;
-        self
-    }
-
-    /// Share cached prefixes with requests of this namespace only.
-    #[must_use]
-    pub fn namespace(mut self, namespace: Namespace) -> Self {
-        self.namespace = namespace;
-        self
-    }
-
-    /// Evict its cached prefix later than those of lower priority.
-    #[must_use]
-    pub fn cache_priority(mut self, priority: i32) -> Self {
-        self.cache_priority = priority;
-        self
-    }
-
-    /// Evict its cached prefix after everything that is not kept, for so long.
-    #[must_use]
-    pub fn keep_cached_for(mut self, duration: Duration) -> Self {
-        self.keep_cached_for = Some(duration);
-        self
-    }
-
-    /// Restrict what may be said.
-    #[must_use]
-    pub fn constraint(mut self, constraint: Box<dyn TokenConstraint>) -> Self {
-        self.constraint = Some(constraint);
-        self
-    }
 }
+
+backend_api::setters!(Request {
+    chat: ChatOptions,
+    sampling: SamplingParams,
+    priority: i32,
+    speculation: bool,
+    namespace: Namespace,
+    cache_priority: i32,
+    keep_cached_for: Duration,
+    constraint: Box<dyn TokenConstraint>,
+});
 
 /// A text whose meaning is wanted as a vector: computed like a prompt, through the same cache.
 ///
@@ -195,28 +150,15 @@ impl EmbedRequest {
             namespace: Namespace::default(),
         }
     }
-
-    /// Which of its tokens' hidden states make the vector.
-    #[must_use]
-    pub fn pooling(mut self, pooling: PoolKind) -> Self {
-        self.pooling = pooling;
-        self
-    }
-
-    /// Whether to divide the vector by its Euclidean length.
-    #[must_use]
-    pub fn normalize(mut self, on: bool) -> Self {
-        self.normalize = on;
-        self
-    }
-
-    /// Share cached prefixes with requests of this namespace only.
-    #[must_use]
-    pub fn namespace(mut self, namespace: Namespace) -> Self {
-        self.namespace = namespace;
-        self
-    }
 }
+
+backend_api::setters!(EmbedRequest {
+    chat: ChatOptions,
+    pooling: PoolKind,
+    normalize: bool,
+    priority: i32,
+    namespace: Namespace,
+});
 
 impl From<EmbedRequest> for Request {
     fn from(embed: EmbedRequest) -> Self {

@@ -2,7 +2,7 @@
 
 use super::assembly::Assembly;
 use super::error::ScheduleError;
-use super::loading::{self, Load};
+use super::loading::{self, Admission};
 use super::reserve::CLIPPED_OUTPUT;
 use super::rows::{self, Budget};
 use super::sequence::{Sequence, SequenceKey};
@@ -12,20 +12,6 @@ use crate::kv::GroupKind;
 
 /// Rounds that a sequence waits for another one to compute or load their common prefix.
 const MOST_HELD: u32 = 64;
-
-/// What came of looking at one waiting sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    /// It runs now.
-    Admitted,
-    /// It waits for another one to compute or load their common prefix, or for room to load its
-    /// own; the next may go.
-    Held,
-    /// Its prefix is on its way from the host; the next may go.
-    Loading,
-    /// It doesn't fit, and nobody may overtake it for that.
-    Full,
-}
 
 /// What a sequence needs beyond what is cached of it.
 #[derive(Clone, Copy, Debug)]
@@ -109,13 +95,10 @@ fn try_admit(state: &mut State, key: SequenceKey) -> Result<Admission, ScheduleE
     if !has_room(state, need(state, sequence, found.tokens)) {
         return Ok(Admission::Full);
     }
-    if to_load > 0 {
-        match loading::order(state, key, to_load, is_patient)? {
-            Load::Nothing => {}
-            Load::Ordered => return Ok(Admission::Loading),
-            Load::Wait => return Ok(Admission::Held),
-            Load::Full => return Ok(Admission::Full),
-        }
+    if to_load > 0
+        && let Some(admission) = loading::order(state, key, to_load, is_patient)?
+    {
+        return Ok(admission);
     }
     let sequence = state.sequences.of(key);
     let acquired = state.pages.acquire(sequence.namespace, sequence.matchable())?;

@@ -65,7 +65,7 @@ pub enum PromptWant {
         top: u8,
     },
     /// A vector. The mean of several positions comes in parts, and is not normalized.
-    Vector(#[serde(with = "super::logged::pooling")] Pooling),
+    Vector(Pooling),
 }
 
 impl PromptWant {

@@ -1,118 +1,68 @@
 //! A number for all that a plan lends: equal plans have equal ones.
 
-use super::report::{Plan, Step};
-use crate::backend::{
-    Batch, Draft, GroupId, InputToken, PageCopy, PoolKind, SlotEvent, Span, Tier, Want,
-};
+use std::hash::{Hash, Hasher};
 
-/// FNV-1a (Fowler, Noll, Vo) over words.
-struct Digest(u64);
+use super::report::{Plan, Step};
+use crate::backend::{Batch, SlotEvent};
 
 /// The digest of a plan. Of page tables, it covers the entries that the plan's events announce.
 pub(super) fn digest(plan: &Plan<'_>) -> u64 {
     let mut digest = Digest(0xcbf2_9ce4_8422_2325);
     match plan {
         Plan::Launch(Step { batch, deferred, copies }) => {
-            digest.words([0, batch.step]);
-            digest.batch(batch);
-            for deferred in *deferred {
-                let id = deferred.id;
-                digest.words([deferred.output.into(), id.request.0, id.index.into()]);
-            }
-            digest.copies(copies);
+            0u32.hash(&mut digest);
+            hash_batch(batch, &mut digest);
+            (deferred, copies).hash(&mut digest);
         }
-        Plan::Sync { copies } => {
-            digest.words([1]);
-            digest.copies(copies);
-        }
-        Plan::Idle => digest.words([2]),
+        Plan::Sync { copies } => (1u32, copies).hash(&mut digest),
+        Plan::Idle => 2u32.hash(&mut digest),
     }
-    digest.0
+    digest.finish()
 }
 
-impl Digest {
-    fn words(&mut self, words: impl IntoIterator<Item = u64>) {
-        for word in words {
-            for byte in word.to_le_bytes() {
-                self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        }
-    }
-
-    fn span(&mut self, span: Span) {
-        self.words([span.start.into(), span.len.into()]);
-    }
-
-    fn batch(&mut self, batch: &Batch<'_>) {
-        self.words([batch.program.0.into(), batch.decode_rows.into()]);
-        for token in batch.tokens {
-            match *token {
-                InputToken::Known(token) => self.words([0, token.into()]),
-                InputToken::Produced(slot) => self.words([1, slot.0.into()]),
-            }
-        }
-        for row in batch.rows {
-            self.words([row.slot.0.into(), row.position.into()]);
-            self.span(row.tokens);
-            self.span(row.outputs);
-        }
-        for output in batch.outputs {
-            self.words([output.row.into(), output.deferred.into()]);
-            self.span(output.tokens);
-            self.want(output.want);
-        }
-        self.words(batch.targets.iter().map(|&token| token.into()));
-        for event in batch.events {
-            self.event(batch, *event);
-        }
-        for shared in batch.shared {
-            self.span(shared.rows);
-            self.words([shared.pages.into()]);
-        }
-    }
-
-    fn want(&mut self, want: Want) {
-        match want {
-            Want::Sample => self.words([0]),
-            Want::Verify(Draft::Chain) => self.words([1]),
-            Want::Verify(_) => self.words([2]),
-            Want::Score { targets, top } => {
-                self.span(targets);
-                self.words([3, top.into()]);
-            }
-            Want::Hidden => self.words([4]),
-            Want::Pool(pooling) => {
-                let is_mean = pooling.kind == PoolKind::Mean;
-                self.words([5, is_mean.into(), pooling.normalize.into()]);
-            }
-        }
-    }
-
-    fn event(&mut self, batch: &Batch<'_>, event: SlotEvent) {
-        match event {
+fn hash_batch(batch: &Batch<'_>, digest: &mut Digest) {
+    let Batch { step, program, tokens, rows, decode_rows, outputs, events, shared, .. } = batch;
+    (step, program, decode_rows).hash(digest);
+    (tokens, rows, outputs, events, shared).hash(digest);
+    batch.targets.iter().for_each(|target| target.hash(digest));
+    for event in *events {
+        match *event {
             SlotEvent::Open { slot } => {
                 let state = batch.slots.state(slot);
-                self.words([0, slot.0.into(), state.sampling.seed, state.adapter.0.into()]);
+                (state.sampling.seed, state.adapter).hash(digest);
             }
-            SlotEvent::Pages { slot, group: GroupId(group), entries } => {
-                self.words([1, slot.0.into(), group.into()]);
-                self.span(entries);
-                let table = batch.slots.pages(slot, GroupId(group));
-                let pages = table.get(entries.range()).unwrap_or_default();
-                self.words(pages.iter().map(|page| page.0.into()));
+            SlotEvent::Pages { slot, group, entries } => {
+                batch.slots.pages(slot, group).get(entries.range()).hash(digest);
             }
-            SlotEvent::CopyPage { group: GroupId(group), from, to } => {
-                self.words([2, group.into(), from.0.into(), to.0.into()]);
-            }
-            SlotEvent::Close { slot } => self.words([3, slot.0.into()]),
+            SlotEvent::CopyPage { .. } | SlotEvent::Close { .. } => {}
+        }
+    }
+}
+
+/// FNV-1a (Fowler, Noll, Vo) over words of 64 bits, which numbers of every width become: digests are
+/// the same on every machine.
+struct Digest(u64);
+
+impl Hasher for Digest {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
 
-    fn copies(&mut self, copies: &[PageCopy]) {
-        for copy in copies {
-            let to_host = copy.to.0 == Tier::Host;
-            let (from, to) = (copy.from.1, copy.to.1);
-            self.words([copy.group.0.into(), to_host.into(), from.0.into(), to.0.into()]);
-        }
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.write(&number.to_le_bytes());
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
     }
 }

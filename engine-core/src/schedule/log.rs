@@ -4,7 +4,7 @@
 //! the others are inputs, and for each plan a digest of all that it lent:
 //!
 //! ```text
-//! {"understory_scheduler_log":1,"config":{"page_size":16, ..}}
+//! {"understory_scheduler_log":2,"config":{"page_size":16, ..}}
 //! {"input":{"Arrive":{"id":{"request":1,"index":0}, ..}}}
 //! {"plan":11374846293847374}
 //! ```
@@ -22,7 +22,7 @@ use super::scheduler::Scheduler;
 
 /// The version of logs that are written and replayed. It changes whenever the same inputs may lead
 /// to other decisions, or are written in another way.
-pub const LOG_VERSION: u32 = 1;
+pub const LOG_VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Header<Config> {

@@ -39,28 +39,6 @@ impl LoggedError {
     }
 }
 
-pub(super) mod pooling {
-    use serde::{Deserializer, Serializer};
-
-    use super::{Deserialize, Serialize};
-    use crate::backend::{PoolKind, Pooling};
-
-    pub(in crate::schedule) fn serialize<S: Serializer>(
-        pooling: &Pooling,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        (pooling.kind == PoolKind::Mean, pooling.normalize).serialize(serializer)
-    }
-
-    pub(in crate::schedule) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Pooling, D::Error> {
-        let (is_mean, normalize) = Deserialize::deserialize(deserializer)?;
-        let kind = if is_mean { PoolKind::Mean } else { PoolKind::Last };
-        Ok(Pooling { kind, normalize })
-    }
-}
-
 pub(super) mod error {
     use serde::{Deserializer, Serializer};
 

@@ -31,7 +31,7 @@ pub struct Step<'a> {
 }
 
 /// An output that waits for a mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Deferred {
     /// Index into [`Batch::outputs`].
     pub output: u32,

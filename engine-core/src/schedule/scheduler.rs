@@ -12,7 +12,7 @@ use super::planner::{Decision, Planner};
 use super::report::{Event, Plan, SchedulerStats, Step};
 use super::state::State;
 use super::transfers::Transfers;
-use crate::kv::{KvPool, PageCounts};
+use crate::kv::{GroupKind, KvPool, PageCounts};
 
 /// Decides what runs next. See the [module](super).
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Scheduler {
                 committer::copies_done(state, error.as_deref())?;
                 self.check_in_debug()?;
             }
-            Input::Tick { now } => state.pages.pool_mut().advance(now),
+            Input::Tick { now } => state.pages.pool_mut().cache_mut().advance(now),
             Input::ClearCache => {
                 state.pages.pool_mut().clear().map_err(ScheduleError::from)?;
             }
@@ -107,7 +107,7 @@ impl Scheduler {
 
     /// Takes the changes of the cache that nobody has taken yet.
     pub fn drain_cache_events(&mut self) -> impl Iterator<Item = radix_cache::Event> + '_ {
-        self.state.pages.pool_mut().drain_events()
+        self.state.pages.pool_mut().cache_mut().drain_events()
     }
 
     /// The known tokens of a sequence, prompt first.
@@ -144,12 +144,12 @@ impl Scheduler {
 
     /// Pages of full groups by owner.
     pub fn pages(&self) -> PageCounts {
-        self.state.pages.pool().counts()
+        self.state.pages.pool().counts(GroupKind::Full)
     }
 
     /// Pages of windowed groups by owner; all zero where there is none.
     pub fn windowed_pages(&self) -> PageCounts {
-        self.state.pages.pool().windowed_counts()
+        self.state.pages.pool().counts(GroupKind::Windowed)
     }
 
     /// The page pool, to look at.

@@ -151,11 +151,8 @@ impl Sequence {
         }
     }
 
-    /// What a running sequence has.
-    ///
-    /// # Errors
-    ///
-    /// It doesn't run, though whoever asks has reason to think so.
+    /// What a running sequence has; an error if it doesn't run, though whoever asks has reason to
+    /// think so.
     pub(super) fn running_mut(&mut self) -> Result<&mut Running, ScheduleError> {
         match &mut self.phase {
             Phase::Running(running) => Ok(running),

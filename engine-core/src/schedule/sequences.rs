@@ -32,11 +32,8 @@ impl Sequences {
         }
     }
 
-    /// Adds a sequence that waits. What it may generate ends with the context.
-    ///
-    /// # Errors
-    ///
-    /// Its id is in use.
+    /// Adds a sequence that waits, unless its id is in use. What it may generate ends with the
+    /// context.
     pub(super) fn add(
         &mut self,
         arrival: Arrival,
@@ -120,10 +117,6 @@ impl Sequences {
 
     /// A running sequence waits again, before any that never ran; rows of it that are in flight
     /// are stale. Returns what it held.
-    ///
-    /// # Errors
-    ///
-    /// It doesn't run.
     pub(super) fn put_back(&mut self, key: SequenceKey) -> Result<Holding, ScheduleError> {
         let sequence = &mut self.all[key];
         sequence.running_mut()?;

@@ -21,15 +21,15 @@
 
 use std::collections::VecDeque;
 
-use radix_cache::{Direction, LockId, Match, Namespace, PageId, Token, Transfer, WritePolicy};
+use radix_cache::{LockId, Match, Namespace, PageId, Token, Transfer, WritePolicy};
 
 use super::config::{HostTierConfig, SchedulerConfig};
 use super::error::ScheduleError;
 use super::flights::MAX_IN_FLIGHT;
 use super::report::SchedulerStats;
 use super::sequence::SequenceKey;
-use crate::backend::{GroupId, PageCopy, Tier as Memory};
-use crate::kv::KvPool;
+use crate::backend::{GroupId, PageCopy, Tier};
+use crate::kv::{KvPool, PoolError};
 
 /// Demoting ahead of need keeps at most this part of the pool free.
 const MOST_AHEAD: usize = 8;
@@ -137,7 +137,7 @@ impl Transfers {
 
     /// Orders a copy of what a lock holds, as far as the write policy asks for it.
     pub(super) fn save(&mut self, pool: &mut KvPool, lock: LockId) -> Result<(), ScheduleError> {
-        if let Some(transfer) = pool.save(lock)? {
+        if let Some(transfer) = pool.cache_mut().save(lock).map_err(PoolError::from)? {
             self.queued.push(Ordered { transfer, purpose: Purpose::Save });
         }
         Ok(())
@@ -185,7 +185,7 @@ impl Transfers {
     ) -> Result<Option<std::ops::Range<usize>>, ScheduleError> {
         let Some(transfer) = pool.load(namespace, tokens, pages)? else { return Ok(None) };
         // Making room may have taken from the front of it, which then is loaded first.
-        let start = pool.probe(namespace, tokens).tokens;
+        let start = pool.cache().probe(namespace, tokens).tokens;
         let end = start + transfer.device.len() * self.page_size;
         self.queued.push(Ordered { transfer, purpose: Purpose::Load { key, end } });
         Ok(Some(start..end))
@@ -193,10 +193,6 @@ impl Transfers {
 
     /// The oldest copies in flight have ended: all that one plan ordered. Returns the loads among
     /// them, in order.
-    ///
-    /// # Errors
-    ///
-    /// No copies are in flight.
     pub(super) fn end(
         &mut self,
         pool: &mut KvPool,
@@ -212,9 +208,9 @@ impl Transfers {
                 pool.fail(&transfer)?;
             }
             let pages = transfer.device.len() as u64;
-            match (executed, transfer.direction) {
+            match (executed, transfer.to) {
                 (false, _) => stats.failed_transfers += 1,
-                (true, Direction::ToHost) => stats.pages_to_host += pages,
+                (true, Tier::Host) => stats.pages_to_host += pages,
                 (true, _) => stats.loaded_tokens += pages * self.page_size as u64,
             }
             stats.transfers += u64::from(executed);
@@ -284,10 +280,10 @@ impl Transfers {
 }
 
 fn page_copies(transfer: &Transfer, group: GroupId) -> impl Iterator<Item = PageCopy> + '_ {
-    let to_host = transfer.direction == Direction::ToHost;
+    let to_host = transfer.to == Tier::Host;
     let pairs = transfer.device.iter().zip(&transfer.host);
     pairs.map(move |(&device, &host): (&PageId, &PageId)| {
-        let (device, host) = ((Memory::Device, device), (Memory::Host, host));
+        let (device, host) = ((Tier::Device, device), (Tier::Host, host));
         let (from, to) = if to_host { (device, host) } else { (host, device) };
         PageCopy { group, from, to }
     })

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use engine_core::request::{Request, TokenConstraint};
-use grammar::{GrammarError, GrammarSpec};
+use grammar::{GrammarCompiler, GrammarError, GrammarOptions, GrammarSpec};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -82,6 +82,7 @@ fn specs() -> Vec<(&'static str, GrammarSpec)> {
             "itself among its alternatives",
             GrammarSpec::JsonSchema(json!({"oneOf": [{"$ref": "#"}, {"type": "null"}]})),
         ),
+        ("long to lower", long_to_lower()),
         ("too large", GrammarSpec::Choice(vec!["x".repeat(200_000)])),
     ]
 }
@@ -136,6 +137,28 @@ fn a_hostile_grammar_is_refused_or_answered_in_bounded_time() {
     }
     let request = Request::new("x").sampling(sampling(1));
     engine.generate(request).unwrap();
+}
+
+/// References that lead to references, from many alternatives: each walks the whole chain. The chain's end is refused.
+fn long_to_lower() -> GrammarSpec {
+    const LINKS: usize = 900;
+    let reference = |n: usize| json!({"$ref": format!("#/$defs/{n}")});
+    let mut chain: serde_json::Map<String, Value> =
+        (0..LINKS).map(|n| (n.to_string(), reference(n + 1))).collect();
+    chain.insert(LINKS.to_string(), json!({"type": "null"}));
+    let mut alternatives = vec![reference(0); 1200];
+    alternatives.push(json!({"not": {}}));
+    GrammarSpec::JsonSchema(json!({"$defs": chain, "oneOf": alternatives}))
+}
+
+#[test]
+fn lowering_a_grammar_counts_in_the_time_of_compiling() {
+    let engine = engine(options());
+    let mut hasty = GrammarOptions::default();
+    hasty.compile_time = Duration::from_millis(20);
+    let compiler = GrammarCompiler::new(engine.tokenizer().unwrap(), hasty).unwrap();
+    let late = GrammarError::TooComplex { reason: "not compiled within 20ms".to_owned() };
+    assert_eq!(compiler.compile(&long_to_lower()).unwrap_err(), late);
 }
 
 #[test]

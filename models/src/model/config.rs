@@ -7,7 +7,8 @@
 
 mod error;
 mod generation;
-mod gguf;
+pub(crate) mod gguf;
+pub(crate) mod gguf_keys;
 mod huggingface;
 pub(crate) mod json;
 mod rope;
@@ -16,6 +17,7 @@ use std::{path::Path, sync::Arc};
 
 pub use error::ConfigError;
 pub use generation::GenerationDefaults;
+pub(crate) use generation::MAX_END_TOKENS;
 pub(crate) use huggingface::read_windows;
 pub use rope::{Rope, RopeScaling};
 

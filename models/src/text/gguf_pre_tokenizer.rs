@@ -17,7 +17,7 @@ pub(super) struct Family {
 }
 
 /// The names that [`family_of`] knows.
-pub(super) const PRE_TOKENIZERS: [&str; 25] = [
+pub(super) const PRE_TOKENIZERS: [&str; 26] = [
     "default",
     "gpt-2",
     "phi-2",
@@ -42,6 +42,7 @@ pub(super) const PRE_TOKENIZERS: [&str; 25] = [
     "qwen35",
     "deepseek-r1-qwen",
     "deepseek-v3",
+    "deepseek-llm",
     "deepseek-coder",
 ];
 
@@ -53,6 +54,13 @@ const GPT2_SPLIT: &str =
 /// Upper case and lower case letters, each with those that have no case and with marks.
 const UPPER: &str = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}";
 const LOWER: &str = r"\p{Ll}\p{Lm}\p{Lo}\p{M}";
+
+/// Letters with case, without those of scripts and blocks that DeepSeek's list of letters leaves out:
+/// Armenian's small ones, Georgian's, mathematical ones, phonetic ones, and the later additions.
+const CASED_FOR_DEEPSEEK: &str = r"[\p{Lu}\p{Ll}\p{Lt}&&[^\u{560}-\u{588}\u{10C7}-\u{10FF}\u{1C80}-\u{1C8F}\u{2D00}-\u{2D2D}\u{A790}-\u{A7FA}\u{AB30}-\u{AB68}\u{10570}-\u{105BC}\u{10D50}-\u{10D85}\u{16E40}-\u{16EDF}\u{1D400}-\u{1D7CB}\u{1DF00}-\u{1DF2A}]]";
+
+/// Chinese characters and what lies between the ends of these ranges.
+const EAST_ASIAN_FOR_DEEPSEEK: &str = "[一-龥\u{800}-一가-\u{d7ff}]+";
 
 /// English contractions.
 const CONTRACTIONS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
@@ -108,11 +116,19 @@ pub(super) fn family_of(pre: &str) -> Option<Family> {
                 r"|\s*[\r\n]+|\s+(?!\S)|\s+",
             )),
         ]),
+        "deepseek-llm" => plain(vec![
+            split(r"[\r\n]"),
+            split(&format!(r"\s?{CASED_FOR_DEEPSEEK}+")),
+            split(r"\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+"),
+            split(r"\s+$"),
+            split(EAST_ASIAN_FOR_DEEPSEEK),
+            json!({ "type": "Digits", "individual_digits": true }),
+        ]),
         "deepseek-coder" => plain(vec![
             split(r"[\r\n]"),
             split(r"\s?\p{L}+"),
             split(r"\s?\p{P}+"),
-            split("[一-龥\u{800}-一가-\u{d7ff}]+"),
+            split(EAST_ASIAN_FOR_DEEPSEEK),
             json!({ "type": "Digits", "individual_digits": true }),
         ]),
         // What GGUF readers have always done with files that name nothing: punctuation apart,

@@ -62,6 +62,14 @@ const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
+/// The longest token of a SentencePiece model, in bytes: looking for the ways to put one together takes
+/// time with the square of its length. Gemma's longest has 93, Llama 2's 48.
+const MAX_PIECE_BYTES: usize = 1_024;
+
+/// How many bytes the merges of a SentencePiece model may have in all, which its tokens may give the
+/// square of their own. Gemma's 580,604 merges have 5.2 MB.
+const MAX_MERGE_BYTES: usize = 32 << 20;
+
 impl GgufVocabulary {
     /// Reads the vocabulary out of a file's metadata. What the lists hold is checked when a
     /// [`Tokenizer`](super::Tokenizer) is built from them. A special token that is not in the
@@ -158,12 +166,19 @@ impl GgufVocabulary {
                 reason: format!("{} tokens but {} scores", self.tokens.len(), self.scores.len()),
             });
         }
+        let invalid = |reason| Err(TextError::InvalidTokenizer { reason });
         let ids: HashMap<&str, usize> =
             self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
-        let mut merges = Vec::new();
+        let (mut merges, mut merge_bytes) = (Vec::new(), 0_usize);
         for (whole, token) in self.tokens.iter().enumerate() {
             if !matches!(self.kind(whole), NORMAL | USER_DEFINED) {
                 continue;
+            }
+            let length = token.len();
+            if length > MAX_PIECE_BYTES {
+                return invalid(format!(
+                    "token {whole} has {length} bytes, more than {MAX_PIECE_BYTES}"
+                ));
             }
             let mut ways: Vec<_> = token
                 .char_indices()
@@ -173,6 +188,12 @@ impl GgufVocabulary {
                     Some((*ids.get(left)?, *ids.get(right)?, left, right))
                 })
                 .collect();
+            merge_bytes = merge_bytes.saturating_add(ways.len().saturating_mul(length));
+            if merge_bytes > MAX_MERGE_BYTES {
+                return invalid(format!(
+                    "the merges that its tokens give have more than {MAX_MERGE_BYTES} bytes"
+                ));
+            }
             ways.sort_unstable();
             merges.extend(ways.into_iter().map(|(_, _, left, right)| (whole, left, right)));
         }

@@ -14,9 +14,9 @@ use serde_json::Value;
 use super::TextError;
 use crate::clip;
 
-/// Token ids at or above this are refused, so that a lying file cannot make us allocate a huge
-/// table. The largest vocabularies in use have about 2^18 tokens.
-const MAX_TOKEN_ID: u32 = 1 << 24;
+/// How many ids below the largest may have no token, so that a lying file cannot make us allocate a
+/// huge table. The largest vocabularies in use have about 2^18 tokens, and few gaps.
+const MAX_GAPS: usize = 1 << 20;
 
 /// The tokens of a vocabulary by id, and the rule by which they become bytes.
 #[derive(Debug)]
@@ -61,19 +61,19 @@ impl TokenTable {
     ) -> Result<Self, TextError> {
         let decoding = Decoding::from_json(decoder)
             .ok_or_else(|| TextError::UnsupportedDecoder { decoder: decoder.to_string() })?;
+        let tokens: Vec<_> = tokens.into_iter().collect();
+        let largest = tokens.iter().max_by_key(|(_, id, _)| *id);
+        let len = largest.map_or(0, |(_, id, _)| *id as usize + 1);
+        if let Some((text, id, _)) = largest.filter(|_| len > tokens.len() + MAX_GAPS) {
+            return Err(TextError::InvalidTokenizer {
+                reason: format!("token {text:?} of {} has the absurd id {id}", tokens.len()),
+            });
+        }
         let mut table = Vec::new();
+        table.resize_with(len, || None);
         for (text, id, special) in tokens {
-            if id >= MAX_TOKEN_ID {
-                return Err(TextError::InvalidTokenizer {
-                    reason: format!("token {text:?} has the absurd id {id}"),
-                });
-            }
-            let index = id as usize;
-            if table.len() <= index {
-                table.resize_with(index + 1, || None);
-            }
             let token = Token { text: text.into(), special };
-            if let Some(other) = table[index].replace(token) {
+            if let Some(other) = table[id as usize].replace(token) {
                 return Err(TextError::InvalidTokenizer {
                     reason: format!(
                         "two tokens, \"{}\" being one, have the id {id}",
@@ -282,9 +282,12 @@ mod tests {
     #[test]
     fn absurd_token_id_is_refused_before_a_table_is_allocated() {
         let decoder = json!({"type": "ByteLevel"});
-        let tokens = [("a".to_owned(), u32::MAX, false)];
-        let error = TokenTable::new(tokens, &decoder).unwrap_err();
-        assert!(matches!(error, TextError::InvalidTokenizer { .. }), "{error}");
+        for id in [u32::MAX, (1 << 24) - 1, MAX_GAPS as u32 + 1] {
+            let error = TokenTable::new([("a".to_owned(), id, false)], &decoder).unwrap_err();
+            assert!(matches!(error, TextError::InvalidTokenizer { .. }), "{error}");
+        }
+        let table = TokenTable::new([("a".to_owned(), MAX_GAPS as u32, false)], &decoder);
+        assert_eq!(table.unwrap().len(), MAX_GAPS + 1);
     }
 
     #[test]

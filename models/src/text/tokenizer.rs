@@ -14,7 +14,7 @@ use super::token_table::TokenTable;
 use super::{GgufVocabulary, IncrementalDetokenizer, SpecialTokens, TextError, TextPart};
 use crate::files::read_text;
 use crate::model::ModelFiles;
-use crate::model::config::json::object;
+use crate::model::config::{MAX_END_TOKENS, json::object};
 
 /// How long a run of white space may be, in characters.
 ///
@@ -78,7 +78,7 @@ impl Tokenizer {
 
     /// Reads the tokenizer of a Hugging Face model directory: `tokenizer.json`, the names of the
     /// special tokens from `tokenizer_config.json`, and further tokens that end a turn from
-    /// `generation_config.json`. Only the first of the three must exist.
+    /// `generation_config.json`, of which the first 1,024 count. Only the first of the three must exist.
     ///
     /// # Errors
     ///
@@ -93,9 +93,10 @@ impl Tokenizer {
             SpecialTokens::from_tokenizer_config(&config, |text| tokenizer.inner.token_to_id(text));
         let generation = read_optional_object(&directory.join("generation_config.json"))?;
         match generation.get("eos_token_id") {
-            Some(Value::Array(ids)) => ids.iter().filter_map(token_id).for_each(|id| {
-                special.add_eos(id);
-            }),
+            Some(Value::Array(ids)) => {
+                let ids = ids.iter().filter_map(token_id).take(MAX_END_TOKENS);
+                ids.for_each(|id| special.add_eos(id));
+            }
             Some(id) => token_id(id).into_iter().for_each(|id| special.add_eos(id)),
             None => {}
         }

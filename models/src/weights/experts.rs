@@ -5,6 +5,8 @@
 //! Qwen), or gate and up in one stack `M.experts.gate_up_proj`: each expert's gate above its up
 //! (Gemma 4), or in turns, with inputs before outputs unless in blocks (gpt-oss).
 
+use std::ops::Range;
+
 use backend_api::weights::{Format, Shape, Tensor, TensorError, Weights, WeightsError};
 
 use crate::model::{FusedExperts, ModelConfig};
@@ -40,6 +42,27 @@ impl Weights for ExpertWeights {
             Some(Source::Fused { stored, which }) => {
                 let tensor = self.stored.tensor(&stored)?;
                 unfused(&tensor, which, self.fused).map_err(inconsistent)
+            }
+            None => Err(WeightsError::MissingTensor { name: name.to_owned() }),
+        }
+    }
+
+    fn describe(&self, name: &str) -> Result<(Format, Shape), WeightsError> {
+        if self.stored.contains(name) {
+            let (format, shape) = self.stored.describe(name)?;
+            return Ok((format, row_shape(name, shape)));
+        }
+        match self.source(name) {
+            Some(Source::Apart { before, after }) => {
+                let stack = self.stack(name, before, after)?;
+                Ok((stack.format, stack.shape))
+            }
+            Some(Source::Fused { stored, which }) => {
+                let (format, shape) = self.stored.describe(&stored)?;
+                let part = Part::of(format, shape, which, self.fused);
+                let name = || name.to_owned();
+                let part = part.map_err(|source| WeightsError::Tensor { name: name(), source })?;
+                Ok((format, part.shape))
             }
             None => Err(WeightsError::MissingTensor { name: name.to_owned() }),
         }
@@ -91,6 +114,33 @@ impl ExpertWeights {
         self.stored.contains(&stored).then_some(Source::Fused { stored, which })
     }
 
+    /// What a stack of one tensor of each expert is.
+    fn stack(&self, name: &str, before: &str, after: &str) -> Result<Stack, WeightsError> {
+        let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
+        let one = |expert| self.stored.describe(&expert_name(before, expert, after));
+        let (mut format, each) = one(0)?;
+        for expert in 1..self.experts {
+            let (other, found) = one(expert)?;
+            if found != each {
+                let elements = |shape: Shape| shape.rows().saturating_mul(shape.cols());
+                let (expected, actual) = (elements(each), elements(found));
+                let (what, format) = ("elements", other);
+                let source = TensorError::WrongSize { what, format, shape: each, expected, actual };
+                return Err(inconsistent(source));
+            }
+            if other != format {
+                // What all of them have in common are numbers.
+                format = Format::F32;
+            }
+        }
+        let shape = match each {
+            Shape::Vector(len) => Shape::matrix(self.experts, len),
+            each => Shape::stack(self.experts, each.rows(), each.cols()),
+        };
+        let bytes = shape.byte_len(format).map_err(inconsistent)?;
+        Ok(Stack { format, shape, bytes })
+    }
+
     /// One tensor of each expert, one behind the other.
     fn stacked(
         &self,
@@ -98,101 +148,117 @@ impl ExpertWeights {
         before: &str,
         after: &str,
     ) -> Result<Tensor<'static>, WeightsError> {
-        let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
-        let one = |expert| self.stored.tensor(&format!("{before}.experts.{expert}.{after}"));
-        let first = one(0)?;
-        let (format, shape) = (first.format(), first.shape());
-        let stack = match shape {
-            Shape::Vector(len) => Shape::matrix(self.experts, len),
-            shape => Shape::stack(self.experts, shape.rows(), shape.cols()),
-        };
-        stack.byte_len(format).map_err(inconsistent)?;
-        // It grows with the experts that are there: their number is the configuration's word alone.
-        let mut data = Vec::new();
+        // The number of experts is the configuration's word: nothing is copied before all are there.
+        let Stack { format, shape, bytes } = self.stack(name, before, after)?;
+        let mut data = Vec::with_capacity(bytes);
         for expert in 0..self.experts {
-            let tensor = one(expert)?;
-            if tensor.format() != format || tensor.shape() != shape {
-                // Of another format: what all of them have in common are numbers.
-                return self.expanded(name, stack, shape, one);
+            let tensor = self.stored.tensor(&expert_name(before, expert, after))?;
+            match tensor.format() {
+                same if same == format => data.extend_from_slice(tensor.data()),
+                _ => data.extend(tensor.to_f32().into_iter().flat_map(f32::to_le_bytes)),
             }
-            data.extend_from_slice(tensor.data());
         }
-        Tensor::new(format, stack, data).map_err(inconsistent)
+        Tensor::new(format, shape, data)
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
     }
+}
 
-    fn expanded<'a>(
-        &self,
-        name: &str,
-        stack: Shape,
-        each: Shape,
-        one: impl Fn(usize) -> Result<Tensor<'a>, WeightsError>,
-    ) -> Result<Tensor<'static>, WeightsError> {
-        let inconsistent = |source| WeightsError::Tensor { name: name.to_owned(), source };
-        let mut values = Vec::new();
-        for expert in 0..self.experts {
-            let tensor = one(expert)?;
-            if tensor.shape() != each {
-                let (expected, actual) = (each.rows() * each.cols(), tensor.to_f32().len());
-                let source = TensorError::WrongElementCount { shape: each, expected, actual };
-                return Err(inconsistent(source));
-            }
-            values.extend(tensor.to_f32());
-        }
-        Tensor::from_f32(Format::F32, stack, &values).map_err(inconsistent)
+/// A stack that is put together.
+struct Stack {
+    format: Format,
+    shape: Shape,
+    bytes: usize,
+}
+
+fn expert_name(before: &str, expert: usize, after: &str) -> String {
+    format!("{before}.experts.{expert}.{after}")
+}
+
+fn as_row<'a>(name: &str, tensor: Tensor<'a>) -> Result<Tensor<'a>, WeightsError> {
+    match row_shape(name, tensor.shape()) {
+        same if same == tensor.shape() => Ok(tensor),
+        shape => Tensor::new(tensor.format(), shape, tensor.into_data())
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source }),
     }
 }
 
 /// A gate of a shared expert is one row; GGUF files have it as a vector.
-fn as_row<'a>(name: &str, tensor: Tensor<'a>) -> Result<Tensor<'a>, WeightsError> {
-    match tensor.shape() {
-        Shape::Vector(len) if name.ends_with("shared_expert_gate.weight") => {
-            let shape = Shape::matrix(1, len);
-            Tensor::new(tensor.format(), shape, tensor.into_data())
-                .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
-        }
-        _ => Ok(tensor),
+fn row_shape(name: &str, shape: Shape) -> Shape {
+    match shape {
+        Shape::Vector(len) if name.ends_with("shared_expert_gate.weight") => Shape::matrix(1, len),
+        shape => shape,
     }
 }
 
-/// The rows of a part of each expert; of biases, which are a matrix with a row for each expert, the
-/// columns.
+/// A part of each expert of a fused stack.
+struct Part {
+    /// Which outputs: rows of each matrix, or columns of biases and of matrices that lie on their side.
+    picked: Vec<usize>,
+    /// Biases are a matrix with a row for each expert.
+    is_bias: bool,
+    is_turned: bool,
+    /// What the picked outputs are together.
+    shape: Shape,
+}
+
+impl Part {
+    fn of(
+        format: Format,
+        shape: Shape,
+        which: Which,
+        fused: FusedExperts,
+    ) -> Result<Self, TensorError> {
+        let dims = shape.dims();
+        let (Some(&experts), is_bias) = (dims.first(), dims.len() == 2) else {
+            return Err(TensorError::SliceOutOfRange { axis: "matrices", range: 0..1, len: 0 });
+        };
+        if is_bias && format.is_quantized() {
+            return Err(TensorError::SliceInsideBlock { format, range: 0..1 });
+        }
+        // Blocks run along inputs, so what is in blocks never lies on its side.
+        let is_turned = !is_bias && fused == FusedExperts::InTurns && !format.is_quantized();
+        let (outputs, inputs) = match dims[..] {
+            [_, outputs] => (outputs, 1),
+            [_, inputs, outputs] if is_turned => (outputs, inputs),
+            [_, outputs, inputs] => (outputs, inputs),
+            _ => (0, 1),
+        };
+        let half = outputs / 2;
+        let picked: Vec<usize> = match (which, fused) {
+            (Which::Down, _) => (0..outputs).collect(),
+            (Which::Gate, FusedExperts::GateFirst) => (0..half).collect(),
+            (Which::Up, FusedExperts::GateFirst) => (half..outputs).collect(),
+            (Which::Gate, FusedExperts::InTurns) => (0..outputs).step_by(2).collect(),
+            (Which::Up, FusedExperts::InTurns) => (1..outputs).step_by(2).collect(),
+        };
+        let shape = match is_bias {
+            true => Shape::matrix(experts, picked.len()),
+            false => Shape::stack(experts, picked.len(), inputs),
+        };
+        shape.byte_len(format)?;
+        Ok(Self { picked, is_bias, is_turned, shape })
+    }
+}
+
+/// A part of each expert of the stack `tensor`.
 fn unfused(
     tensor: &Tensor<'_>,
     which: Which,
     fused: FusedExperts,
 ) -> Result<Tensor<'static>, TensorError> {
-    let dims = tensor.shape().dims();
-    let (Some(&experts), is_bias) = (dims.first(), dims.len() == 2) else {
-        return Err(TensorError::SliceOutOfRange { axis: "matrices", range: 0..1, len: 0 });
-    };
-    // Outputs are rows of each matrix, but columns of biases and of matrices that lie on their
-    // side. Blocks run along inputs, so what is in blocks never does.
-    let is_turned = !is_bias && fused == FusedExperts::InTurns && !tensor.format().is_quantized();
-    let outputs = match dims[..] {
-        [_, outputs] => outputs,
-        [_, _, outputs] if is_turned => outputs,
-        [_, outputs, _] => outputs,
-        _ => 0,
-    };
-    let half = outputs / 2;
-    let picked: Vec<usize> = match (which, fused) {
-        (Which::Down, _) => (0..outputs).collect(),
-        (Which::Gate, FusedExperts::GateFirst) => (0..half).collect(),
-        (Which::Up, FusedExperts::GateFirst) => (half..outputs).collect(),
-        (Which::Gate, FusedExperts::InTurns) => (0..outputs).step_by(2).collect(),
-        (Which::Up, FusedExperts::InTurns) => (1..outputs).step_by(2).collect(),
-    };
+    let Part { picked, is_bias, is_turned, shape } =
+        Part::of(tensor.format(), tensor.shape(), which, fused)?;
+    let mut data = Vec::with_capacity(shape.byte_len(tensor.format())?);
     if is_bias {
-        let row = columns(tensor, 0..experts, &picked)?;
-        return Tensor::new(tensor.format(), Shape::matrix(experts, picked.len()), row);
+        columns(tensor, 0..tensor.shape().rows(), &picked, &mut data);
+        return Tensor::new(tensor.format(), shape, data);
     }
-    let mut data = Vec::new();
-    let (rows, inputs) = (tensor.shape().rows() / experts.max(1), tensor.shape().cols());
+    let experts = tensor.shape().dims().first().copied().unwrap_or_default();
+    let rows = tensor.shape().rows() / experts.max(1);
     for expert in 0..experts {
         if is_turned {
             for &column in &picked {
-                let rows = expert * rows..(expert + 1) * rows;
-                data.extend(columns(tensor, rows, &[column])?);
+                columns(tensor, expert * rows..(expert + 1) * rows, &[column], &mut data);
             }
         } else {
             for &row in &picked {
@@ -200,34 +266,24 @@ fn unfused(
             }
         }
     }
-    let inputs = if is_turned { rows } else { inputs };
-    Tensor::new(tensor.format(), Shape::stack(experts, picked.len(), inputs), data)
+    Tensor::new(tensor.format(), shape, data)
 }
 
-/// The elements in some columns of some rows, row after row.
-fn columns(
-    tensor: &Tensor<'_>,
-    rows: std::ops::Range<usize>,
-    picked: &[usize],
-) -> Result<Vec<u8>, TensorError> {
-    if tensor.format().is_quantized() {
-        let (format, range) = (tensor.format(), 0..1);
-        return Err(TensorError::SliceInsideBlock { format, range });
-    }
+/// Appends the elements in some columns of some rows, row after row. They are in no blocks.
+fn columns(tensor: &Tensor<'_>, rows: Range<usize>, picked: &[usize], data: &mut Vec<u8>) {
     let size = tensor.format().block_bytes();
-    let mut data = Vec::with_capacity(rows.len() * picked.len() * size);
     for row in rows {
         let row = tensor.row(row).unwrap_or_default();
         for &column in picked {
             data.extend_from_slice(row.get(column * size..(column + 1) * size).unwrap_or_default());
         }
     }
-    Ok(data)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::SafetensorsWeights;
     use backend_api::weights::MapWeights;
 
     fn tensor(shape: Shape, values: &[f32]) -> Tensor<'static> {
@@ -258,6 +314,14 @@ mod tests {
             one.tensor("a.experts.w1.weight"),
             Err(WeightsError::MissingTensor { name }) if name == "a.experts.1.w1.weight"
         ));
+        // Their number is the configuration's word.
+        let wide = tensor(Shape::matrix(1 << 10, 1 << 10), &vec![0.0; 1 << 20]);
+        let mut many = weights(&[("a.experts.0.w1.weight", wide)], FusedExperts::GateFirst);
+        many.experts = 1 << 16;
+        assert!(matches!(
+            many.tensor("a.experts.w1.weight"),
+            Err(WeightsError::MissingTensor { name }) if name == "a.experts.1.w1.weight"
+        ));
     }
 
     #[test]
@@ -272,6 +336,20 @@ mod tests {
         let wide = tensor(Shape::matrix(1, 3), &[0.0; 3]);
         let odd = weights(&[(names[0], first), (names[1], wide)], FusedExperts::GateFirst);
         assert!(matches!(odd.tensor("a.experts.w1.weight"), Err(WeightsError::Tensor { .. })));
+    }
+
+    #[test]
+    fn a_stack_without_elements_is_not_taken_apart() {
+        let header = r#"{"a.experts.gate_up_proj":
+            {"dtype":"F32","shape":[1,1099511627776,0],"data_offsets":[0,0]}}"#;
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        let stored = SafetensorsWeights::from_bytes(file).expect("well-formed");
+        let all =
+            ExpertWeights { stored: Box::new(stored), experts: 1, fused: FusedExperts::GateFirst };
+        assert!(matches!(
+            all.tensor("a.experts.gate_proj.weight"),
+            Err(WeightsError::UnsupportedRank { shape, .. }) if shape == [1, 1 << 40, 0]
+        ));
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! Phi-3 has query, key and value in `qkv_proj`; Phi-3 and GLM-4 have the gate and what it opens in
 //! `gate_up_proj`. Blocks of quantized formats run along a row, so any rows can be taken.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
-use super::{Tensor, TensorError, WeightsError};
+use super::{Format, Shape, Tensor, TensorError, WeightsError};
 use crate::model::ModelConfig;
 
 /// What a program reads of a stored tensor.
@@ -26,12 +26,49 @@ impl Rows {
         name: &str,
         tensor: Tensor<'a>,
     ) -> Result<Tensor<'a>, WeightsError> {
-        let Self::Some { rows, of } = self else { return Ok(tensor) };
-        let taken = match tensor.output_features() {
-            found if found == *of => tensor.into_output_features(rows.clone()),
-            len => Err(TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len }),
+        let Self::Some { rows, .. } = self else { return Ok(tensor) };
+        self.shape(name, tensor.format(), tensor.shape())?;
+        take_output_features(tensor, rows.clone())
+            .map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+    }
+
+    /// The shape of what is taken of a tensor of `format` and `shape`.
+    pub(super) fn shape(
+        &self,
+        name: &str,
+        format: Format,
+        shape: Shape,
+    ) -> Result<Shape, WeightsError> {
+        let Self::Some { rows, of } = self else { return Ok(shape) };
+        let (len, taken, block) = match shape {
+            Shape::Vector(len) => (len, Shape::Vector(rows.len()), format.block_elements()),
+            shape => (shape.rows(), Shape::matrix(rows.len(), shape.cols()), 1),
         };
-        taken.map_err(|source| WeightsError::Tensor { name: name.to_owned(), source })
+        let is_whole = rows.start.is_multiple_of(block) && rows.end.is_multiple_of(block);
+        let source = match len == *of {
+            true if is_whole => return Ok(taken),
+            true => TensorError::SliceInsideBlock { format, range: rows.clone() },
+            false => TensorError::SliceOutOfRange { axis: "rows", range: 0..*of, len },
+        };
+        Err(WeightsError::Tensor { name: name.to_owned(), source })
+    }
+}
+
+/// Rows `range` of a matrix, or elements `range` of a vector: a bias has one for each output feature. Borrowed bytes stay borrowed.
+fn take_output_features(
+    tensor: Tensor<'_>,
+    range: Range<usize>,
+) -> Result<Tensor<'_>, TensorError> {
+    let (start, part) = match tensor.shape() {
+        Shape::Vector(_) => {
+            (tensor.format().row_bytes(range.start)?, tensor.slice_cols(range.clone())?)
+        }
+        _ => (range.start * tensor.row_bytes(), tensor.slice_rows(range.clone())?),
+    };
+    let (format, shape, bytes) = (part.format(), part.shape(), start..start + part.data().len());
+    match tensor.into_data() {
+        Cow::Borrowed(data) => Tensor::new(format, shape, &data[bytes]),
+        Cow::Owned(data) => Tensor::new(format, shape, data[bytes].to_vec()),
     }
 }
 
@@ -52,8 +89,13 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
                     ("self_attn.v_proj", keys),
                 ],
             )
-        } else if let Some(block) = module.strip_suffix(".mlp.gate_up_proj") {
+        } else if let Some(block) = module
+            .strip_suffix(".mlp.gate_up_proj")
+            .or_else(|| module.strip_suffix(".shared_mlp.input_linear"))
+        {
             (block, &[("mlp.gate_proj", width), ("mlp.up_proj", width)])
+        } else if let Some(block) = module.strip_suffix(".shared_mlp.output_linear") {
+            return vec![(format!("{block}.mlp.down_proj.{suffix}"), Rows::All)];
         } else {
             return all();
         };
@@ -69,11 +111,10 @@ pub(super) fn parts(stored: &str, config: &ModelConfig) -> Vec<(String, Rows)> {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
-    use crate::weights::{Format, GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights};
-    use crate::weights::{MapWeights, Shape, Value, Weights};
+    use crate::weights::{
+        GgufFile, GgufWeights, GgufWriter, HuggingFaceWeights, MapWeights, Value, Weights,
+    };
 
     const COLUMNS: usize = 256;
 

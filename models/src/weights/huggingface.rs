@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::fused::{self, Rows};
-use super::{Tensor, Weights, WeightsError};
+use super::{Format, Shape, Tensor, Weights, WeightsError};
 use crate::model::ModelConfig;
 
 /// Where a model of text and images keeps the text model, and where a model of text has it.
@@ -45,6 +45,14 @@ impl<W: Weights> Weights for HuggingFaceWeights<W> {
             return Err(WeightsError::MissingTensor { name: name.to_owned() });
         };
         rows.take(name, self.stored.tensor(stored)?)
+    }
+
+    fn describe(&self, name: &str) -> Result<(Format, Shape), WeightsError> {
+        let Some((stored, rows)) = self.entries.get(name) else {
+            return Err(WeightsError::MissingTensor { name: name.to_owned() });
+        };
+        let (format, shape) = self.stored.describe(stored)?;
+        Ok((format, rows.shape(name, format, shape)?))
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -68,7 +68,9 @@ impl SafetensorsWeights {
 
     /// The tensor `name` as it is stored, in any type.
     pub(super) fn raw(&self, name: &str) -> Option<Raw<'_>> {
-        self.shards.get(*self.shard_of.get(name)?)?.raw(name)
+        let raw = self.shards.get(*self.shard_of.get(name)?)?.stored(name)?;
+        // No weight is put together from parts without elements, as no tensor is without (`tensor`).
+        Some(raw).filter(|raw| !raw.shape.contains(&0))
     }
 
     fn single(shard: Shard) -> Result<Self, WeightFileError> {
@@ -179,12 +181,12 @@ impl Shard {
 
     /// The tensor, or `None` if it isn't here.
     fn tensor(&self, name: &str) -> Option<Result<Tensor<'_>, WeightsError>> {
-        let Raw { dtype, shape, bytes } = self.raw(name)?;
+        let Raw { dtype, shape, bytes } = self.stored(name)?;
         Some(tensor(name, dtype, shape, bytes))
     }
 
-    fn raw(&self, name: &str) -> Option<Raw<'_>> {
-        let info = self.metadata.info(name).filter(|info| !info.shape.contains(&0))?;
+    fn stored(&self, name: &str) -> Option<Raw<'_>> {
+        let info = self.metadata.info(name)?;
         let (start, end) = info.data_offsets;
         let bytes = self.bytes.get(self.data_start..)?.get(start..end)?;
         Some(Raw { dtype: info.dtype, shape: &info.shape, bytes })
@@ -215,8 +217,8 @@ fn tensor<'a>(
             return Err(WeightsError::UnsupportedType { name: name(), kind: other.to_string() });
         }
     };
-    // A tensor without elements takes no bytes, whatever its other dimensions are: nothing needs one, and loops over those
-    // dimensions would have no end.
+    // A tensor without elements takes no bytes, whatever its other dimensions are: nothing needs one,
+    // and loops over those dimensions would have no end.
     let Some(shape) = Shape::from_dims(shape).filter(|_| !shape.contains(&0)) else {
         return Err(WeightsError::UnsupportedRank { name: name(), shape: shape.to_vec() });
     };
@@ -365,7 +367,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_named() {
         let header = r#"{"quantized":{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[0,4]},
-            "hypercube":{"dtype":"F32","shape":[1,1,1,1],"data_offsets":[4,8]}}"#;
+            "hypercube":{"dtype":"F32","shape":[1,1,1,1],"data_offsets":[4,8]},
+            "empty":{"dtype":"F32","shape":[1,1099511627776,0],"data_offsets":[8,8]}}"#;
         let weights =
             SafetensorsWeights::from_bytes(with_header(header, &[0; 8])).expect("well-formed");
         assert!(matches!(
@@ -375,6 +378,10 @@ mod tests {
         assert!(matches!(
             weights.tensor("hypercube"),
             Err(WeightsError::UnsupportedRank { name, shape }) if name == "hypercube" && shape == [1, 1, 1, 1]
+        ));
+        assert!(matches!(
+            weights.tensor("empty"),
+            Err(WeightsError::UnsupportedRank { shape, .. }) if shape == [1, 1 << 40, 0]
         ));
     }
 

@@ -124,6 +124,7 @@ fn any_text_survives_a_round_trip_through_byte_level_tokens() {
         "llama4",
         "kimi-k2",
         "deepseek-v3",
+        "deepseek-llm",
         "deepseek-coder",
         "deepseek-r1-qwen",
     ] {
@@ -226,7 +227,11 @@ fn directory_names_the_special_tokens_in_either_spelling() {
 
     let config = json!({ "bos_token": "<s>", "eos_token": { "content": "</s>", "lstrip": false } });
     std::fs::write(path.join("tokenizer_config.json"), config.to_string()).unwrap();
-    for (ids, expected) in [(json!(7), vec![1, 7]), (json!([9, 1, 3]), vec![1, 3, 9])] {
+    let endless: Vec<u32> = (2..1 << 20).rev().collect();
+    let kept: Vec<u32> = [1].into_iter().chain((1 << 20) - 1_024..1 << 20).collect();
+    for (ids, expected) in
+        [(json!(7), vec![1, 7]), (json!([9, 1, 3]), vec![1, 3, 9]), (json!(endless), kept)]
+    {
         let generation = json!({ "eos_token_id": ids }).to_string();
         std::fs::write(path.join("generation_config.json"), generation).unwrap();
         let tokenizer = Tokenizer::from_directory(path).unwrap();
@@ -347,7 +352,8 @@ fn message_about_a_name_of_a_megabyte_is_short() {
 
 #[test]
 fn words_break_where_each_family_breaks_them() {
-    let words = ["Hello", "World", " 日本", "語x", "'s", "1234", "!!\n/", "漢字", "x\u{301}y"];
+    let words =
+        ["Hello", "World", " 日本", "語x", "'s", "1234", "!!\n/", "漢字", "x\u{301}y", "xא"];
     let split = |pre: &str, text: &str| {
         pieces(&Tokenizer::from_gguf(&byte_level(pre, &words)).unwrap(), text).join("|")
     };
@@ -360,6 +366,10 @@ fn words_break_where_each_family_breaks_them() {
 
     assert_eq!(split("deepseek-v3", "1234"), "123|4");
     assert_eq!(split("deepseek-coder", "1234"), "1|2|3|4");
+    assert_eq!(split("deepseek-llm", "1234"), "1|2|3|4");
+    // Letters with case are apart from others.
+    assert_eq!(split("deepseek-coder", "xא"), "xא");
+    assert!(split("deepseek-llm", "xא").starts_with("x|"));
     assert_eq!(split("dbrx", "1234"), "123|4");
 }
 
@@ -404,6 +414,26 @@ fn pair_that_makes_the_likeliest_token_is_merged_first_and_of_equals_the_left_on
     broken.scores.pop();
     let error = Tokenizer::from_gguf(&broken).unwrap_err();
     assert!(matches!(error, TextError::InvalidTokenizer { .. }), "{error}");
+}
+
+#[test]
+fn pieces_whose_merges_would_have_no_end_are_refused() {
+    let runs = |lengths: &mut dyn Iterator<Item = usize>| {
+        let runs: Vec<String> = lengths.map(|length| "a".repeat(length)).collect();
+        Tokenizer::from_gguf(&by_scores(&runs.iter().map(String::as_str).collect::<Vec<_>>()))
+    };
+    let (tokenizer, text) = (runs(&mut (1..=93)).unwrap(), "a".repeat(93));
+    assert_eq!(
+        tokenizer.encode(&text, false).unwrap().last(),
+        tokenizer.token_to_id(&text).as_ref()
+    );
+    runs(&mut [1, 1_024].into_iter()).unwrap();
+    let error = runs(&mut [1, 1_025].into_iter()).unwrap_err();
+    assert!(error.to_string().ends_with("has 1025 bytes, more than 1024"), "{error}");
+    // Each of these is short enough, and gives a merge at every place.
+    let error = runs(&mut (1..=1_024)).unwrap_err();
+    assert!(error.to_string().contains("merges that its tokens give"), "{error}");
+    assert!(matches!(error, TextError::InvalidTokenizer { .. }));
 }
 
 #[test]

@@ -6,7 +6,6 @@ use std::collections::{HashMap, HashSet};
 use crate::cache::RadixCache;
 use crate::error::{InvariantViolation, ensure};
 use crate::host::Host;
-use crate::store::NO_PAGE;
 use crate::tree::{Node, NodeIndex};
 use crate::types::{PageId, Tier};
 
@@ -109,7 +108,7 @@ impl RadixCache {
         self.tree.store().copy_pages(node.run, tier, node.run.pages, &mut pages);
         for page in pages {
             let is_there = node.is_on(tier);
-            ensure!(is_there == (page != NO_PAGE), "{page} on the {tier:?}: {node:?}");
+            ensure!(is_there == (page != PageId::NONE), "{page} on the {tier:?}: {node:?}");
             ensure!(!is_there || held.pages.insert(page), "{page} is twice on the {tier:?}");
         }
         held.idle_leaves += usize::from(node.is_idle_leaf(tier));

@@ -17,7 +17,6 @@ use crate::host::Host;
 use crate::locks::Locks;
 use crate::residents::Residents;
 use crate::statistics::Statistics;
-use crate::store::NO_PAGE;
 use crate::tree::{Node, NodeIndex, Tree};
 use crate::types::{
     Acquired, Counts, Inserted, LockId, Match, Namespace, PageId, Retention, Tier, Token,
@@ -173,7 +172,7 @@ impl RadixCache {
             let (tokens, pages) = (tokens.len(), pages.len());
             return Err(CacheError::RaggedRun { tokens, pages, page_size });
         }
-        if pages.contains(&NO_PAGE) {
+        if pages.contains(&PageId::NONE) {
             return Err(CacheError::ReservedPage);
         }
         self.reserve(pages.len())?;

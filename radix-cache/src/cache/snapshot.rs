@@ -9,7 +9,6 @@ use crate::config::CacheConfig;
 use crate::error::CacheError;
 use crate::order::Record;
 use crate::snapshot::{Snapshot, SnapshotNode, SnapshotWindowedPage};
-use crate::store::NO_PAGE;
 use crate::tree::NodeIndex;
 use crate::types::PageId;
 use crate::windowed::WindowedPage;
@@ -79,7 +78,7 @@ impl RadixCache {
             if !node.pages.iter().all(|page| seen.insert(*page)) {
                 return Err(broken(place, "has a page that is already cached"));
             }
-            if node.pages.contains(&NO_PAGE) {
+            if node.pages.contains(&PageId::NONE) {
                 return Err(broken(place, "has the page number that stands for no page"));
             }
             if node.used > snapshot.clock || node.created > snapshot.clock {
@@ -150,7 +149,7 @@ impl RadixCache {
             let slot = slots.get(there.place as usize).copied();
             let slot = slot.filter(|&slot| group.at(slot).is_none());
             let slot = slot.ok_or("has a windowed page in no place of its own")?;
-            if there.page == NO_PAGE || !seen.insert(there.page) {
+            if there.page == PageId::NONE || !seen.insert(there.page) {
                 return Err("has a windowed page that is already cached, or stands for no page");
             }
             if there.used > group.clock() || there.created > group.clock() {

@@ -4,9 +4,8 @@ use crate::cache::RadixCache;
 use crate::config::WritePolicy;
 use crate::error::CacheError;
 use crate::host::UnderWay;
-use crate::store::NO_PAGE;
 use crate::tree::{Node, NodeIndex};
-use crate::types::{Direction, LockId, Namespace, PageId, Tier, Token, Transfer, TransferId};
+use crate::types::{LockId, Namespace, PageId, Tier, Token, Transfer, TransferId};
 
 impl RadixCache {
     /// Orders a copy to the host of what a lock holds and the host doesn't have yet, as far as the
@@ -85,7 +84,7 @@ impl RadixCache {
         tokens: &[Token],
         pages: &[PageId],
     ) -> Result<Option<Transfer>, CacheError> {
-        if pages.contains(&NO_PAGE) {
+        if pages.contains(&PageId::NONE) {
             return Err(CacheError::ReservedPage);
         }
         let Some(root) = self.tree.find_root(namespace) else {
@@ -104,10 +103,10 @@ impl RadixCache {
         self.hold(end);
         let host = self.set_moving(from, end, Tier::Host);
         let device = pages[..count].to_vec();
-        let (direction, pages) = (Direction::ToDevice, device.clone());
-        let under_way = UnderWay { end, from, direction, pages, leaves_from: None };
+        let (to, pages) = (Tier::Device, device.clone());
+        let under_way = UnderWay { end, from, to, pages, leaves_from: None };
         let id = self.host.as_mut().map(|host| host.set_out(under_way));
-        Ok(id.map(|id| Transfer { id, direction, device, host }))
+        Ok(id.map(|id| Transfer { id, to, device, host }))
     }
 
     /// A transfer has been executed: its copies count from here on. Appends pages of the device
@@ -127,10 +126,10 @@ impl RadixCache {
             let there = self.tree.node(node);
             let first = (there.start() - done.from) as usize;
             let pages = &done.pages[first..first + there.run.pages as usize];
-            match done.direction {
-                Direction::ToHost => self.put_on(node, Tier::Host, pages),
-                Direction::ToDevice if there.is_on_device() => freed.extend_from_slice(pages),
-                Direction::ToDevice => self.put_on(node, Tier::Device, pages),
+            match done.to {
+                Tier::Host => self.put_on(node, Tier::Host, pages),
+                Tier::Device if there.is_on_device() => freed.extend_from_slice(pages),
+                Tier::Device => self.put_on(node, Tier::Device, pages),
             }
         }
         self.let_go(done.end);
@@ -157,8 +156,8 @@ impl RadixCache {
         freed: &mut Vec<PageId>,
     ) -> Result<(), CacheError> {
         let failed = self.finish(transfer)?;
-        match (&mut self.host, failed.direction) {
-            (Some(host), Direction::ToHost) => host.free_mut().extend(failed.pages),
+        match (&mut self.host, failed.to) {
+            (Some(host), Tier::Host) => host.free_mut().extend(failed.pages),
             _ => freed.extend(failed.pages),
         }
         self.let_go(failed.end);
@@ -179,10 +178,10 @@ impl RadixCache {
             return None;
         };
         let device = self.set_moving(from, end, Tier::Device);
-        let (direction, pages) = (Direction::ToHost, host.clone());
-        let under_way = UnderWay { end, from, direction, pages, leaves_from };
+        let (to, pages) = (Tier::Host, host.clone());
+        let under_way = UnderWay { end, from, to, pages, leaves_from };
         let id = self.host.as_mut()?.set_out(under_way);
-        Some(Transfer { id, direction, device, host })
+        Some(Transfer { id, to, device, host })
     }
 
     /// Free pages of the host, made by eviction if need be. None if that can't be enough.

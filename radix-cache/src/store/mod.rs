@@ -40,8 +40,6 @@ struct Extent {
 }
 
 const NO_EXTENT: u32 = u32::MAX;
-/// Stands where a page has no number.
-pub(crate) const NO_PAGE: PageId = PageId(u32::MAX);
 /// One slot in so many is kept free, so that looking for one is short.
 const SLACK: usize = 16;
 
@@ -116,9 +114,9 @@ impl Store {
             return Err(CacheError::Full { pages });
         }
         self.tokens.resize(slots * self.page_size, 0);
-        self.pages[Tier::Device as usize].resize(slots, NO_PAGE);
+        self.pages[Tier::Device as usize].resize(slots, PageId::NONE);
         if self.has_host {
-            self.pages[Tier::Host as usize].resize(slots, NO_PAGE);
+            self.pages[Tier::Host as usize].resize(slots, PageId::NONE);
         }
         if self.keep_hashes {
             self.hashes.resize(slots, 0);
@@ -267,8 +265,8 @@ fn slots_of(extents: &[Extent], run: Run) -> impl Iterator<Item = core::ops::Ran
 /// Moves the numbers that are there.
 fn take_present(from: &mut [PageId], to: &mut Vec<PageId>) {
     for page in from {
-        let page = core::mem::replace(page, NO_PAGE);
-        if page != NO_PAGE {
+        let page = core::mem::replace(page, PageId::NONE);
+        if page != PageId::NONE {
             to.push(page);
         }
     }

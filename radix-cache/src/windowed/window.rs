@@ -4,7 +4,6 @@ use core::ops::Range;
 
 use crate::error::CacheError;
 use crate::order::Record;
-use crate::store::NO_PAGE;
 use crate::tree::{Descent, Node, NodeIndex, Tree};
 use crate::types::{PageId, Retention, Token};
 use crate::windowed::group::{WindowedGroup, WindowedPage};
@@ -121,13 +120,14 @@ impl WindowedGroup {
     pub(crate) fn pages_before(&self, tree: &Tree, end: NodeIndex, pages: &mut Vec<PageId>) -> u32 {
         let window = self.window(tree.node(end).end);
         let (first, from) = (window.start, pages.len());
-        pages.resize(from + window.len(), NO_PAGE);
+        pages.resize(from + window.len(), PageId::NONE);
         for (position, slot) in tree.slots_on_path(end, window) {
             if let Some(there) = self.at(slot) {
                 pages[from + (position - first) as usize] = there.page;
             }
         }
-        let holes = pages[from..].iter().rposition(|&page| page == NO_PAGE).map_or(0, |at| at + 1);
+        let holes =
+            pages[from..].iter().rposition(|&page| page == PageId::NONE).map_or(0, |at| at + 1);
         pages.drain(from..from + holes);
         first + holes as u32
     }
@@ -145,7 +145,7 @@ impl WindowedGroup {
         let beyond = CacheError::WindowedBeyondStart { pages: pages.len(), held: last as usize };
         let first = (last as usize).checked_sub(pages.len()).ok_or(beyond)?;
         let positions = first as u32..last;
-        if pages.contains(&NO_PAGE) {
+        if pages.contains(&PageId::NONE) {
             return Err(CacheError::ReservedPage);
         }
         let of = |position: u32| pages[position as usize - first];

@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use radix_cache::{
-    CacheError, Direction, Namespace, PageId, Token, Transfer, TransferId, WritePolicy,
-};
+use radix_cache::{CacheError, Namespace, PageId, Tier, Token, Transfer, TransferId, WritePolicy};
 
 use crate::choices::Choices;
 use crate::drive::{Driver, Outcome, same, text};
@@ -36,7 +34,7 @@ impl Transfers {
     /// Pages of the device that are being loaded into.
     pub(crate) fn loading_pages(&self) -> usize {
         let loads = self.under_way.iter().map(|it| &it.transfer);
-        let loads = loads.filter(|transfer| transfer.direction == Direction::ToDevice);
+        let loads = loads.filter(|transfer| transfer.to == Tier::Device);
         loads.map(|transfer| transfer.device.len()).sum()
     }
 
@@ -45,7 +43,7 @@ impl Transfers {
         let mut pages = Vec::new();
         for gone in self.under_way.drain(..) {
             self.ended.push(gone.transfer.id);
-            if gone.transfer.direction == Direction::ToDevice {
+            if gone.transfer.to == Tier::Device {
                 pages.extend(gone.transfer.device);
             }
         }
@@ -119,7 +117,7 @@ impl Driver {
             return Ok(());
         };
         same!(true, possible, "an order that was given");
-        same!(transfer.direction, Direction::ToHost, "direction");
+        same!(transfer.to, Tier::Host, "the tier that is written");
         let device: Vec<_> = transfer.device.iter().copied().map(Some).collect();
         same!(&device, &pages, "pages to copy to the host");
         same!(transfer.host.len(), pages.len(), "pages of the host");
@@ -164,7 +162,7 @@ impl Driver {
         }
         let index = choices.below(self.transfers.under_way.len());
         let done = self.transfers.under_way.swap_remove(index);
-        let (id, to_host) = (done.transfer.id, done.transfer.direction == Direction::ToHost);
+        let (id, to_host) = (done.transfer.id, done.transfer.to == Tier::Host);
         self.transfers.ended.push(id);
         let range = self.model.range(&done.hold, done.from);
         for &index in &range {
@@ -230,7 +228,7 @@ impl Driver {
     fn host_free(&self) -> usize {
         let stored = self.model.entries.iter().filter(|entry| entry.host).count();
         let transfers = self.transfers.under_way.iter().map(|it| &it.transfer);
-        let coming = transfers.filter(|transfer| transfer.direction == Direction::ToHost);
+        let coming = transfers.filter(|transfer| transfer.to == Tier::Host);
         crate::drive::HOST_POOL - stored - coming.map(|it| it.host.len()).sum::<usize>()
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use understory::prelude::*;
 use understory::schedule::{QueuePolicy, Speculation};
@@ -56,7 +57,8 @@ pub struct ServeArguments {
     cors_allow_origin: Vec<String>,
 
     /// Connections at once.
-    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().connections)]
+    #[arg(long, value_name = "COUNT", default_value_t = Limits::default().connections,
+        value_parser = count().range(1..=MOST_CONNECTIONS))]
     max_connections: usize,
 
     /// Longest body of a request in bytes.
@@ -64,31 +66,31 @@ pub struct ServeArguments {
     max_body_bytes: usize,
 
     /// Seconds for the head of a request, and before an idle connection is closed.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds().range(1..=YEAR))]
     timeout_keep_alive: u64,
 
     /// Seconds for the body of a request.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds().range(1..=YEAR))]
     timeout_body: u64,
 
     /// Seconds after which a client that reads nothing is given up.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds().range(1..=YEAR))]
     timeout_write: u64,
 
     /// Seconds that requests may go on after SIGTERM. Default: until they end.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds().range(0..=YEAR))]
     timeout_drain: Option<u64>,
 
     /// Send a comment when a stream has been silent for so many seconds. Default never: some clients fail on comments.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds().range(1..=YEAR))]
     sse_keep_alive: Option<u64>,
 
     /// Events of `/generate` have what is new, rather than all.
     #[arg(long)]
     incremental_streaming_output: bool,
 
-    /// How the model writes calls of tools: `hermes`, `qwen`, `llama3`, `mistral`. Default: as its chat template
-    /// teaches it.
+    /// How the model writes calls of tools: `hermes`, `qwen`, `llama3`, `mistral`, `pythonic`, `gpt-oss`. Default: as
+    /// its chat template teaches it.
     #[arg(long, value_name = "FORMAT", value_parser = tool_format)]
     tool_call_parser: Option<ToolFormat>,
 
@@ -123,7 +125,8 @@ pub struct EngineArguments {
     #[arg(long)]
     offline: bool,
 
-    /// What computes: `cpu`, `cpu:THREADS`, or, where the feature `xla` is built in, `xla`.
+    /// What computes: `cpu`, `cpu:THREADS`, or, where the feature of that name is built in, `xla`, `cuda`, `cuda:DEVICE` or
+    /// `cuda:emulate`.
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     device: String,
 
@@ -167,7 +170,7 @@ pub struct EngineArguments {
     max_running_requests: Option<u32>,
 
     /// Most answers that wait; then clients get 429.
-    #[arg(long, value_name = "COUNT", default_value_t = 4096)]
+    #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = count().range(1..))]
     max_queued_requests: usize,
 
     /// Tokens in a page of KV, a power of two. Default 16.
@@ -247,6 +250,20 @@ enum Proposals {
     Ngram,
 }
 
+/// What a semaphore can count on every machine.
+const MOST_CONNECTIONS: u64 = u32::MAX as u64 >> 3;
+
+/// Clocks can be asked for a time so far ahead.
+const YEAR: u64 = 366 * 24 * 60 * 60;
+
+fn count() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new()
+}
+
+fn seconds() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new()
+}
+
 fn kv_events(text: &str) -> Result<KvEventsConfig, String> {
     KvEventsConfig::from_json(text).map_err(|error| error.to_string())
 }
@@ -284,7 +301,7 @@ impl ServeArguments {
             keys: Keys::new(&self.api_key, self.api_key_file.clone())?,
             limits: Limits {
                 body_bytes: self.max_body_bytes,
-                connections: self.max_connections.max(1),
+                connections: self.max_connections,
                 prompts: self.engine.max_queued_requests,
                 head_patience: seconds(self.timeout_keep_alive),
                 body_patience: seconds(self.timeout_body),
@@ -419,5 +436,26 @@ mod tests {
         let silent = options(&[]);
         assert_eq!((silent.compute, silent.kv_format), (Compute::Auto, None));
         assert!(Program::try_parse_from(["understory", "--compute", "f64"]).is_err());
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_errors_of_their_flag() {
+        for (flag, number) in [
+            ("--max-connections", "0"),
+            ("--max-connections", "18446744073709551615"),
+            ("--max-queued-requests", "0"),
+            ("--timeout-keep-alive", "0"),
+            ("--timeout-body", "18446744073709551615"),
+            ("--timeout-write", "0"),
+            ("--timeout-drain", "18446744073709551615"),
+            ("--sse-keep-alive", "0"),
+        ] {
+            let parsed = Program::try_parse_from(["understory", flag, number]);
+            let error = parsed.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(flag), "{flag} {number}: {error}");
+        }
+        for flag in ["--max-connections=1", "--timeout-drain=0", "--max-queued-requests=1"] {
+            assert!(Program::try_parse_from(["understory", flag]).is_ok(), "{flag}");
+        }
     }
 }

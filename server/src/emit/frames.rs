@@ -30,6 +30,15 @@ impl Frames {
         self.0.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
     }
 
+    /// What clients skip.
+    pub(crate) fn comment(&mut self) {
+        self.0.push_back(Bytes::from_static(b": keep-alive\n\n"));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
         self.0.pop_front()
     }

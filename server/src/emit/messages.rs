@@ -180,10 +180,18 @@ impl Emit for MessageEmit {
     }
 
     fn end(&mut self, frames: &mut Frames) {
+        if let Some(refused) = self.failed() {
+            return self.error(&refused, frames);
+        }
         let (reason, sequence) = self.stop();
         let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
         self.send("message_delta", json!({"delta": delta, "usage": self.usage()}), frames);
         self.send("message_stop", json!({}), frames);
+    }
+
+    fn failed(&self) -> Option<Refused> {
+        let is_whole = matches!(self.sample.reason(), FinishReason::Stop | FinishReason::Length);
+        (!is_whole).then(|| Refused::server(503, "the request was given up"))
     }
 
     fn whole(&mut self) -> String {
@@ -211,6 +219,7 @@ impl Block {
 pub(crate) fn anthropic_error(refused: &Refused) -> Value {
     let kind = match refused.status {
         401 => "authentication_error",
+        403 => "permission_error",
         404 => "not_found_error",
         413 => "request_too_large",
         429 => "rate_limit_error",

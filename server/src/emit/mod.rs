@@ -39,6 +39,11 @@ pub(crate) trait Emit: Send {
     /// All samples have ended: what closes a stream.
     fn end(&mut self, frames: &mut Frames);
 
+    /// After all samples have ended: why there is no whole answer, in protocols that have no word for an aborted one.
+    fn failed(&self) -> Option<Refused> {
+        None
+    }
+
     /// The whole answer, if it is not streamed, after all samples have ended.
     fn whole(&mut self) -> String;
 }

@@ -220,11 +220,12 @@ impl ResponseEmit {
         self.items.len().saturating_sub(1)
     }
 
-    fn status(&self) -> &'static str {
+    /// The status, and the error of one that is none of OpenAI's good ones.
+    fn outcome(&self) -> (&'static str, Value) {
         match self.sample.reason() {
-            FinishReason::Stop => "completed",
-            FinishReason::Length => "incomplete",
-            _ => "cancelled",
+            FinishReason::Stop => ("completed", Value::Null),
+            FinishReason::Length => ("incomplete", Value::Null),
+            _ => ("failed", failure("the request was given up")),
         }
     }
 }
@@ -261,26 +262,30 @@ impl Emit for ResponseEmit {
 
     fn error(&mut self, refused: &Refused, frames: &mut Frames) {
         self.begin(frames);
-        let error = json!({"code": "server_error", "message": refused.message});
-        let response = self.response("failed", error);
+        let response = self.response("failed", failure(&refused.message));
         self.send("response.failed", json!({"response": response}), frames);
     }
 
     /// Exactly one event ends a stream.
     fn end(&mut self, frames: &mut Frames) {
-        let status = self.status();
+        let (status, error) = self.outcome();
         let name = match status {
             "completed" => "response.completed",
             "incomplete" => "response.incomplete",
             _ => "response.failed",
         };
-        let response = self.response(status, Value::Null);
+        let response = self.response(status, error);
         self.send(name, json!({"response": response}), frames);
     }
 
     fn whole(&mut self) -> String {
-        self.response(self.status(), Value::Null).to_string()
+        let (status, error) = self.outcome();
+        self.response(status, error).to_string()
     }
+}
+
+fn failure(message: &str) -> Value {
+    json!({"code": "server_error", "message": message})
 }
 
 fn part(text: &str) -> Value {

@@ -10,7 +10,7 @@ use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 use understory::error::SubmitError;
 
 use super::events::Events;
@@ -53,8 +53,7 @@ async fn answer(
     prompt: &'static str,
 ) -> Result<Response, Refused> {
     let caller = caller(&request);
-    let limits = server.limits();
-    let bytes = body::read(request.into_body(), limits.body_bytes, limits.body_patience).await?;
+    let bytes = body::read(request.into_body(), server.limits(), server.bodies()).await?;
     let (plan, mut events) = submit(server, bytes, caller, intake, prompt).await?;
     let Plan { mut emit, stream, .. } = plan;
     let mut frames = Frames::default();
@@ -63,14 +62,25 @@ async fn answer(
             let event = event.map_err(|error| intake::ended(&error))?;
             emit.event(prompt, event, &mut frames);
         }
-        return Ok(json(emit.whole()));
+        return emit.failed().map_or_else(|| Ok(json(emit.whole())), Err);
     }
-    // The head waits for the first event, so that what goes wrong until then has a status.
-    if let Some((prompt, event)) = events.next().await {
-        let event = event.map_err(|error| intake::ended(&error))?;
-        emit.event(prompt, event, &mut frames);
-    }
+    // The head waits for the first piece of the answer, so that what goes wrong until then has a status, and a client
+    // that leaves during a long prefill is noticed: nothing has been written that would end the watch.
+    let begins = async {
+        while frames.is_empty() {
+            let Some((prompt, event)) = events.next().await else { break };
+            emit.event(prompt, event.map_err(|error| intake::ended(&error))?, &mut frames);
+        }
+        Ok::<_, Refused>(())
+    };
     let keep_alive = server.sse_keep_alive();
+    match keep_alive {
+        None => begins.await?,
+        Some(longest) => match timeout(longest, begins).await {
+            Ok(begun) => begun?,
+            Err(_) => frames.comment(),
+        },
+    }
     let body = EventBody { events: Some(events), emit, frames, keep_alive, silence: None };
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
@@ -90,7 +100,7 @@ pub(crate) fn caller(request: &Request<Body>) -> Caller {
 /// Tokenizing takes a while, which the runtime's threads don't have.
 async fn submit(
     server: &Server,
-    bytes: Bytes,
+    bytes: body::Read,
     caller: Caller,
     intake: Intake,
     prompt: &'static str,
@@ -113,7 +123,9 @@ async fn submit(
             .rids
             .iter()
             .zip(&generations)
-            .map(|(rid, generation)| own.running().enter(rid, generation.abort_handle()))
+            .map(|(rid, generation)| {
+                own.running().enter(rid, caller.tenant.as_deref(), generation.abort_handle())
+            })
             .collect();
         Ok((plan, Events::new(generations.into_iter().zip(observers), entered)))
     };
@@ -173,7 +185,8 @@ impl EventBody {
             return Poll::Pending;
         }
         self.silence = None;
-        Poll::Ready(Some(Ok(Bytes::from_static(b": keep-alive\n\n"))))
+        self.frames.comment();
+        Poll::Ready(self.frames.pop().map(Ok))
     }
 }
 

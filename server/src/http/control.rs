@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -11,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::answer::{caller, json_of};
 use super::body;
+use super::guard::Identity;
 use super::state::Server;
 use crate::intake::{self, Caller, Context};
 use crate::protocol::{Refused, read};
@@ -18,19 +21,31 @@ use crate::protocol::{Refused, read};
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct FlushQuery {
     /// Seconds to wait until no request runs.
-    timeout: Option<f64>,
+    timeout: Option<String>,
 }
 
 /// Forgets all cached prefixes, once no request runs.
 pub(super) async fn flush(
     State(server): State<Server>,
-    Query(query): Query<FlushQuery>,
+    identity: Extension<Identity>,
+    query: Result<Query<FlushQuery>, QueryRejection>,
 ) -> Response {
-    const LONGEST: f64 = 600.0;
-    /// Counts are those of the last step: a request that has just been answered may be among them.
-    const SHORTEST: f64 = 0.1;
-    let patience = query.timeout.filter(|seconds| seconds.is_finite()).unwrap_or_default();
-    let patience = Duration::from_secs_f64(patience.clamp(SHORTEST, LONGEST));
+    match flushed(&server, &identity, query).await {
+        Ok(()) => (StatusCode::OK, "Cache flushed.\n").into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+async fn flushed(
+    server: &Server,
+    identity: &Identity,
+    query: Result<Query<FlushQuery>, QueryRejection>,
+) -> Result<(), Refused> {
+    if identity.tenant.is_some() {
+        let message = "the cache is every tenant's: flushing it needs a key without a tenant";
+        return Err(Refused::invalid(None, message).code("permission_denied").status(403));
+    }
+    let patience = patience(query)?;
     let begin = Instant::now();
     loop {
         let snapshot = server.engine().snapshot();
@@ -39,14 +54,28 @@ pub(super) async fn flush(
         }
         if begin.elapsed() >= patience {
             let message = "requests are running; the cache was not flushed";
-            return Refused::invalid(None, message).into_response();
+            return Err(Refused::invalid(None, message));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    match server.engine().clear_cache() {
-        Ok(()) => (StatusCode::OK, "Cache flushed.\n").into_response(),
-        Err(error) => intake::refused(&error, "timeout").into_response(),
+    server.engine().clear_cache().map_err(|error| intake::refused(&error, "timeout"))
+}
+
+/// How long a flush waits for requests that run.
+fn patience(query: Result<Query<FlushQuery>, QueryRejection>) -> Result<Duration, Refused> {
+    const LONGEST: f64 = 600.0;
+    /// Counts are those of the last step: a request that has just been answered may be among them.
+    const SHORTEST: f64 = 0.1;
+    let wrong = || Refused::invalid(Some("timeout"), "timeout must be a number of seconds");
+    let Query(query) = query.map_err(|_| wrong())?;
+    let seconds = match query.timeout.as_deref() {
+        None | Some("") => 0.0,
+        Some(text) => text.parse::<f64>().map_err(|_| wrong())?,
+    };
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(wrong());
     }
+    Ok(Duration::from_secs_f64(seconds.clamp(SHORTEST, LONGEST)))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,15 +85,17 @@ struct AbortRequest {
     abort_all: Option<bool>,
 }
 
-/// Gives requests up, wherever they are read.
+/// Gives requests up, wherever they are read. A tenant's key reaches the tenant's own alone.
 pub(super) async fn abort(State(server): State<Server>, request: Request<Body>) -> Response {
     let aborted = async {
+        let tenant = caller(&request).tenant;
+        let tenant = tenant.as_deref();
         let abort: AbortRequest = read(&bytes(&server, request).await?)?;
         let rid = abort.rid.as_deref().filter(|rid| !rid.is_empty());
         if abort.abort_all == Some(true) {
-            server.running().abort(None);
+            server.running().abort(None, tenant);
         } else if rid.is_some() {
-            server.running().abort(rid);
+            server.running().abort(rid, tenant);
         }
         Ok::<_, Refused>(())
     };
@@ -125,7 +156,6 @@ pub(super) async fn detokenize(State(server): State<Server>, request: Request<Bo
     }
 }
 
-async fn bytes(server: &Server, request: Request<Body>) -> Result<bytes::Bytes, Refused> {
-    let limits = server.limits();
-    body::read(request.into_body(), limits.body_bytes, limits.body_patience).await
+async fn bytes(server: &Server, request: Request<Body>) -> Result<body::Read, Refused> {
+    body::read(request.into_body(), server.limits(), server.bodies()).await
 }

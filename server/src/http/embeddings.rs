@@ -26,8 +26,7 @@ pub(super) async fn embeddings(State(server): State<Server>, request: Request<Bo
 
 async fn answer(server: &Server, request: Request<Body>) -> Result<Response, Refused> {
     let caller = caller(&request);
-    let limits = server.limits();
-    let bytes = body::read(request.into_body(), limits.body_bytes, limits.body_patience).await?;
+    let bytes = body::read(request.into_body(), server.limits(), server.bodies()).await?;
     let own = server.clone();
     let work = move || intake::embeddings(own.context(), &bytes, &caller);
     let EmbeddingPlan { requests, format, model } = server.off_runtime(work).await??;

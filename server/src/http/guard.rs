@@ -16,6 +16,7 @@ use http_body::{Frame, SizeHint};
 
 use super::state::Server;
 use crate::config::Origins;
+use crate::emit::anthropic_error;
 use crate::metrics::Open;
 use crate::protocol::Refused;
 
@@ -40,7 +41,11 @@ pub(crate) async fn guard(
 ) -> Response {
     let open = server.metrics().open();
     let rid = request_id(request.headers());
-    let origin = request.headers().get("origin").cloned();
+    let (origin, wanted) = (
+        request.headers().get("origin").cloned(),
+        request.headers().get("access-control-request-headers").cloned(),
+    );
+    let is_anthropic = request.uri().path().starts_with("/v1/messages");
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>();
     let handler = path.map_or("other", |path| path.as_str()).to_owned();
@@ -52,11 +57,19 @@ pub(crate) async fn guard(
         match admit(&server, request.headers(), request.uri().path()) {
             Ok(tenant) => {
                 request.extensions_mut().insert(Identity { rid: rid.clone(), tenant });
-                next.run(request).await
+                tokio::select! {
+                    answered = next.run(request) => answered,
+                    () = server.gave_up() => {
+                        Refused::server(503, "the server is shutting down").into_response()
+                    }
+                }
             }
             Err(refused) => refused.into_response(),
         }
     };
+    if is_anthropic {
+        response = anthropic(response);
+    }
     server.metrics().count_http(&method, &handler, response.status().as_u16());
     tracing::debug!(%method, handler, rid, status = response.status().as_u16(), "answered");
     let headers = response.headers_mut();
@@ -64,7 +77,7 @@ pub(crate) async fn guard(
         headers.insert(REQUEST_ID, rid);
     }
     if let (Some(cors), Some(origin)) = (cors, origin) {
-        allow(cors, origin, headers);
+        allow(cors, origin, wanted, headers);
     }
     let (head, body) = response.into_parts();
     Response::from_parts(head, Body::new(WatchedBody { body, _open: open }))
@@ -135,7 +148,24 @@ pub(crate) fn random_id() -> String {
     format!("{:016x}{:016x}", number(), number())
 }
 
-fn allow(origins: &Origins, origin: HeaderValue, headers: &mut HeaderMap) {
+/// Errors as Anthropic's clients read them.
+fn anthropic(response: Response) -> Response {
+    match response.extensions().get::<Refused>() {
+        None => response,
+        Some(refused) => {
+            let shown = anthropic_error(refused).to_string();
+            response.map(|_| Body::from(shown))
+        }
+    }
+}
+
+/// `wanted` are the headers that a page asks to send: clients in browsers have headers of their own.
+fn allow(
+    origins: &Origins,
+    origin: HeaderValue,
+    wanted: Option<HeaderValue>,
+    headers: &mut HeaderMap,
+) {
     let allowed = match origins {
         Origins::Any => HeaderValue::from_static("*"),
         Origins::Listed(listed) if listed.iter().any(|own| own.as_bytes() == origin.as_bytes()) => {
@@ -146,10 +176,11 @@ fn allow(origins: &Origins, origin: HeaderValue, headers: &mut HeaderMap) {
     };
     headers.insert("access-control-allow-origin", allowed);
     headers.insert("access-control-allow-methods", HeaderValue::from_static("GET, POST, PUT"));
-    headers.insert(
-        "access-control-allow-headers",
-        HeaderValue::from_static("authorization, content-type, x-api-key, x-request-id"),
-    );
-    headers.insert("access-control-expose-headers", HeaderValue::from_static("x-request-id"));
+    headers.append("vary", HeaderValue::from_static("access-control-request-headers"));
+    if let Some(wanted) = wanted {
+        headers.insert("access-control-allow-headers", wanted);
+    }
+    let exposed = HeaderValue::from_static("retry-after, x-request-id");
+    headers.insert("access-control-expose-headers", exposed);
     headers.insert("access-control-max-age", HeaderValue::from_static("600"));
 }

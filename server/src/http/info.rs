@@ -1,6 +1,6 @@
 //! What the server tells about itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -9,7 +9,9 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use understory::engine::EngineSnapshot;
+use understory::error::SubmitError;
 use understory::request::{GenerationEvent, Request, SamplingParams};
+use understory::schedule::Refusal;
 
 use super::answer::json_of;
 use super::state::{Server, now};
@@ -54,31 +56,60 @@ pub(super) async fn health(State(server): State<Server>) -> Response {
     }
 }
 
-/// 200 if the engine gets on: a step has just ended, or a request of one token does in time.
+/// 200 if the engine gets on: a token has just come, or a request of one token is answered in time. Those who ask at
+/// once share one such request.
 pub(super) async fn health_generate(State(server): State<Server>) -> Response {
-    const PATIENCE: Duration = Duration::from_secs(20);
     if let Some(refused) = server.trouble() {
         return refused.into_response();
     }
     if server.metrics().last_token_age().is_some_and(|age| age < Duration::from_secs(5)) {
         return StatusCode::OK.into_response();
     }
-    let sampling = SamplingParams::greedy(1);
-    let submitted =
-        server.engine().submit_async(Request::new(vec![0]).sampling(sampling).priority(i32::MAX));
+    let asked = Instant::now();
+    let mut probed = server.probed().lock().await;
+    let gets_on = match *probed {
+        Some((at, gets_on)) if at >= asked => gets_on,
+        _ => {
+            let gets_on = gets_on(&server).await;
+            *probed = Some((Instant::now(), gets_on));
+            gets_on
+        }
+    };
+    if gets_on {
+        return StatusCode::OK.into_response();
+    }
+    Refused::server(503, "the engine does not get on").into_response()
+}
+
+/// Whether the engine answers, or at least takes steps where its queue has no place for one more request.
+async fn gets_on(server: &Server) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const LOOK: Duration = Duration::from_millis(50);
+    let steps = server.engine().snapshot().steps;
     let probe = async {
-        let mut generation = submitted.await.ok()?;
+        let request = Request::new(vec![0]).sampling(SamplingParams::greedy(1)).priority(i32::MAX);
+        let mut generation = match server.engine().submit_async(request).await {
+            Ok(generation) => generation,
+            Err(
+                SubmitError::QueueFull { .. } | SubmitError::Refused(Refusal::QueueFull { .. }),
+            ) => {
+                while server.engine().snapshot().steps == steps {
+                    tokio::time::sleep(LOOK).await;
+                }
+                return true;
+            }
+            Err(_) => return false,
+        };
         while let Some(event) = futures_util::StreamExt::next(&mut generation).await {
-            if matches!(event.ok()?, GenerationEvent::Finished(_)) {
-                return Some(());
+            match event {
+                Ok(GenerationEvent::Finished(_)) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
             }
         }
-        None
+        false
     };
-    match tokio::time::timeout(PATIENCE, probe).await {
-        Ok(Some(())) => StatusCode::OK.into_response(),
-        _ => Refused::server(503, "the engine does not get on").into_response(),
-    }
+    tokio::time::timeout(PATIENCE, probe).await.unwrap_or(false)
 }
 
 pub(super) async fn model_info(State(server): State<Server>) -> Response {

@@ -4,15 +4,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Uri};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 
-use super::answer::{Intake, generate, json_of};
+use super::answer::{Intake, generate};
 use super::guard::guard;
 use super::state::Server;
 use super::{control, embeddings, info};
-use crate::emit::anthropic_error;
 use crate::protocol::Refused;
 use crate::{intake, page};
 
@@ -26,11 +25,8 @@ impl Server {
             .route("/v1/completions", generating(intake::completion, "prompt"))
             .route("/generate", generating_put(intake::generate, "input_ids"))
             .route("/v1/responses", generating(intake::response, "input"))
-            .route(
-                "/v1/messages",
-                generating(intake::message, "messages").layer(map_response(anthropic)),
-            )
-            .route("/v1/messages/count_tokens", post(control::count).layer(map_response(anthropic)))
+            .route("/v1/messages", generating(intake::message, "messages"))
+            .route("/v1/messages/count_tokens", post(control::count))
             .route("/v1/embeddings", post(embeddings::embeddings))
             .route("/v1/models", get(info::models))
             .route("/v1/models/{*name}", get(info::model))
@@ -71,18 +67,6 @@ fn generating_put(intake: Intake, prompt: &'static str) -> MethodRouter<Server> 
         generate(server, request, intake, prompt)
     };
     post(handler).put(handler)
-}
-
-/// Errors as Anthropic's clients read them.
-async fn anthropic(response: Response) -> Response {
-    match response.extensions().get::<Refused>() {
-        None => response,
-        Some(refused) => {
-            let mut shown = json_of(&anthropic_error(refused));
-            *shown.status_mut() = response.status();
-            shown
-        }
-    }
 }
 
 async fn unknown(uri: Uri) -> Response {

@@ -14,7 +14,14 @@ pub(crate) struct Running {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    handles: HashMap<u64, (String, AbortHandle)>,
+    handles: HashMap<u64, Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    rid: String,
+    tenant: Option<String>,
+    handle: AbortHandle,
 }
 
 /// Keeps a request among those that run.
@@ -25,19 +32,23 @@ pub(crate) struct Entered {
 }
 
 impl Running {
-    pub(crate) fn enter(&self, rid: &str, handle: AbortHandle) -> Entered {
+    pub(crate) fn enter(&self, rid: &str, tenant: Option<&str>, handle: AbortHandle) -> Entered {
+        let (rid, tenant) = (rid.to_owned(), tenant.map(str::to_owned));
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        state.handles.insert(number, (rid.to_owned(), handle));
+        state.handles.insert(number, Request { rid, tenant, handle });
         Entered { running: self.clone(), number }
     }
 
-    /// Aborts the requests of an id, or all. Returns how many.
-    pub(crate) fn abort(&self, rid: Option<&str>) -> usize {
+    /// Aborts the requests of an id, or all, of a tenant, or of all. Returns how many.
+    pub(crate) fn abort(&self, rid: Option<&str>, tenant: Option<&str>) -> usize {
         let state = self.lock();
-        let chosen = state.handles.values().filter(|(own, _)| rid.is_none_or(|rid| own == rid));
-        chosen.map(|(_, handle)| handle.abort()).count()
+        let chosen = state.handles.values().filter(|request| {
+            rid.is_none_or(|rid| request.rid == rid)
+                && tenant.is_none_or(|tenant| request.tenant.as_deref() == Some(tenant))
+        });
+        chosen.map(|request| request.handle.abort()).count()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -41,7 +41,7 @@ impl Server {
             Some(patience) => {
                 let mut drained = pin!(drained);
                 if tokio::time::timeout(patience, &mut drained).await.is_err() {
-                    let aborted = self.running().abort(None);
+                    let aborted = self.give_up();
                     tracing::warn!(aborted, "requests still ran after {} s", patience.as_secs());
                     // What was aborted is told to its clients, if they listen.
                     let _ = tokio::time::timeout(limits.write_patience, drained).await;
@@ -82,7 +82,7 @@ async fn accept(
         // Where the system tells a client that only finished writing from one that has left.
         .half_close(cfg!(any(target_os = "linux", target_os = "android")));
     let connections = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     loop {
         let accepted = async {
             // Never closed.

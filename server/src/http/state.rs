@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use grammar::{GrammarCompiler, GrammarOptions};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore, watch};
 use understory::engine::Engine;
 use understory::text::{ChatMessage, ChatOptions};
 
+use super::body::Budget;
 use super::running::Running;
 use crate::config::{Keys, Limits, ServerOptions};
 use crate::intake::{Context, Namespaces};
@@ -42,7 +43,13 @@ struct Inner {
     metrics: Metrics,
     running: Running,
     /// Who tokenizes at once: longer prompts must not take all threads from shorter ones.
-    intake: Semaphore,
+    intake: Arc<Semaphore>,
+    /// Memory for bodies.
+    bodies: Budget,
+    /// Whether those who still wait for an answer are told that none comes.
+    is_over: watch::Sender<bool>,
+    /// What the last probe of the engine found, and when; locked while one runs.
+    probed: Mutex<Option<(Instant, bool)>>,
     created: u64,
     is_draining: AtomicBool,
 }
@@ -93,14 +100,17 @@ impl Server {
             incremental: options.incremental_streaming_output,
             engine,
         };
-        let keys = options.keys.clone();
+        let (keys, bodies) = (options.keys.clone(), Budget::new(&options.limits));
         let inner = Inner {
             context,
             options,
             keys,
             metrics,
             running: Running::default(),
-            intake: Semaphore::new(TOKENIZING),
+            intake: Arc::new(Semaphore::new(TOKENIZING)),
+            bodies,
+            is_over: watch::Sender::new(false),
+            probed: Mutex::new(None),
             created: now(),
             is_draining: AtomicBool::new(false),
         };
@@ -142,6 +152,28 @@ impl Server {
         &self.inner.running
     }
 
+    pub(crate) fn bodies(&self) -> &Budget {
+        &self.inner.bodies
+    }
+
+    pub(crate) fn probed(&self) -> &Mutex<Option<(Instant, bool)>> {
+        &self.inner.probed
+    }
+
+    /// Answers all that still wait for an answer with an error, and aborts what runs. Returns how many ran.
+    pub(crate) fn give_up(&self) -> usize {
+        self.inner.is_over.send_replace(true);
+        self.running().abort(None, None)
+    }
+
+    /// Ready once the server has given up.
+    pub(crate) async fn gave_up(&self) {
+        let mut is_over = self.inner.is_over.subscribe();
+        if is_over.wait_for(|is_over| *is_over).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// When the server was started, in seconds since 1970.
     pub(crate) fn created(&self) -> u64 {
         self.inner.created
@@ -171,8 +203,13 @@ impl Server {
         work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
     ) -> Result<Result<T, Refused>, Refused> {
         // Never closed.
-        let _permit = self.inner.intake.acquire().await.ok();
-        let done = tokio::task::spawn_blocking(work).await;
+        let permit = Arc::clone(&self.inner.intake).acquire_owned().await.ok();
+        // The work goes on when its client has left, and so does its share of the threads.
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        let done = done.await;
         done.map_err(|error| Refused::server(500, format!("the request was not read: {error}")))
     }
 }
@@ -202,4 +239,39 @@ fn own_name(engine: &Engine) -> String {
     source
         .or_else(|| path.map(|name| name.to_string_lossy().into_owned()))
         .unwrap_or_else(|| "default".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use testkit::null::NullBackend;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_whose_client_left_keeps_its_share_of_the_threads() {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny/llama-tied");
+        let engine = Engine::builder().load(model, &NullBackend::new(), &mut ()).unwrap();
+        let server = Server::new(engine, ServerOptions::default(), Metrics::new()).unwrap();
+        let free = server.inner.intake.available_permits();
+        let (begun, begins) = mpsc::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let work = move || {
+            begun.send(()).map_err(|error| Refused::server(500, error.to_string()))?;
+            ends.recv().map_err(|error| Refused::server(500, error.to_string()))
+        };
+        let own = server.clone();
+        let client = tokio::spawn(async move { own.off_runtime(work).await.map(drop) });
+        while begins.try_recv().is_err() {
+            tokio::task::yield_now().await;
+        }
+        client.abort();
+        assert!(client.await.unwrap_err().is_cancelled());
+        assert_eq!(server.inner.intake.available_permits(), free - 1);
+        end.send(()).unwrap();
+        while server.inner.intake.available_permits() < free {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -19,13 +19,11 @@ pub(crate) fn message(context: &Context, body: &[u8], caller: &Caller) -> Result
         return Err(Refused::invalid(Some("max_tokens"), "max_tokens: Field required"));
     }
     let chat = chat(&request)?;
+    // One answer only, with the extensions that chats have.
     let fields = SamplingFields {
-        model: request.model.clone(),
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
+        n: None,
         stop: request.stop_sequences.map(OneOrMany::Many),
-        ..SamplingFields::default()
+        ..read(body)?
     };
     let Prepared { request: prepared, speech } = prepare(context, chat, &fields, caller)?;
     let stream = request.stream.unwrap_or_default();
@@ -45,10 +43,11 @@ pub(crate) fn count(context: &Context, body: &[u8], _caller: &Caller) -> Result<
     context.check_model(request.model.as_deref())?;
     let chat = chat(&request)?;
     let sent = messages(chat.messages)?;
-    context.check_length("messages", length(&sent))?;
     let tools = chat.tools.filter(|tools| !tools.is_empty());
     let tools = tools.map(|tools| tools.iter().filter_map(described).collect::<Vec<_>>());
-    let tokens = context.render(&sent, &ChatOptions::default().tools(tools))?;
+    let options = ChatOptions::default().tools(tools);
+    context.check_length("messages", length(&sent, &options))?;
+    let tokens = context.render(&sent, &options)?;
     Ok(json!({"input_tokens": tokens.len()}))
 }
 
@@ -80,7 +79,10 @@ fn plain(role: &str, content: impl Into<Value>) -> Message {
 
 /// A text, or a list of blocks of text.
 fn text(param: &str, value: &Value) -> Result<String, Refused> {
-    let wrong = || Refused::invalid(Some(param), format!("{param}: only text is supported"));
+    let wrong = || {
+        let message = format!("{param}: only text is supported");
+        Refused::invalid(Some(param), message).code("unsupported")
+    };
     match value {
         Value::String(text) => Ok(text.clone()),
         Value::Null => Ok(String::new()),
@@ -126,7 +128,7 @@ fn add(index: usize, role: &str, content: &Value, all: &mut Vec<Message>) -> Res
             _ => {
                 let param = format!("messages[{index}].content[{place}]");
                 let message = format!("{param}: only text and tools are supported");
-                return Err(Refused::invalid(Some(&param), message));
+                return Err(Refused::invalid(Some(&param), message).code("unsupported"));
             }
         }
     }

@@ -9,7 +9,9 @@ use super::{Caller, Context, Plan, number, sampling};
 use crate::emit::{ChatEmit, ChatShape};
 use crate::protocol::{self, ChatRequest, Refused, SamplingFields, read};
 use crate::reasoning::{AnswerParser, ReasoningFormat, ReasoningParser};
-use crate::tools::{CallIds, Delta, Parser, Tool, ToolChoice, ToolFormat, Tools, tool_grammar};
+use crate::tools::{
+    CallIds, Delta, HarmonyParser, Parser, Tool, ToolChoice, ToolFormat, Tools, tool_grammar,
+};
 
 /// Reads a body of `/v1/chat/completions`.
 pub(crate) fn chat(context: &Context, body: &[u8], caller: &Caller) -> Result<Plan, Refused> {
@@ -47,6 +49,8 @@ pub(crate) struct Speech {
     tools: Tools,
     format: ToolFormat,
     reasoning: Option<ReasoningFormat>,
+    /// Whether thoughts are told apart where the format of calls has a place for them.
+    separates: bool,
     seed: u64,
 }
 
@@ -54,11 +58,19 @@ impl Speech {
     /// The parser of a sample.
     pub(crate) fn parser(&self, sample: u32) -> Box<dyn Parser> {
         let ids = CallIds::new(self.seed.wrapping_add(u64::from(sample) << 32));
+        if self.format == ToolFormat::Harmony && !self.tools.must_call() {
+            let offered = self.tools.offered.iter().map(|tool| tool.name.clone());
+            let names: Vec<_> = match self.tools.choice {
+                ToolChoice::Auto => offered.collect(),
+                _ => Vec::new(),
+            };
+            return Box::new(HarmonyParser::new(names, ids, self.separates));
+        }
         let tools = self.tools.parser(self.format, ids);
         let parser = AnswerParser::new(self.reasoning.map(ReasoningParser::new), tools);
-        match self.tools.choice {
-            ToolChoice::Required | ToolChoice::Named(_) => Box::new(CallsAlone(parser)),
-            _ => Box::new(parser),
+        match self.tools.must_call() {
+            true => Box::new(CallsAlone(parser)),
+            false => Box::new(parser),
         }
     }
 }
@@ -87,7 +99,7 @@ pub(crate) fn prepare(
     caller: &Caller,
 ) -> Result<Prepared, Refused> {
     context.check_model(fields.model.as_deref())?;
-    sampling::check_disaggregation(fields)?;
+    sampling::check_supported(fields)?;
     let mut params = sampling::openai(fields, context.engine.recommended_sampling())?;
     params.max_tokens = chat.max_completion_tokens.or(fields.max_tokens);
     params.logprobs = logprobs(&chat)?;
@@ -104,7 +116,6 @@ pub(crate) fn prepare(
     }
 
     let messages = messages(chat.messages)?;
-    context.check_length("messages", length(&messages))?;
     let offered = chat.tools.filter(|_| tools.choice != ToolChoice::None);
     let described = offered.map(|tools| tools.iter().filter_map(described).collect::<Vec<_>>());
     let options = ChatOptions::default()
@@ -112,6 +123,7 @@ pub(crate) fn prepare(
         .tools(described)
         .documents(chat.documents)
         .variables(chat.chat_template_kwargs.unwrap_or_default());
+    context.check_length("messages", length(&messages, &options))?;
     let separate = chat.separate_reasoning != Some(false);
     let reasoning = context.reasoning_parser.filter(|_| separate && structure.is_none());
     let reasoning = match reasoning {
@@ -119,19 +131,22 @@ pub(crate) fn prepare(
         None => None,
     };
     let format = context.tool_call_parser;
-    if tools.choice == ToolChoice::Auto && format.needs_special_tokens() {
+    let looks_for_marks = tools.choice == ToolChoice::Auto && format.needs_special_tokens();
+    if looks_for_marks || (format == ToolFormat::Harmony && !tools.must_call()) {
         params.skip_special_tokens = false;
     }
+    let namespace = context.namespace(caller, "cache_salt", fields.cache_salt.as_deref())?;
     let wants_logprobs = params.logprobs.is_some();
     let mut request = Request::new(messages)
         .chat(options)
         .sampling(params)
         .priority(fields.priority.unwrap_or_default())
-        .namespace(context.namespace(caller, fields.cache_salt.as_deref()));
+        .namespace(namespace);
     if let Some(structure) = structure {
         request = request.constraint(structure.constraint(context, wants_logprobs)?);
     }
-    let speech = Speech { tools, format, reasoning, seed: number(&caller.rid) };
+    let speech =
+        Speech { tools, format, reasoning, separates: separate, seed: number(&caller.rid) };
     Ok(Prepared { request, speech })
 }
 

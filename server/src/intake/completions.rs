@@ -15,7 +15,7 @@ pub(crate) fn completion(context: &Context, body: &[u8], caller: &Caller) -> Res
     let completion: CompletionRequest = read(body)?;
     let fields: SamplingFields = read(body)?;
     context.check_model(fields.model.as_deref())?;
-    sampling::check_disaggregation(&fields)?;
+    sampling::check_supported(&fields)?;
     let mut params = sampling::openai(&fields, context.engine.recommended_sampling())?;
     params.max_tokens = Some(fields.max_tokens.unwrap_or(DEFAULT_TOKENS));
     params.logprobs = completion.logprobs;
@@ -40,6 +40,7 @@ pub(crate) fn completion(context: &Context, body: &[u8], caller: &Caller) -> Res
     let add_special_tokens = completion.add_special_tokens.unwrap_or(true);
     let inputs = completion.prompt.into_list();
     context.check_prompts("prompt", inputs.len())?;
+    let namespace = context.namespace(caller, "cache_salt", fields.cache_salt.as_deref())?;
     let mut requests = Vec::with_capacity(inputs.len());
     let mut prompts = Vec::with_capacity(inputs.len());
     for prompt in inputs {
@@ -47,7 +48,7 @@ pub(crate) fn completion(context: &Context, body: &[u8], caller: &Caller) -> Res
         let mut request = Request::new(tokens.clone())
             .sampling(params.clone())
             .priority(fields.priority.unwrap_or_default())
-            .namespace(context.namespace(caller, fields.cache_salt.as_deref()));
+            .namespace(namespace);
         if let Some(structure) = &structure {
             request = request.constraint(structure.constraint(context, shape.logprobs)?);
         }
@@ -71,7 +72,7 @@ fn check(completion: &CompletionRequest, n: u32) -> Result<(), Refused> {
         Err(Refused::invalid(Some(param), format!("{param} {message}")))
     };
     if completion.suffix.as_deref().is_some_and(|suffix| !suffix.is_empty()) {
-        return wrong("suffix", "is not supported");
+        return Err(Refused::invalid(Some("suffix"), "suffix is not supported").code("unsupported"));
     }
     if completion.best_of.is_some_and(|best_of| best_of != n) {
         return wrong("best_of", "must equal n");

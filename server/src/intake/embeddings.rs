@@ -26,7 +26,7 @@ pub(crate) fn embeddings(
     }
     let inputs = request.input.into_list();
     context.check_prompts("input", inputs.len())?;
-    let namespace = context.namespace(caller, request.cache_salt.as_deref());
+    let namespace = context.namespace(caller, "cache_salt", request.cache_salt.as_deref())?;
     let requests = inputs.iter().map(|input| {
         let tokens = context.tokens("input", input, true)?;
         let mut embed = EmbedRequest::new(tokens).namespace(namespace);

@@ -9,12 +9,12 @@ use crate::protocol::{GenerateRequest, OneOrMany, PromptInput, Prompts, Refused,
 
 /// Reads a body of `/generate`.
 pub(crate) fn generate(context: &Context, body: &[u8], caller: &Caller) -> Result<Plan, Refused> {
-    let generate: GenerateRequest = read(body)?;
+    let mut generate: GenerateRequest = read(body)?;
     check(&generate)?;
     let stream = generate.stream.unwrap_or_default();
-    let (param, prompts, is_list) = prompts(&generate)?;
+    let (param, prompts, is_list) = prompts(&mut generate)?;
     context.check_prompts(param, prompts.len())?;
-    let params = generate.sampling_params.clone();
+    let params = generate.sampling_params.take();
     let sampling_params = match params.unwrap_or_else(|| OneOrMany::One(Default::default())) {
         OneOrMany::One(one) => vec![one; prompts.len()],
         OneOrMany::Many(many) if many.len() == prompts.len() => many,
@@ -23,7 +23,11 @@ pub(crate) fn generate(context: &Context, body: &[u8], caller: &Caller) -> Resul
             return Err(Refused::invalid(Some("sampling_params"), message));
         }
     };
-    let rids = rids(generate.rid.clone(), prompts.len(), caller)?;
+    let rids = rids(generate.rid.take(), prompts.len(), caller)?;
+    let namespace = match &generate.extra_key {
+        Some(key) => context.namespace(caller, "extra_key", Some(key))?,
+        None => context.namespace(caller, "cache_salt", generate.cache_salt.as_deref())?,
+    };
     let logprobs = generate.return_logprob.unwrap_or_default();
     let top = generate.top_logprobs_num.unwrap_or_default();
     let from = generate.logprob_start_len.filter(|_| logprobs);
@@ -48,11 +52,10 @@ pub(crate) fn generate(context: &Context, body: &[u8], caller: &Caller) -> Resul
         }
         context.check_params(&params)?;
         let tokens = context.tokens(param, prompt, true)?;
-        let salt = generate.extra_key.as_deref().or(generate.cache_salt.as_deref());
         let mut request = Request::new(tokens.clone())
             .sampling(params)
             .priority(generate.priority.unwrap_or_default())
-            .namespace(context.namespace(caller, salt));
+            .namespace(namespace);
         if let Some(structure) = Structure::native(fields)? {
             request = request.constraint(structure.constraint(context, logprobs)?);
         }
@@ -78,6 +81,8 @@ fn check(generate: &GenerateRequest) -> Result<(), Refused> {
     let unsupported = [
         ("lora_path", &generate.lora_path),
         ("image_data", &generate.image_data),
+        ("audio_data", &generate.audio_data),
+        ("video_data", &generate.video_data),
         ("input_embeds", &generate.input_embeds),
         ("bootstrap_host", &generate.bootstrap_host),
         ("bootstrap_room", &generate.bootstrap_room),
@@ -96,8 +101,10 @@ fn check(generate: &GenerateRequest) -> Result<(), Refused> {
 }
 
 /// The prompts, the parameter that they stand in, and whether that is a list.
-fn prompts(generate: &GenerateRequest) -> Result<(&'static str, Vec<PromptInput>, bool), Refused> {
-    let (param, prompts) = match (generate.text.clone(), generate.input_ids.clone()) {
+fn prompts(
+    generate: &mut GenerateRequest,
+) -> Result<(&'static str, Vec<PromptInput>, bool), Refused> {
+    let (param, prompts) = match (generate.text.take(), generate.input_ids.take()) {
         (Some(OneOrMany::One(text)), None) => ("text", Prompts::Text(text)),
         (Some(OneOrMany::Many(texts)), None) => ("text", Prompts::Texts(texts)),
         (None, Some(prompts @ (Prompts::Tokens(_) | Prompts::TokenLists(_)))) => {

@@ -1,7 +1,7 @@
 //! Messages as clients send them into messages that chat templates take.
 
 use serde_json::{Map, Value};
-use understory::text::ChatMessage;
+use understory::text::{ChatMessage, ChatOptions};
 
 use crate::protocol::{Message, Refused};
 
@@ -13,10 +13,22 @@ pub(crate) fn messages(messages: Vec<Message>) -> Result<Vec<ChatMessage>, Refus
     messages.into_iter().enumerate().map(|(index, message)| one(index, message)).collect()
 }
 
-/// Bytes of text in a conversation, about.
-pub(crate) fn length(messages: &[ChatMessage]) -> usize {
-    let texts = messages.iter().filter_map(|message| message.fields.get("content")?.as_str());
-    texts.map(str::len).sum()
+/// Bytes of all texts that a template may write: of the conversation, its tools, its documents and its variables.
+pub(crate) fn length(messages: &[ChatMessage], options: &ChatOptions) -> usize {
+    let fields = messages.iter().flat_map(|message| message.fields.values());
+    let lists = [&options.tools, &options.documents].into_iter().flatten().flatten();
+    fields.chain(lists).chain(options.variables.values()).map(texts).sum()
+}
+
+fn texts(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(texts).sum(),
+        Value::Object(members) => {
+            members.iter().map(|(name, value)| name.len() + texts(value)).sum()
+        }
+        _ => 0,
+    }
 }
 
 fn one(index: usize, message: Message) -> Result<ChatMessage, Refused> {
@@ -50,9 +62,6 @@ fn one(index: usize, message: Message) -> Result<ChatMessage, Refused> {
 }
 
 fn content(index: usize, content: Option<&Value>) -> Result<Option<String>, Refused> {
-    let wrong = |param: String, message: &str| {
-        Err(Refused::invalid(Some(&param), format!("{param}: {message}")))
-    };
     match content {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -63,13 +72,26 @@ fn content(index: usize, content: Option<&Value>) -> Result<Option<String>, Refu
                     Some(text) => texts.push(text),
                     None => {
                         let param = format!("messages[{index}].content[{place}]");
-                        return wrong(param, "only parts of text are supported");
+                        return Err(match part.get("type").and_then(Value::as_str) {
+                            Some("text" | "input_text" | "output_text" | "refusal") | None => {
+                                Refused::invalid(Some(&param), format!("{param} has no text"))
+                            }
+                            Some(kind) => {
+                                let message =
+                                    format!("{param}: parts of type {kind:?} are not supported");
+                                Refused::invalid(Some(&param), message).code("unsupported")
+                            }
+                        });
                     }
                 }
             }
             Ok(Some(texts.join("\n")))
         }
-        Some(_) => wrong(format!("messages[{index}].content"), "must be a text or a list of parts"),
+        Some(_) => {
+            let param = format!("messages[{index}].content");
+            let message = format!("{param}: must be a text or a list of parts");
+            Err(Refused::invalid(Some(&param), message))
+        }
     }
 }
 

@@ -109,14 +109,26 @@ impl Context {
         }
     }
 
-    /// The namespace of the caller's tenant and of the request's salt.
-    fn namespace(&self, caller: &Caller, salt: Option<&str>) -> Namespace {
+    /// The namespace of the caller's tenant and of the request's salt, which is in `param`. An empty salt is none.
+    fn namespace(
+        &self,
+        caller: &Caller,
+        param: &str,
+        salt: Option<&str>,
+    ) -> Result<Namespace, Refused> {
+        /// Routers are told of salts, so each is kept.
+        const LONGEST_SALT: usize = 256;
+        let salt = salt.filter(|salt| !salt.is_empty());
+        if salt.is_some_and(|salt| salt.len() > LONGEST_SALT) {
+            let message = format!("{param} must have at most {LONGEST_SALT} bytes");
+            return Err(Refused::invalid(Some(param), message));
+        }
         let tenant = caller.tenant.as_deref();
         let namespace = Namespace::tenant(tenant.map_or(0, number)).salted(salt.map_or(0, number));
         if let Some(names) = &self.namespaces {
             names.note(namespace, tenant, salt);
         }
-        namespace
+        Ok(namespace)
     }
 
     /// The name that an answer carries: the one that was asked for, or else the model's own.
@@ -142,7 +154,17 @@ impl Context {
         add_special_tokens: bool,
     ) -> Result<Vec<Token>, Refused> {
         match prompt {
-            PromptInput::Tokens(tokens) => Ok(tokens.clone()),
+            PromptInput::Tokens(tokens) => {
+                let context = self.engine.limits().context_length;
+                if tokens.len() > context {
+                    let length = tokens.len();
+                    let message = format!("{length} tokens are more than the context's {context}");
+                    return Err(
+                        Refused::invalid(Some(param), message).code("context_length_exceeded")
+                    );
+                }
+                Ok(tokens.clone())
+            }
             PromptInput::Text(text) => {
                 self.check_length(param, text.len())?;
                 let tokens = self.tokenizer.encode(text, add_special_tokens);

@@ -7,7 +7,7 @@ use super::{Caller, Context, Plan};
 use crate::emit::{ResponseEmit, ResponseShape};
 use crate::protocol::{
     ChatRequest, FlatTool, JsonSchemaFormat, Message, Refused, ResponseFormat, ResponseRequest,
-    SamplingFields, Tool, ToolFunction, read,
+    SamplingFields, Tool, ToolChoice, ToolFunction, read,
 };
 
 /// Reads a body of `/v1/responses`.
@@ -26,16 +26,17 @@ pub(crate) fn response(context: &Context, body: &[u8], caller: &Caller) -> Resul
         parallel_tool_calls: request.parallel_tool_calls,
         ..ChatRequest::new(messages)
     };
-    let format = request.text.clone().and_then(|text| text.format);
+    let format = request.text.and_then(|text| text.format);
+    let echoed_format =
+        format.as_ref().map_or_else(|| json!({"type": "text"}), |format| json!(format));
+    // One answer only, with the extensions that chats have.
     let fields = SamplingFields {
-        model: request.model.clone(),
-        temperature: request.temperature,
-        top_p: request.top_p,
+        n: None,
         response_format: format.map(|format| ResponseFormat {
             kind: format.kind,
             json_schema: Some(JsonSchemaFormat { schema: format.schema }),
         }),
-        ..SamplingFields::default()
+        ..read(body)?
     };
     let Prepared { request: prepared, speech } = prepare(context, chat, &fields, caller)?;
     let stream = request.stream.unwrap_or_default();
@@ -49,9 +50,9 @@ pub(crate) fn response(context: &Context, body: &[u8], caller: &Caller) -> Resul
         "previous_response_id": null,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "tool_choice": "auto",
+        "tool_choice": echo_choice(request.tool_choice),
         "tools": echoed,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": echoed_format},
         "truncation": "disabled",
     });
     let shape = ResponseShape { stream, settings };
@@ -165,4 +166,13 @@ fn echo(tool: &FlatTool) -> Value {
         "parameters": tool.parameters,
         "strict": tool.strict.unwrap_or_default(),
     })
+}
+
+fn echo_choice(choice: Option<ToolChoice>) -> Value {
+    match choice {
+        None | Some(ToolChoice::Auto) => "auto".into(),
+        Some(ToolChoice::None) => "none".into(),
+        Some(ToolChoice::Required) => "required".into(),
+        Some(ToolChoice::Named(name)) => json!({"type": "function", "name": name}),
+    }
 }

@@ -89,16 +89,18 @@ fn logit_bias(bias: Option<&BTreeMap<String, f32>>) -> Result<Option<Vec<(Token,
     bias.iter().map(entry).collect::<Result<_, _>>().map(Some)
 }
 
-/// Refuses requests of a router that splits prefill and decode between servers.
-pub(crate) fn check_disaggregation(fields: &SamplingFields) -> Result<(), Refused> {
+/// Refuses what is asked for in vain: answers that are spoken, adapters, and prefill and decode on different servers.
+pub(crate) fn check_supported(fields: &SamplingFields) -> Result<(), Refused> {
     let fields = [
+        ("audio", &fields.audio),
+        ("lora_path", &fields.lora_path),
         ("bootstrap_room", &fields.bootstrap_room),
         ("kv_transfer_params", &fields.kv_transfer_params),
     ];
     match fields.into_iter().find(|(_, value)| value.is_some()) {
         None => Ok(()),
         Some((param, _)) => {
-            let message = "prefill and decode on different servers are not supported";
+            let message = format!("{param} is not supported");
             Err(Refused::invalid(Some(param), message).code("unsupported"))
         }
     }

@@ -29,13 +29,13 @@ pub(crate) fn tokenize(context: &Context, body: &[u8], _caller: &Caller) -> Resu
         (Some(prompt), None) => prompt,
         (None, Some(sent)) => {
             let sent = messages(sent)?;
-            context.check_length("messages", length(&sent))?;
             let tools = request.tools.filter(|tools| !tools.is_empty());
             let tools = tools
                 .map(|tools| tools.iter().filter_map(super::chat::described).collect::<Vec<_>>());
             let options = ChatOptions::default()
                 .add_generation_prompt(request.add_generation_prompt.unwrap_or(true))
                 .tools(tools);
+            context.check_length("messages", length(&sent, &options))?;
             let tokens = context.render(&sent, &options)?;
             return Ok(json!({
                 "tokens": tokens, "count": tokens.len(), "max_model_len": max_model_len,
@@ -52,6 +52,7 @@ pub(crate) fn tokenize(context: &Context, body: &[u8], _caller: &Caller) -> Resu
             json!({"tokens": tokens, "count": tokens.len(), "max_model_len": max_model_len})
         }
         OneOrMany::Many(texts) => {
+            context.check_prompts("prompt", texts.len())?;
             let all = texts.into_iter().map(encode).collect::<Result<Vec<_>, _>>()?;
             let counts: Vec<_> = all.iter().map(Vec::len).collect();
             json!({"tokens": all, "count": counts, "max_model_len": max_model_len})

@@ -1,7 +1,8 @@
 //! Answers those who have missed batches.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use zeromq::{RouterSocket, SocketRecv, SocketSend, ZmqMessage};
@@ -9,8 +10,13 @@ use zeromq::{RouterSocket, SocketRecv, SocketSend, ZmqMessage};
 use super::log::{Batch, Since};
 use super::publisher::Shared;
 
-/// Answers one request after another. A request is malformed if its last frame is no number.
+/// Answers one request after another. A request is malformed if its last frame is no number. A peer that does not read
+/// its answer is not answered for a while, so that others are.
 pub(super) async fn answer_replays(mut socket: RouterSocket, shared: Arc<Shared>) {
+    /// For all batches of an answer; what the socket has room for takes no time.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_secs(60);
+    let mut stalled: HashMap<Bytes, Instant> = HashMap::new();
     loop {
         let request = match socket.recv().await {
             Ok(request) => request.into_vec(),
@@ -22,20 +28,34 @@ pub(super) async fn answer_replays(mut socket: RouterSocket, shared: Arc<Shared>
             }
         };
         let (Some(peer), Some(last)) = (request.first(), request.last()) else { continue };
+        stalled.retain(|_, since| since.elapsed() < PAUSE);
+        if stalled.contains_key(peer) {
+            continue;
+        }
         let Ok(start) = <[u8; 8]>::try_from(&last[..]) else {
             tracing::debug!("a request for cache events has no number");
             continue;
         };
-        for batch in batches(&shared, u64::from_be_bytes(start)).await {
-            let number = Bytes::copy_from_slice(&batch.number.to_be_bytes());
-            let frames = [Bytes::new(), shared.topic.clone(), number, batch.payload];
-            if !send(&mut socket, peer, frames).await {
-                break;
-            }
+        let batches = batches(&shared, u64::from_be_bytes(start)).await;
+        let answered = answer(&mut socket, peer, &shared.topic, batches);
+        if tokio::time::timeout(PATIENCE, answered).await.is_err() {
+            tracing::warn!("a peer that asked for cache events does not read them");
+            stalled.insert(peer.clone(), Instant::now());
         }
-        let end = Bytes::copy_from_slice(&(-1_i64).to_be_bytes());
-        send(&mut socket, peer, [Bytes::new(), Bytes::new(), end, Bytes::new()]).await;
     }
+}
+
+/// Sends batches and the mark of their end, as long as the peer is there.
+async fn answer(socket: &mut RouterSocket, peer: &Bytes, topic: &Bytes, batches: Vec<Batch>) {
+    for batch in batches {
+        let number = Bytes::copy_from_slice(&batch.number.to_be_bytes());
+        let frames = [Bytes::new(), topic.clone(), number, batch.payload];
+        if !send(socket, peer, frames).await {
+            return;
+        }
+    }
+    let end = Bytes::copy_from_slice(&(-1_i64).to_be_bytes());
+    send(socket, peer, [Bytes::new(), Bytes::new(), end, Bytes::new()]).await;
 }
 
 /// The batches from a number on, or in their place the whole tree.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Matched, Usage};
+use super::{Matched, Prompts, Usage};
 
 /// The fields that only a completion has; the others are [`SamplingFields`](super::SamplingFields).
 #[derive(Clone, Debug, Deserialize)]
@@ -19,42 +19,6 @@ pub(crate) struct CompletionRequest {
     pub(crate) best_of: Option<u32>,
     #[serde(default)]
     pub(crate) add_special_tokens: Option<bool>,
-}
-
-/// What is to be continued: texts or tokens.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "must be a text, a list of texts, a list of token ids or a list of such lists"
-)]
-pub(crate) enum Prompts {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    TokenLists(Vec<Vec<u32>>),
-}
-
-/// One text or list of tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PromptInput {
-    Text(String),
-    Tokens(Vec<u32>),
-}
-
-impl Prompts {
-    pub(crate) fn into_list(self) -> Vec<PromptInput> {
-        match self {
-            Self::Text(text) => vec![PromptInput::Text(text)],
-            Self::Texts(texts) => texts.into_iter().map(PromptInput::Text).collect(),
-            Self::Tokens(tokens) => vec![PromptInput::Tokens(tokens)],
-            Self::TokenLists(lists) => lists.into_iter().map(PromptInput::Tokens).collect(),
-        }
-    }
-
-    /// It is a list of prompts, rather than one.
-    pub(crate) fn is_batch(&self) -> bool {
-        matches!(self, Self::Texts(_) | Self::TokenLists(_))
-    }
 }
 
 /// An answer, or a part of one that is streamed.

@@ -22,6 +22,8 @@ pub(crate) struct GenerateRequest {
     pub(crate) priority: Option<i32>,
     pub(crate) lora_path: Option<Value>,
     pub(crate) image_data: Option<Value>,
+    pub(crate) audio_data: Option<Value>,
+    pub(crate) video_data: Option<Value>,
     pub(crate) input_embeds: Option<Value>,
     pub(crate) bootstrap_host: Option<Value>,
     pub(crate) bootstrap_room: Option<Value>,

@@ -18,12 +18,6 @@ pub(crate) struct MessageRequest {
     #[serde(default)]
     pub(crate) stream: Option<bool>,
     #[serde(default)]
-    pub(crate) temperature: Option<f32>,
-    #[serde(default)]
-    pub(crate) top_p: Option<f32>,
-    #[serde(default)]
-    pub(crate) top_k: Option<i64>,
-    #[serde(default)]
     pub(crate) tools: Option<Vec<AnthropicTool>>,
     #[serde(default)]
     pub(crate) tool_choice: Option<AnthropicChoice>,

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StrDeserializer};
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use super::prompts::MOST_ENTRIES;
 
 /// A text, a number or an object, or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +47,15 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EitherVisitor<T> {
         T::deserialize(MapAccessDeserializer::new(map)).map(OneOrMany::One)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
-        Vec::deserialize(SeqAccessDeserializer::new(sequence)).map(OneOrMany::Many)
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Self::Value, A::Error> {
+        let mut many = Vec::new();
+        while let Some(element) = sequence.next_element()? {
+            if many.len() == MOST_ENTRIES {
+                let message = format_args!("a list has at most {MOST_ENTRIES} entries");
+                return Err(A::Error::custom(message));
+            }
+            many.push(element);
+        }
+        Ok(OneOrMany::Many(many))
     }
 }

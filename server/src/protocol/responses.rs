@@ -1,6 +1,6 @@
 //! OpenAI's responses: `POST /v1/responses`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ToolChoice;
@@ -12,8 +12,6 @@ pub(crate) struct ResponseRequest {
     pub(crate) input: Option<Value>,
     pub(crate) instructions: Option<String>,
     pub(crate) max_output_tokens: Option<u32>,
-    pub(crate) temperature: Option<f32>,
-    pub(crate) top_p: Option<f32>,
     pub(crate) stream: Option<bool>,
     pub(crate) tools: Option<Vec<FlatTool>>,
     pub(crate) tool_choice: Option<ToolChoice>,
@@ -47,10 +45,17 @@ pub(crate) struct TextOptions {
     pub(crate) format: Option<TextFormat>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+/// Answers repeat it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct TextFormat {
     #[serde(rename = "type")]
     pub(crate) kind: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) schema: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) strict: Option<bool>,
 }

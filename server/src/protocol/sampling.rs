@@ -41,6 +41,8 @@ pub(crate) struct SamplingFields {
     pub(crate) rid: Option<String>,
     pub(crate) request_id: Option<String>,
     pub(crate) return_token_ids: Option<bool>,
+    pub(crate) audio: Option<Value>,
+    pub(crate) lora_path: Option<Value>,
     pub(crate) bootstrap_room: Option<Value>,
     pub(crate) kv_transfer_params: Option<Value>,
 }

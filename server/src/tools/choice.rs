@@ -3,7 +3,7 @@
 use grammar::GrammarSpec;
 use serde_json::{Map, Value, json};
 
-use super::{CallIds, NamedParser, Parser, ToolFormat, ToolParser};
+use super::{CallIds, NamedParser, Parser, ToolFormat};
 
 /// A function that may be called.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +41,11 @@ pub struct Tools {
 }
 
 impl Tools {
+    /// Whether an answer must be a call.
+    pub(crate) fn must_call(&self) -> bool {
+        matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))
+    }
+
     /// The parser of an answer to such a request; none where no call is looked for.
     #[must_use]
     pub fn parser(&self, format: ToolFormat, ids: CallIds) -> Option<Box<dyn Parser>> {
@@ -48,8 +53,8 @@ impl Tools {
         match &self.choice {
             ToolChoice::None => None,
             ToolChoice::Auto if self.offered.is_empty() => None,
-            ToolChoice::Auto => Some(Box::new(ToolParser::new(format, names, ids))),
-            ToolChoice::Required => Some(Box::new(ToolParser::new(ToolFormat::List, names, ids))),
+            ToolChoice::Auto => Some(format.parser(names, ids)),
+            ToolChoice::Required => Some(ToolFormat::List.parser(names, ids)),
             ToolChoice::Named(name) => Some(Box::new(NamedParser::new(name.clone(), ids))),
         }
     }

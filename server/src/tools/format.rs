@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use super::delta::{CallIds, Parser};
+use super::harmony::HarmonyParser;
+use super::parser::ToolParser;
+use super::pythonic::PythonicParser;
+
 /// How a family of models writes calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -14,6 +19,12 @@ pub enum ToolFormat {
     Llama3,
     /// `[TOOL_CALLS]` and a list of objects, or a name and its arguments: Mistral.
     Mistral,
+    /// `[f(a=1), g(b="x")]` as the whole answer, perhaps between `<|python_start|>` and `<|python_end|>`: Llama 3.2
+    /// and Llama 4.
+    Pythonic,
+    /// Messages in channels, `<|channel|>commentary to=functions.f<|message|>{..}<|call|>`: gpt-oss. Thoughts stand in a
+    /// channel of their own, so this format tells thoughts as well.
+    Harmony,
     /// A list of objects as the whole answer: what the grammar of
     /// [`tool_grammar`](super::tool_grammar) makes any model write.
     List,
@@ -21,7 +32,7 @@ pub enum ToolFormat {
 
 impl ToolFormat {
     /// The names that a command line takes: SGLang's and vLLM's.
-    pub const NAMES: [(&str, Self); 9] = [
+    pub const NAMES: [(&str, Self); 13] = [
         ("hermes", Self::Hermes),
         ("qwen", Self::Hermes),
         ("qwen25", Self::Hermes),
@@ -30,6 +41,10 @@ impl ToolFormat {
         ("llama3_json", Self::Llama3),
         ("llama4_json", Self::Llama3),
         ("mistral", Self::Mistral),
+        ("pythonic", Self::Pythonic),
+        ("llama4_pythonic", Self::Pythonic),
+        ("gpt-oss", Self::Harmony),
+        ("openai", Self::Harmony),
         ("list", Self::List),
     ];
 
@@ -42,8 +57,12 @@ impl ToolFormat {
     /// The format that a chat template teaches its model, by the marks in its text.
     #[must_use]
     pub fn of_template(template: &str) -> Option<Self> {
-        if template.contains("<tool_call>") {
+        if template.contains("<|start|>") && template.contains("<|message|>") {
+            Some(Self::Harmony)
+        } else if template.contains("<tool_call>") {
             Some(Self::Hermes)
+        } else if template.contains("[func_name1(") {
+            Some(Self::Pythonic)
         } else if template.contains("[TOOL_CALLS]") {
             Some(Self::Mistral)
         } else if template.contains("<|python_tag|>") || template.contains("\"parameters\":") {
@@ -57,10 +76,22 @@ impl ToolFormat {
     /// show them.
     #[must_use]
     pub fn needs_special_tokens(self) -> bool {
-        matches!(self, Self::Llama3 | Self::Mistral)
+        matches!(self, Self::Llama3 | Self::Mistral | Self::Harmony)
     }
 
-    pub(super) fn syntax(self) -> Syntax {
+    /// A parser of one answer. `names` are the functions that are offered.
+    ///
+    /// A call is told as soon as its function is known; its arguments follow as they come. What looks like a call and
+    /// is none is content.
+    pub fn parser(self, names: impl IntoIterator<Item = String>, ids: CallIds) -> Box<dyn Parser> {
+        match self {
+            Self::Pythonic => Box::new(PythonicParser::new(names, ids)),
+            Self::Harmony => Box::new(HarmonyParser::new(names, ids, true)),
+            _ => Box::new(ToolParser::new(self.syntax(), names, ids)),
+        }
+    }
+
+    fn syntax(self) -> Syntax {
         let bare = Syntax { begin: None, end: None, ..Syntax::default() };
         match self {
             Self::Hermes => {
@@ -74,6 +105,7 @@ impl ToolFormat {
                 Syntax { begin: Some("[TOOL_CALLS]"), has_lists: true, has_names: true, ..bare }
             }
             Self::List => Syntax { is_bare: true, has_lists: true, ..bare },
+            Self::Pythonic | Self::Harmony => bare,
         }
     }
 }

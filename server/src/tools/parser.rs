@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::call::{CallScanner, Names, News};
 use super::delta::{CallIds, Delta, Deltas, Parser};
-use super::format::{Syntax, ToolFormat};
+use super::format::Syntax;
 use super::json::{Event, JsonScanner, Malformed};
 
 /// Longest name in front of arguments, with the marks between the two, in bytes.
@@ -16,7 +16,7 @@ const LONGEST_NAME: usize = 256;
 /// like a call and is none (broken JSON, a function that nobody offers) is content. White space
 /// between calls, and between content and a call, is part of neither.
 #[derive(Debug)]
-pub struct ToolParser {
+pub(super) struct ToolParser {
     syntax: Syntax,
     names: Names,
     ids: CallIds,
@@ -59,8 +59,11 @@ enum State {
 
 impl ToolParser {
     /// A parser of one answer. `names` are the functions that are offered.
-    pub fn new(format: ToolFormat, names: impl IntoIterator<Item = String>, ids: CallIds) -> Self {
-        let syntax = format.syntax();
+    pub(super) fn new(
+        syntax: Syntax,
+        names: impl IntoIterator<Item = String>,
+        ids: CallIds,
+    ) -> Self {
         let state = if syntax.is_bare { State::Open { in_list: false } } else { State::Text };
         Self {
             syntax,

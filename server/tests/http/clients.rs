@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use understory_server::{Limits, ServerOptions};
 
-use super::support::{Answer, Running, engine_options, request};
+use super::support::{Answer, Running, engine_options, prefilling, request};
 
 const TEXT: &str = "/v1/completions";
 
@@ -179,4 +179,54 @@ fn hundreds_of_streams_at_once_have_all_their_tokens() {
         assert_eq!(data.len(), 32, "{data:?}");
     }
     server.wait_until_idle(Duration::from_secs(5));
+}
+
+#[test]
+fn a_client_that_leaves_during_a_long_prefill_frees_its_request() {
+    let (server, mut body) = prefilling(ServerOptions::default());
+    for stream in [true, false] {
+        body["stream"] = stream.into();
+        let leaves = server.send(TEXT, &body);
+        while server.engine.snapshot().scheduler.running == 0 {
+            std::thread::yield_now();
+        }
+        drop(leaves);
+        server.wait_until_idle(Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn a_long_prefill_is_broken_by_comments_where_that_was_asked_for() {
+    let mut options = ServerOptions::default();
+    options.sse_keep_alive = Some(Duration::from_millis(300));
+    let (server, mut body) = prefilling(options);
+    body["stream"] = true.into();
+    let answer = server.post(TEXT, &body);
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+    let (comments, events) = answer.body.split_once("data: ").unwrap();
+    assert!(comments.matches(": keep-alive\n\n").count() > 3, "{comments}");
+    assert!(events.ends_with("data: [DONE]\n\n"), "{events}");
+}
+
+#[test]
+fn the_end_gives_up_what_lasts_too_long_whatever_it_is() {
+    let mut options = ServerOptions::default();
+    options.limits.drain = Some(Duration::from_millis(200));
+    let (mut server, completion) = prefilling(options);
+    let vector = server.send("/v1/embeddings", &json!({"input": completion["prompt"]}));
+    let flush = server.send("/flush_cache?timeout=600", &json!({}));
+    let text = server.send(TEXT, &completion);
+    let loads = || {
+        let load = server.engine.snapshot().scheduler;
+        load.running + load.waiting
+    };
+    while loads() < 2 {
+        std::thread::yield_now();
+    }
+    let begin = Instant::now();
+    server.drain();
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    for stream in [vector, flush, text] {
+        assert_eq!(Answer::read(stream).status, 503);
+    }
 }

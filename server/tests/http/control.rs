@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use understory_server::ServerOptions;
 use understory_server::config::Keys;
 
-use super::support::{Running, engine_options, request};
+use super::support::{Answer, Running, engine_options, request};
 
 #[test]
 fn health_is_good_until_the_engine_ends() {
@@ -272,4 +272,110 @@ fn every_name_of_the_dashboard_is_a_series() {
         }
     }
     assert!(names > 20);
+}
+
+/// A server with keys of two tenants and one of nobody's.
+fn keyed(step: Duration) -> Running {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "key-a alice\nkey-b bob\noperator\n").unwrap();
+    let mut options = ServerOptions::default();
+    options.keys = Keys::new(&[], Some(file.path().to_owned())).unwrap();
+    Running::endless(step, engine_options(), options)
+}
+
+#[test]
+fn a_tenant_aborts_its_own_requests_alone_and_flushes_nothing() {
+    let server = keyed(Duration::from_millis(2));
+    let sampling = json!({"max_new_tokens": 1900, "ignore_eos": true});
+    let body = json!({"text": "a", "rid": "same", "sampling_params": sampling});
+    let (alice, bob) =
+        (server.send_as("key-a", "/generate", &body), server.send_as("key-b", "/generate", &body));
+    while server.engine.snapshot().scheduler.running < 2 {
+        std::thread::yield_now();
+    }
+    let abort = |key, abort| assert_eq!(server.post_as(key, "/abort_request", &abort).status, 200);
+    let ended = |stream| {
+        let finish = Answer::read(stream).json()["meta_info"]["finish_reason"].clone();
+        assert_eq!(finish["type"], "abort");
+    };
+    abort("key-a", json!({"rid": "same"}));
+    ended(alice);
+    abort("key-a", json!({"abort_all": true}));
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(server.engine.snapshot().scheduler.running, 1, "bob's goes on");
+    abort("operator", json!({"abort_all": true}));
+    ended(bob);
+
+    for path in ["/flush_cache", "/reset_prefix_cache"] {
+        let refused = server.post_as("key-a", path, &json!({}));
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["code"]),
+            (403, &json!("permission_denied"))
+        );
+        assert_eq!(server.post_as("operator", path, &json!({})).status, 200);
+    }
+}
+
+#[test]
+fn a_flush_with_a_wrong_timeout_names_it() {
+    let server = Running::tiny();
+    for timeout in ["abc", "-1", "NaN", "1&timeout=2"] {
+        let answer = server.get(&format!("/flush_cache?timeout={timeout}"));
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("timeout")));
+    }
+    for path in ["/flush_cache?timeout=1e9", "/flush_cache?timeout=", "/flush_cache?other=a"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn those_who_ask_at_once_whether_the_engine_gets_on_share_a_probe() {
+    let step = Duration::from_millis(500);
+    let server = Running::endless(step, engine_options(), ServerOptions::default());
+    let head = "GET /health_generate HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let streams: Vec<_> = (0..16)
+        .map(|_| {
+            let mut stream = server.connect();
+            std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    for stream in streams {
+        assert_eq!(Answer::read(stream).status, 200);
+    }
+    let probes = server.engine.snapshot().endings.length;
+    assert!((1..=2).contains(&probes), "{probes} probes");
+}
+
+#[test]
+fn an_engine_whose_queue_is_full_gets_on_as_long_as_it_takes_steps() {
+    let mut options = engine_options().max_running_requests(1).max_queued_requests(1);
+    options.chunked_prefill_size = Some(16);
+    let server = Running::endless(Duration::from_millis(50), options, ServerOptions::default());
+    let prompt = vec![super::support::letter(); 1900];
+    let body = json!({"prompt": prompt, "max_tokens": 2, "ignore_eos": true});
+    let _running = server.send("/v1/completions", &body);
+    while server.engine.snapshot().scheduler.running == 0 {
+        std::thread::yield_now();
+    }
+    let _waiting = server.send("/v1/completions", &body);
+    while server.engine.snapshot().queued == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(server.post("/v1/completions", &body).status, 429);
+    assert_eq!(server.get("/health_generate").status, 200);
+    let words = json!([{"role": "user", "content": "a"}]);
+    let refused = server.post("/v1/messages", &json!({"max_tokens": 1, "messages": words}));
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
+}
+
+#[test]
+fn lists_of_texts_to_count_are_no_longer_than_those_of_prompts() {
+    let mut options = ServerOptions::default();
+    options.limits.prompts = 2;
+    let server = Running::with(engine_options(), options);
+    assert_eq!(server.post("/tokenize", &json!({"prompt": ["a", "b"]})).status, 200);
+    let refused = server.post("/tokenize", &json!({"prompt": ["a", "b", "c"]}));
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("prompt")));
 }

@@ -2,6 +2,7 @@
 
 mod clients;
 mod control;
+mod protocols;
 mod reports;
 mod shapes;
 mod support;

@@ -95,6 +95,18 @@ impl Running {
         self.get_with(path, "")
     }
 
+    pub(crate) fn post_as(&self, key: &str, path: &str, body: &Value) -> Answer {
+        Answer::read(self.send_as(key, path, body))
+    }
+
+    /// Sends a request with a key and leaves its answer unread.
+    pub(crate) fn send_as(&self, key: &str, path: &str, body: &Value) -> TcpStream {
+        let mut stream = self.connect();
+        let head = format!("x-api-key: {key}\r\n");
+        stream.write_all(request(path, &body.to_string(), &head).as_bytes()).unwrap();
+        stream
+    }
+
     /// With further lines of the head, each with its line break.
     pub(crate) fn get_with(&self, path: &str, head: &str) -> Answer {
         let mut stream = self.connect();
@@ -144,6 +156,15 @@ impl Drop for Running {
             self.drain();
         }
     }
+}
+
+/// A server that computes prompts slowly, and a completion whose prompt takes it six seconds.
+pub(crate) fn prefilling(server: ServerOptions) -> (Running, Value) {
+    let mut options = engine_options();
+    options.chunked_prefill_size = Some(16);
+    let running = Running::endless(Duration::from_millis(50), options, server);
+    let prompt = vec![letter(); 1900];
+    (running, serde_json::json!({"prompt": prompt, "max_tokens": 2, "ignore_eos": true}))
 }
 
 /// The token of the letter `a`.

@@ -180,7 +180,7 @@ pub(super) fn confident_prompt(
     model: &Model,
 ) -> Result<(Vec<Token>, usize), Failure> {
     let mut longest = (Vec::new(), 0);
-    for seed in 0..300 {
+    for seed in 0..3000 {
         let prompt = prompt(6, 1000 + seed);
         let chain = confident_chain(check, model, &prompt)?;
         if chain > longest.1 {

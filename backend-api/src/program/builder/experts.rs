@@ -2,8 +2,7 @@
 
 use super::ProgramBuilder;
 use crate::program::{
-    Activation, ExpertLinear, MixtureOfExperts, Op, ProgramError, Routing, Scoring, Split, Value,
-    ValueId,
+    Activation, ExpertLinear, MixtureOfExperts, Op, Routing, Scoring, Split, Value, ValueId,
 };
 
 const OP: &str = "mixture_of_experts";
@@ -61,28 +60,21 @@ impl ProgramBuilder {
         scores: ValueId,
         options: &ExpertOptions,
     ) -> ValueId {
-        let Value { width, rows, sharded } = self.program.values[input.index()];
+        let Value { width, rows, .. } = self.at(input);
         let &ExpertOptions { experts, chosen, scoring, normalize, factor, activation, .. } =
             options;
         self.expect_width(OP, "the scores", scores, experts);
         self.expect_rows(OP, "the scores", scores, rows);
-        let scores_sharded = self.program.values[scores.index()].sharded;
-        for (what, sharded) in [("the input", sharded), ("the scores", scores_sharded)] {
-            if sharded {
-                self.fail(ProgramError::Sharding { op: OP, what, expected: false });
-            }
-        }
-        let mut refuse = |what, value: String| {
-            self.fail(ProgramError::Number { op: OP, what, value });
-        };
+        self.expect_sharded(OP, "the input", input, false);
+        self.expect_sharded(OP, "the scores", scores, false);
         if chosen == 0 || chosen > experts {
-            refuse("the number of chosen experts", format!("{chosen} of {experts}"));
+            self.refuse(OP, "the number of chosen experts", format!("{chosen} of {experts}"));
         }
         if options.width == 0 {
-            refuse("the width of an expert", "0".to_owned());
+            self.refuse(OP, "the width of an expert", 0);
         }
         if !factor.is_finite() {
-            refuse("the factor", factor.to_string());
+            self.refuse(OP, "the factor", factor);
         }
         let count = experts as usize;
         let of_each = |b: &mut Self, name: &Option<String>| {

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use argument::Argument;
 use clap::Parser;
 use cuda_emulator::check::{Checks, NAMES, Severity};
-use cuda_emulator::count::{CLASSES, CacheModel, Counting, Counts};
+use cuda_emulator::count::{CLASSES, CacheModel, Cost, Counting, Counts, Excess};
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc};
 use cuda_emulator::{Arguments, Launch, Memory, Options, Outcome, Program, Schedule, launch};
 use serde_json::json;
@@ -83,6 +83,12 @@ struct Command {
     /// Estimates the least time of the launch on real devices from its counts.
     #[arg(long)]
     roofline: bool,
+    /// Writes what the launch costs: its counts, and what the kernel declares.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Fails if the launch costs more than `--record` wrote.
+    #[arg(long, value_name = "FILE")]
+    gate: Option<PathBuf>,
     /// Shows the machine code that ptxas makes for an architecture.
     #[arg(long, value_name = "ARCHITECTURE", num_args = 0..=1, default_missing_value = "sm_80")]
     sass: Option<String>,
@@ -219,6 +225,7 @@ fn run(
         cluster: command.cluster.as_deref().map(axes),
     };
     let outcome = launch(&kernel, &memory, &shape, arguments.bytes(), &options)?;
+    let excess = gate(command, &Cost::new(&kernel, &outcome))?;
     let shown: Vec<Vec<f64>> = buffers
         .iter()
         .filter(|_| command.show > 0)
@@ -232,14 +239,35 @@ fn run(
             "roofline": estimates,
             "reports": outcome.reports,
             "counts": outcome.counts,
+            "excess": excess,
             "buffers": shown,
         });
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         print(&outcome, &shown, options.counting.l2.is_some(), out)?;
+        for one in &excess {
+            writeln!(out, "{one}")?;
+        }
         roofline::print(&estimates, out)?;
     }
-    Ok(outcome.errors().next().is_none())
+    Ok(outcome.errors().next().is_none() && excess.is_empty())
+}
+
+/// Records what a launch costs, and tells what is above an earlier record.
+fn gate(command: &Command, cost: &Cost) -> Result<Vec<Excess>, Failure> {
+    let in_file =
+        |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let mut excess = Vec::new();
+    if let Some(path) = &command.gate {
+        let text = std::fs::read_to_string(path).map_err(|error| in_file(path, &error))?;
+        let recorded = serde_json::from_str(&text).map_err(|error| in_file(path, &error))?;
+        excess = cost.excess_over(&recorded);
+    }
+    if let Some(path) = &command.record {
+        let text = serde_json::to_string_pretty(cost)? + "\n";
+        std::fs::write(path, text).map_err(|error| in_file(path, &error))?;
+    }
+    Ok(excess)
 }
 
 /// Puts the arguments into device memory: the parameter block, and the buffers.
@@ -266,9 +294,9 @@ fn print(
     for report in &outcome.reports {
         writeln!(out, "{report}\n")?;
     }
-    let errors = outcome.errors().count();
+    let (errors, warnings) = (outcome.errors().count(), outcome.warnings().count());
     let advice = outcome.reports.iter().filter(|r| r.severity == Severity::Advice).count();
-    writeln!(out, "{errors} errors, {advice} pieces of advice")?;
+    writeln!(out, "{errors} errors, {warnings} warnings, {advice} pieces of advice")?;
     print_counts(&outcome.counts, with_l2, out)?;
     for (index, values) in shown.iter().enumerate() {
         writeln!(out, "buffer {index}: {values:?}")?;

@@ -83,7 +83,11 @@ impl Matmul {
                 bytes,
             )?;
         }
-        self.check_overlaps(driver);
+        for (index, name) in ["A", "B"].into_iter().enumerate() {
+            self.check_bounds(driver, device, index, &Operand { name, access: "load" })?;
+        }
+        self.check_bounds(driver, device, 3, &Operand { name: "D", access: "store" })?;
+        self.check_overlaps(driver, device);
         let [a, b, c, d] = &self.matrices;
         let scale = |driver: &mut Driver, index: usize| -> Result<f64, Fault> {
             match self.scales.get(index).copied().unwrap_or(0) {
@@ -281,53 +285,51 @@ impl Matmul {
         out
     }
 
-    /// D may be C, whole; it may share no byte with A or B.
-    fn check_overlaps(&self, driver: &mut Driver) {
+    /// Checks that all batches of an operand lie in memory that the device may use.
+    fn check_bounds(
+        &self,
+        driver: &Driver,
+        device: usize,
+        index: usize,
+        operand: &Operand,
+    ) -> Result<(), Fault> {
+        let (matrix, base) = (&self.matrices[index], self.operands[index]);
+        (0..matrix.distinct_batches()).try_for_each(|batch| {
+            // A sum that can't be counted is no memory either.
+            let first = base.saturating_add(matrix.batch_offset(batch));
+            driver.reach(device, operand, first, matrix.span())
+        })
+    }
+
+    /// D may be C, whole; it may share no byte with A or B. All but C are within bounds.
+    fn check_overlaps(&self, driver: &mut Driver, device: usize) {
         let [_, _, c, d] = &self.matrices;
         let in_place = self.operands[2] == self.operands[3] && c == d;
-        for (index, name) in ["A", "B", "C"].iter().enumerate() {
-            let reads =
-                index != 2 || !in_place && !matches!(self.scalars, Scalars::Host { beta: 0.0, .. });
+        for (index, name) in ["A", "B", "C"].into_iter().enumerate() {
+            let operand = Operand { name, access: "load" };
+            // C may lie anywhere while every beta on the device is 0.
+            let reads = index != 2
+                || !in_place
+                    && !matches!(self.scalars, Scalars::Host { beta: 0.0, .. })
+                    && self.check_bounds(driver, device, index, &operand).is_ok();
             if reads && self.overlaps(index) {
                 driver.complain(Problem::Overlap { what: format!("D and {name}") }, "D");
             }
         }
-        if d.batches > 1 && d.stride.unsigned_abs() * d.element.bytes() < d.span() {
-            let mut ranges: Vec<_> = d.ranges(self.operands[3]).collect();
-            ranges.sort_unstable();
-            let meets = |pair: &[(u64, u64)]| match pair {
-                [one, next] => one.0 + one.1 > next.0,
-                _ => false,
-            };
-            if d.stride == 0 || ranges.windows(2).any(meets) {
-                driver.complain(Problem::Overlap { what: "batches of D".to_owned() }, "D");
-            }
+        if d.batches_overlap() {
+            driver.complain(Problem::Overlap { what: "batches of D".to_owned() }, "D");
         }
     }
 
+    /// Whether D shares a byte with another operand that is within bounds.
     fn overlaps(&self, index: usize) -> bool {
-        let other = &self.matrices[index];
-        let d = &self.matrices[3];
-        let end = |matrix: &Matrix, base: u64| {
-            base + matrix.batch_offset(matrix.batches - 1) + matrix.span()
-        };
+        let (other, d) = (&self.matrices[index], &self.matrices[3]);
         let (from, to) = (self.operands[3], self.operands[index]);
-        if from >= end(other, to) || to >= end(d, from) {
-            return false;
-        }
-        let mut ranges: Vec<(u64, u64, bool)> =
-            d.ranges(from).map(|(at, length)| (at, length, true)).collect();
-        ranges.extend(other.ranges(to).map(|(at, length)| (at, length, false)));
-        ranges.sort_unstable();
-        // How far each of the two reaches so far.
-        let mut reach = [0, 0];
-        for (at, length, written) in ranges {
-            if at < reach[usize::from(!written)] {
-                return true;
-            }
-            let own = &mut reach[usize::from(written)];
-            *own = (*own).max(at + length);
-        }
-        false
+        let end = |matrix: &Matrix, base: u64| {
+            base + matrix.batch_offset(matrix.distinct_batches() - 1) + matrix.span()
+        };
+        from < end(other, to)
+            && to < end(d, from)
+            && d.ranges(from).any(|(at, length)| other.touches(to, at, length))
     }
 }

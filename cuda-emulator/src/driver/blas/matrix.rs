@@ -48,12 +48,47 @@ impl Matrix {
         batch * self.stride.unsigned_abs() * self.element.bytes()
     }
 
+    /// Batches that lie at places of their own.
+    pub(super) fn distinct_batches(&self) -> u64 {
+        if self.stride == 0 { self.batches.min(1) } else { self.batches }
+    }
+
+    /// Whether elements of a matrix at `base` lie in the `length` bytes from `at`. All of the matrix is within an
+    /// address space.
+    pub(super) fn touches(&self, base: u64, at: u64, length: u64) -> bool {
+        let (lines, elements) = self.lines();
+        let bytes = self.element.bytes();
+        // The first of pieces `step` bytes apart that ends behind `at`.
+        let first_behind = |start: u64, piece: u64, step: u64| match at.checked_sub(start + piece) {
+            Some(gap) => gap.checked_div(step).map_or(u64::MAX, |steps| steps + 1),
+            None => 0,
+        };
+        let end = at + length;
+        let first = first_behind(base, self.span(), self.batch_offset(1));
+        (first..self.distinct_batches())
+            .map(|batch| base + self.batch_offset(batch))
+            .take_while(|start| *start < end)
+            .any(|start| {
+                let step = self.leading * bytes;
+                let line = first_behind(start, elements * bytes, step);
+                line < lines && start + line * step < end
+            })
+    }
+
+    /// Whether two batches share an element. How one batch lies to another depends on their distance alone.
+    pub(super) fn batches_overlap(&self) -> bool {
+        let (lines, length) = self.lines();
+        (1..self.batches).map(|batch| batch * self.stride.unsigned_abs()).any(|shift| {
+            let (line, place) = (shift / self.leading, shift % self.leading);
+            line < lines && place < length || line + 1 < lines && self.leading - place < length
+        })
+    }
+
     /// The bytes that elements take, as ranges in order of their lines.
     pub(super) fn ranges(&self, base: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let (lines, length) = self.lines();
         let bytes = self.element.bytes();
-        let batches = if self.stride == 0 { 1 } else { self.batches };
-        (0..batches).flat_map(move |batch| {
+        (0..self.distinct_batches()).flat_map(move |batch| {
             let first = base + self.batch_offset(batch);
             (0..lines).map(move |line| (first + line * self.leading * bytes, length * bytes))
         })
@@ -90,7 +125,43 @@ pub(super) fn gather(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn matrix() -> impl Strategy<Value = Matrix> {
+        let element = prop_oneof![Just(Element::F32), Just(Element::Bf16)];
+        (element, 1..5u64, 1..5u64, 0..4u64, any::<bool>(), 1..5u64, 0..30i64).prop_map(
+            |(element, rows, columns, gap, row_major, batches, stride)| {
+                let leading = gap + if row_major { columns } else { rows };
+                Matrix { element, rows, columns, leading, row_major, batches, stride }
+            },
+        )
+    }
+
+    /// The bytes of every batch, one by one.
+    fn bytes(matrix: &Matrix, base: u64) -> Vec<Vec<u64>> {
+        let of_batch = |batch| {
+            let one = Matrix { batches: 1, ..matrix.clone() };
+            let first = base + matrix.batch_offset(batch);
+            one.ranges(first).flat_map(|(at, length)| at..at + length).collect()
+        };
+        (0..matrix.batches).map(of_batch).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn overlaps_are_those_of_the_bytes(one in matrix(), base in 1000..1100u64, at in 900..1400u64, length in 1..40u64) {
+            prop_assert!(one.is_sound());
+            let bytes = bytes(&one, base);
+            let touched = bytes.iter().flatten().any(|byte| (at..at + length).contains(byte));
+            prop_assert_eq!(one.touches(base, at, length), touched);
+            let mut all: Vec<u64> = bytes.concat();
+            all.sort_unstable();
+            let shared = all.windows(2).any(|pair| pair[0] == pair[1]);
+            prop_assert_eq!(one.batches_overlap(), shared);
+        }
+    }
 
     #[test]
     fn a_matrix_whose_lines_overlap_is_not_sound() {

@@ -116,11 +116,19 @@ fn copy(form: &mut Form<'_, '_>) -> Compiled {
         let (targets, sources) = (to.lanes(registers), from.lanes(registers));
         let sizes = size.map(|size| registers.get(size));
         let none = ignore.map_or(0, |ignore| ignore.lanes(registers));
+        let wanted = |lane: usize| {
+            let wanted = sizes.map_or(bytes, |sizes| (sizes[lane] as usize).min(bytes));
+            if none >> lane & 1 == 1 { 0 } else { wanted }
+        };
+        if context.env.checks.redundant_stores {
+            context.watch_stores(Space::Shared, &targets, mask, |_, lane| {
+                (wanted(lane), if wanted(lane) == 0 { 0 } else { sources[lane] })
+            });
+        }
         let mut sectors = Sectors::default();
         let mut loaded = 0;
         for lane in lanes(mask) {
-            let wanted = sizes.map_or(bytes, |sizes| (sizes[lane] as usize).min(bytes));
-            let wanted = if none >> lane & 1 == 1 { 0 } else { wanted };
+            let wanted = wanted(lane);
             let mut data = [0; 16];
             if wanted > 0 {
                 read(context, from_space, lane, sources[lane], wanted, bytes, &mut data)?;

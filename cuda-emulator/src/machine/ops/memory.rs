@@ -386,6 +386,13 @@ fn st(form: &mut Form<'_, '_>) -> Compiled {
         let mut tracker = Tracker::new(context, space, mask, &addresses, bytes, true);
         if orders {
             context.synchronize_blocks(releases);
+        } else if context.env.checks.redundant_stores {
+            context.watch_stores(space, &addresses, mask, |registers, lane| {
+                let of = |source: &Register| {
+                    registers.lane(source.row, source.is_wide(), lane) & part_mask(size)
+                };
+                sources.iter().map(of).collect::<Vec<_>>()
+            });
         }
         for lane in lanes(mask) {
             let place = context.place(space, lane, addresses[lane], bytes, access)?;

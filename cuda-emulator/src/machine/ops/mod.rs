@@ -15,6 +15,7 @@ mod floating;
 mod matrix;
 mod mbarrier;
 mod memory;
+mod mma;
 mod predicate;
 mod sync;
 mod vote;
@@ -45,7 +46,7 @@ pub(super) struct Op {
     pub(super) compile: fn(&mut Form<'_, '_>) -> Result<Action, PtxError>,
 }
 
-const TABLES: [&[Op]; 15] = [
+const TABLES: [&[Op]; 16] = [
     arithmetic::TABLE,
     floating::TABLE,
     bits::TABLE,
@@ -56,6 +57,7 @@ const TABLES: [&[Op]; 15] = [
     vote::TABLE,
     copy::TABLE,
     matrix::TABLE,
+    mma::TABLE,
     sync::TABLE,
     mbarrier::TABLE,
     cluster::TABLE,

@@ -26,7 +26,7 @@ use crate::ptx::{Operand, PtxError, Type};
 use super::Op;
 use super::bulk::Switch;
 use super::descriptor::{WORDS, gather, matrix};
-use super::matrix::Element;
+use super::mma::Element;
 
 type Compiled = Result<Action, PtxError>;
 

@@ -14,8 +14,8 @@ use crate::machine::registers::{FULL, LANES, Registers, Slot};
 use crate::ptx::{PtxError, Type};
 
 use super::Op;
-use super::matrix::Element;
 use super::memory::Tracker;
+use super::mma::Element;
 
 type Compiled = Result<Action, PtxError>;
 

@@ -1,6 +1,6 @@
 //! That every page and slot has exactly one owner, in each kind of group and both tiers.
 
-use radix_cache::{Direction, PageId, Transfer};
+use radix_cache::{PageId, Tier, Transfer};
 
 use super::{Holding, Pages, Table};
 use crate::kv::{GroupKind, PageCounts};
@@ -23,10 +23,7 @@ impl Pages {
             return broken(format!("{} slots are free", self.free_slots.len()));
         }
         for table in &self.tables {
-            let counts = match table.kind {
-                GroupKind::Full => self.pool.counts(),
-                GroupKind::Windowed => self.pool.windowed_counts(),
-            };
+            let counts = self.pool.counts(table.kind);
             let mut is_owned = vec![false; counts.capacity];
             let mut owned = 0;
             for &(id, holding) in &holdings {
@@ -102,7 +99,7 @@ impl Pages {
             for page in &transfer.device {
                 match is_owned.get_mut(page.0 as usize) {
                     Some(mark) if !*mark && !self.pool.is_free(GroupKind::Full, *page) => {
-                        *mark = transfer.direction == Direction::ToDevice;
+                        *mark = transfer.to == Tier::Device;
                         loading += usize::from(*mark);
                     }
                     _ => return broken(format!("page {} of {}", page.0, transfer.id)),

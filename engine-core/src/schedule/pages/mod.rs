@@ -18,7 +18,7 @@ mod check;
 
 use std::sync::Arc;
 
-use radix_cache::{CacheConfig, LockId, Match, Namespace, PageId, Retention, Token};
+use radix_cache::{CacheConfig, HostTier, LockId, Match, Namespace, PageId, Retention, Token};
 
 use super::config::SchedulerConfig;
 use super::error::ScheduleError;
@@ -80,20 +80,20 @@ impl Holding {
 
 impl Pages {
     pub(super) fn new(config: &SchedulerConfig) -> Result<Self, ScheduleError> {
-        let cache = CacheConfig::default()
+        let policy = config.eviction_policy;
+        let mut cache = CacheConfig::default()
             .page_size(config.page_size)
-            .policy(config.eviction_policy)
+            .policy(policy)
             .events(config.cache_events);
-        let pool = match (config.windowed, config.host_tier) {
-            (None, None) => KvPool::new(config.pages, cache)?,
-            (Some(group), _) => {
-                KvPool::with_window(config.pages, group.pages, group.window, cache)?
-            }
-            (None, Some(tier)) => {
-                let policy = config.eviction_policy;
-                KvPool::with_host(config.pages, cache, tier.pages, policy, tier.write)?
-            }
-        };
+        if let Some(group) = config.windowed {
+            cache = cache.windowed_group(group.window);
+        }
+        if let Some(tier) = config.host_tier {
+            cache = cache.host_tier(HostTier::new(tier.pages).policy(policy).write(tier.write));
+        }
+        let windowed = config.windowed.map(|group| (group.window, group.pages));
+        let host_pages = config.host_tier.map_or(0, |tier| tier.pages);
+        let pool = KvPool::new(cache, config.pages, windowed, host_pages)?;
         let of = |kind: GroupKind| {
             let groups = (0..).map(GroupId).zip(&config.groups);
             let groups: Vec<_> =
@@ -148,7 +148,7 @@ impl Pages {
     }
 
     pub(super) fn probe(&self, namespace: Namespace, tokens: &[Token]) -> Match {
-        self.pool.probe(namespace, tokens)
+        self.pool.cache().probe(namespace, tokens)
     }
 
     /// Pages that every kind of group can give.
@@ -194,7 +194,8 @@ impl Pages {
         let Some(slot) = self.free_slots.pop() else { return Ok(None) };
         let table = self.slots.pages_mut(slot, self.tables[0].home);
         table.clear();
-        let acquired = self.pool.acquire(namespace, tokens, table)?;
+        let acquired =
+            self.pool.cache_mut().acquire(namespace, tokens, table).map_err(PoolError::from)?;
         if let Some(windowed) = self.tables.get(1) {
             let table = self.slots.pages_mut(slot, windowed.home);
             table.clear();
@@ -220,7 +221,7 @@ impl Pages {
         tail: usize,
     ) -> Result<Option<Holding>, ScheduleError> {
         let Some(slot) = self.free_slots.pop() else { return Ok(None) };
-        let lock = self.pool.fork(parent.lock)?;
+        let lock = self.pool.cache_mut().fork(parent.lock).map_err(PoolError::from)?;
         let whole = parent.protected / self.pool.page_size();
         let copied = self.pool.pages_for(tail);
         for table in &self.tables {

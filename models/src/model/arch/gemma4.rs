@@ -7,14 +7,21 @@
 use serde_json::json;
 
 use super::{Decoder, Family, decoder::ExpertParts};
-use crate::model::config::{ConfigError, ExpertsConfig, ModelConfig, json::Fields, read_windows};
+use crate::model::config::{
+    ConfigError, ExpertsConfig, ModelConfig,
+    gguf::{DEFAULT_ROPE_THETA, FREQUENCY_FACTORS, number},
+    gguf_keys::Keys,
+    json::Fields,
+    read_windows,
+};
+use crate::weights::GgufFile;
 use backend_api::program::ValueId;
 
 pub(super) static FAMILY: Family = Family {
     name: "gemma4",
     classes: &["Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"],
     model_types: &["gemma4_text", "gemma4"],
-    gguf_names: &[],
+    gguf_names: &["gemma4"],
     defaults: || {
         json!({
             "vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216,
@@ -33,6 +40,28 @@ pub(super) static FAMILY: Family = Family {
     },
     configure,
     layer,
+    gguf_keys: &[("final_logit_softcapping", "final_logit_softcapping")],
+    gguf_layers_differ: true,
+    gguf_configure,
+    gguf_parts: &[
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_norm", "pre_feedforward_layernorm"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+        ("post_ffw_norm_1", "post_feedforward_layernorm_1"),
+        ("pre_ffw_norm_2", "pre_feedforward_layernorm_2"),
+        ("post_ffw_norm_2", "post_feedforward_layernorm_2"),
+        ("inp_gate", "per_layer_input_gate"),
+        ("proj", "per_layer_projection"),
+        ("post_norm", "post_per_layer_input_norm"),
+        ("layer_output_scale.weight", "layer_scalar"),
+        ("ffn_gate_inp", "router.proj"),
+        ("ffn_gate_inp.scale", "router.scale"),
+        ("ffn_gate_up_exps.weight", "experts.gate_up_proj"),
+        ("ffn_gate_exps", "experts.gate_proj"),
+        ("ffn_up_exps", "experts.up_proj"),
+        ("ffn_down_exps", "experts.down_proj"),
+        ("ffn_down_exps.scale", "router.per_expert_scale"),
+    ],
     ..Family::PLAIN
 };
 
@@ -85,6 +114,39 @@ fn configure(json: &Fields, config: &mut ModelConfig) -> Result<(), ConfigError>
     Ok(())
 }
 
+/// GGUF files give the sizes of full layers the names that others have for all, and tell what else is
+/// particular by the tensors that are there.
+fn gguf_configure(keys: &Keys<'_>, file: &GgufFile, json: &mut Fields) -> Result<(), ConfigError> {
+    let windowed = keys.required("attention.key_length_swa")?;
+    keys.only("attention.value_length_swa", windowed)?;
+    keys.only("rope.dimension_count_swa", windowed)?;
+    json.set("global_head_dim", keys.required("attention.key_length")?);
+    json.set("head_dim", windowed);
+    // Which dimensions of a full head are rotated.
+    file.tensor(FREQUENCY_FACTORS)?;
+    let base = |key| Ok::<_, ConfigError>(number(keys.float(key)?.unwrap_or(DEFAULT_ROPE_THETA)));
+    let (full, windowed) = (base("rope.freq_base")?, base("rope.freq_base_swa")?);
+    json.set(
+        "rope_parameters",
+        json!({"full_attention": {"rope_theta": full}, "sliding_attention": {"rope_theta": windowed}}),
+    );
+    json.set("num_kv_shared_layers", keys.optional("attention.shared_kv_layers")?.unwrap_or(0));
+    let width = keys.optional("embedding_length_per_layer_input")?.unwrap_or(0);
+    json.set("hidden_size_per_layer_input", width);
+    if let Some(size) = json.usize("vocab_size")? {
+        json.set("vocab_size_per_layer_input", size);
+    }
+    let has = |layer, part| file.contains(&format!("blk.{layer}.{part}.weight"));
+    let mut layers = 0..json.required_usize("num_hidden_layers")?;
+    let value_is_key = layers.clone().any(|it| has(it, "attn_k") && !has(it, "attn_v"));
+    json.set("attention_k_eq_v", value_is_key);
+    json.set("enable_moe_block", layers.any(|layer| has(layer, "ffn_gate_inp")));
+    if let Some(chosen) = json.usize("num_experts_per_tok")? {
+        json.set("top_k_experts", chosen);
+    }
+    Ok(())
+}
+
 /// Full layers have heads of another width, and perhaps another number of KV heads.
 fn heads(json: &Fields, config: &mut ModelConfig, value_is_key: bool) -> Result<(), ConfigError> {
     let head_dim = json.required_usize("global_head_dim")?;
@@ -104,6 +166,8 @@ fn heads(json: &Fields, config: &mut ModelConfig, value_is_key: bool) -> Result<
         let own = own.unwrap_or_default();
         layer.head_dim = own.usize("head_dim")?.unwrap_or(layer.head_dim);
         layer.kv_heads = own.usize("num_key_value_heads")?.unwrap_or(layer.kv_heads);
+        layer.intermediate_size =
+            own.usize("intermediate_size")?.unwrap_or(layer.intermediate_size);
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub(super) static FAMILY: Family = Family {
     gguf_fields: || json!({"rope_truncate": false}),
     gguf_parts: &[
         ("post_attention_norm", "post_attention_layernorm"),
-        ("attn_sinks", "self_attn.sinks"),
+        ("attn_sinks.weight", "self_attn.sinks"),
         ("ffn_gate_inp", "mlp.router"),
         EXPERTS[0],
         EXPERTS[1],

@@ -21,11 +21,12 @@ mod smollm3;
 use std::{fmt, hash};
 
 use self::decoder::Decoder;
-use super::config::{ConfigError, ModelConfig, json::Fields};
+use super::config::{ConfigError, ModelConfig, gguf_keys::Keys, json::Fields};
+use crate::weights::GgufFile;
 use backend_api::program::{Program, ProgramError, RopePairs, ValueId};
 
 /// The supported families. Where two have a name in common, the first one is meant.
-static FAMILIES: [&Family; 18] = [
+static FAMILIES: [&Family; 19] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &mistral::MINISTRAL3,
@@ -36,6 +37,7 @@ static FAMILIES: [&Family; 18] = [
     &gemma4::FAMILY,
     &phi3::FAMILY,
     &granite::FAMILY,
+    &granite::GRANITE4,
     &smollm3::FAMILY,
     &olmo2::FAMILY,
     &olmo2::OLMO3,
@@ -67,7 +69,6 @@ const MISSING: [(&[&str], &str); 3] = [
         &[
             "Qwen3Next",
             "Qwen3_5",
-            "GraniteMoeHybrid",
             "Mamba",
             "FalconMamba",
             "FalconH1",
@@ -81,7 +82,6 @@ const MISSING: [(&[&str], &str); 3] = [
             "qwen3next",
             "qwen3_5",
             "qwen35",
-            "granitemoehybrid",
             "granitehybrid",
             "mamba",
             "falcon_mamba",
@@ -126,7 +126,12 @@ pub(crate) struct Family {
     pub(crate) gguf_keys: &'static [(&'static str, &'static str)],
     /// Values of fields that GGUF files leave out, where they are not those of [`defaults`](Self::defaults).
     pub(crate) gguf_fields: fn() -> serde_json::Value,
-    /// Parts of a layer in GGUF files that are not those of Llama: GGUF's name and Hugging Face's.
+    /// Whether GGUF files list numbers of layers that differ.
+    pub(crate) gguf_layers_differ: bool,
+    /// Sets the fields of `config.json` that GGUF files spell in ways of the family's own.
+    pub(crate) gguf_configure: fn(&Keys<'_>, &GgufFile, &mut Fields) -> Result<(), ConfigError>,
+    /// Parts of a layer in GGUF files that are not those of Llama: GGUF's name and Hugging Face's. With
+    /// a dot, both are names of a parameter, and otherwise of what has a weight and perhaps a bias.
     pub(crate) gguf_parts: &'static [(&'static str, &'static str)],
     /// Whether the converter to GGUF reorders the rows of queries and keys, so that neighbours are
     /// rotated together.
@@ -150,6 +155,8 @@ impl Family {
         rotates_partially: false,
         gguf_keys: &[],
         gguf_fields: || serde_json::Value::Null,
+        gguf_layers_differ: false,
+        gguf_configure: |_, _, _| Ok(()),
         gguf_parts: &[],
         gguf_reorders_rows: false,
         gguf_attention_factor_is_whole: false,

@@ -7,6 +7,9 @@ use crate::weights::{
     gguf::{Array, Value},
 };
 
+/// How many tokens may end a generation; lists of models have less than ten.
+pub(crate) const MAX_END_TOKENS: usize = 1_024;
+
 /// The recommendations of `generation_config.json`. A request's own parameters go first;
 /// `None` means that the checkpoint has no opinion.
 ///
@@ -17,7 +20,7 @@ use crate::weights::{
 pub struct GenerationDefaults {
     /// The token that starts a text.
     pub bos_token: Option<u32>,
-    /// Any of these ends the generation.
+    /// Any of these ends the generation; at most 1,024.
     pub eos_tokens: Vec<u32>,
     /// `Some(false)` recommends greedy decoding, whatever the temperature.
     pub do_sample: Option<bool>,
@@ -64,7 +67,8 @@ impl GenerationDefaults {
         let mut defaults = Self::read(metadata, GGUF_KEYS);
         for name in ["eot", "eom"] {
             for id in tokens(metadata, &format!("tokenizer.ggml.{name}_token_id")) {
-                if !defaults.eos_tokens.contains(&id) {
+                let ends = &defaults.eos_tokens;
+                if ends.len() < MAX_END_TOKENS && !ends.contains(&id) {
                     defaults.eos_tokens.push(id);
                 }
             }
@@ -206,21 +210,26 @@ fn read<T>(
     converted
 }
 
-/// A token id, or a list of them. Those that can't be ids are left out.
+/// A token id, or a list of them. Those that can't be ids are left out, and so are those beyond
+/// [`MAX_END_TOKENS`].
 fn tokens(source: &impl Recommendations, key: &str) -> Vec<u32> {
     let ids = read(source, key, "a token id or a list of token ids", |found| match found {
         Found::Number(id) => Some(vec![id]),
         Found::Numbers(ids) => Some(ids),
         _ => None,
     });
-    let is_id = |id: &f64| {
-        let is_id = id.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(id);
-        if !is_id {
-            tracing::warn!("`{key}` names {id}, which is no token id and is ignored");
-        }
-        is_id
-    };
-    ids.unwrap_or_default().into_iter().filter(is_id).map(|id| id as u32).collect()
+    let ids = ids.unwrap_or_default();
+    let is_id = |id: &&f64| id.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(*id);
+    let kept: Vec<u32> =
+        ids.iter().filter(is_id).take(MAX_END_TOKENS).map(|id| *id as u32).collect();
+    let ignored = ids.len() - kept.len();
+    if ignored > 0 {
+        tracing::warn!(
+            "{ignored} of the token ids of `{key}` are ignored: they are no whole numbers of 32 bits, \
+             or more than {MAX_END_TOKENS}"
+        );
+    }
+    kept
 }
 
 impl std::fmt::Display for Found {

@@ -7,18 +7,21 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
-use super::{Architecture, ConfigError, ModelConfig, RopeScaling, huggingface, json::Fields, rope};
+use super::{
+    Architecture, ConfigError, MAX_LAYERS, ModelConfig, Rope, RopeScaling, gguf_keys::Keys,
+    huggingface, json::Fields, out_of_range, rope,
+};
 use crate::weights::{
     GgufError, GgufFile,
     gguf::{Array, Metadata, Value},
 };
 
 /// Per-frequency divisors of Llama 3.
-const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+pub(crate) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
 /// Per-frequency divisors of LongRoPE, for contexts up to the original and beyond.
 const LONG_ROPE_FACTORS: [(&str, &str); 2] =
     [("short_factor", "rope_factors_short.weight"), ("long_factor", "rope_factors_long.weight")];
-const DEFAULT_ROPE_THETA: f32 = 10_000.0;
+pub(crate) const DEFAULT_ROPE_THETA: f32 = 10_000.0;
 
 /// The configuration as the file has it, not validated.
 pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
@@ -47,20 +50,40 @@ pub(super) fn read(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
         layer.has_experts = file.contains(&format!("blk.{index}.ffn_gate_inp.weight"));
     }
     if file.contains(FREQUENCY_FACTORS) {
-        let factors = file.tensor(FREQUENCY_FACTORS)?.to_f32();
-        set_factors(&mut config, factors);
+        set_factors(&mut config, file)?;
     }
     Ok(config)
 }
 
-/// Scales the frequencies of layers that share the model's main rotary embedding.
-fn set_factors(config: &mut ModelConfig, factors: Vec<f32>) {
-    let Some(rope) = config.layers.iter().find_map(|layer| layer.rope.clone()) else { return };
-    let mut scaled = (*rope).clone();
-    scaled.scaling = Some(RopeScaling::Factors(factors));
+/// Scales the frequencies of the model's main rotary embedding: that of layers without a window, where
+/// there are any.
+fn set_factors(config: &mut ModelConfig, file: &GgufFile) -> Result<(), ConfigError> {
+    let full = config.layers.iter().filter(|layer| layer.window.is_none());
+    let Some(main) = full.chain(&config.layers).find_map(|layer| layer.rope.clone()) else {
+        return Ok(());
+    };
+    let factors = divisors(file, (FREQUENCY_FACTORS, "rope_freqs"), main.dim / 2)?;
+    let scaled = Rope { scaling: Some(RopeScaling::Factors(factors)), ..(*main).clone() };
     let scaled = Arc::new(scaled);
-    for layer in config.layers.iter_mut().filter(|layer| layer.window.is_none()) {
-        layer.rope = layer.rope.is_some().then(|| Arc::clone(&scaled));
+    for rope in config.layers.iter_mut().filter_map(|layer| layer.rope.as_mut()) {
+        if Arc::ptr_eq(rope, &main) {
+            *rope = Arc::clone(&scaled);
+        }
+    }
+    Ok(())
+}
+
+/// A tensor with a number for each pair of rotated dimensions. Its length is checked before it is
+/// expanded.
+fn divisors(
+    file: &GgufFile,
+    (tensor, field): (&str, &'static str),
+    pairs: usize,
+) -> Result<Vec<f32>, ConfigError> {
+    let tensor = file.tensor(tensor)?;
+    match tensor.shape().rows().saturating_mul(tensor.shape().cols()) {
+        actual if actual == pairs => Ok(tensor.to_f32()),
+        actual => Err(ConfigError::WrongLength { field, expected: pairs, actual }),
     }
 }
 
@@ -71,30 +94,32 @@ fn translate(
     architecture: Architecture,
 ) -> Result<Fields, ConfigError> {
     let mut json = Fields::default();
-    experts(keys, architecture, &mut json)?;
+    experts(keys, file, architecture, &mut json)?;
     for (key, field) in [
         ("embedding_length", "hidden_size"),
         ("block_count", "num_hidden_layers"),
-        ("feed_forward_length", "intermediate_size"),
         ("context_length", "max_position_embeddings"),
     ] {
         json.set(field, keys.required(key)?);
     }
     let (hidden_size, layers) = (keys.required("embedding_length")?, keys.required("block_count")?);
+    if layers > MAX_LAYERS {
+        return Err(out_of_range("layers", layers, format!("1..={MAX_LAYERS}")));
+    }
     // Layers left out would be a model that answers, and wrongly.
     if let Some(name) = file.tensor_names().find(|name| layer_of(name) >= Some(layers)) {
         let (name, key) = (name.to_owned(), keys.key("block_count"));
         return Err(GgufError::LayerOutOfRange { name, key, layers }.into());
     }
-    let heads =
-        keys.heads("attention.head_count")?.ok_or_else(|| keys.missing("attention.head_count"))?;
+    let heads = keys.one_for_all("attention.head_count")?;
     let head_dim = match keys.optional("attention.key_length")? {
         Some(head_dim) => head_dim,
         // Zero heads are found out in validation.
         None => hidden_size.checked_div(heads).unwrap_or(0),
     };
     keys.only("attention.value_length", head_dim)?;
-    match keys.optional("rope.dimension_count")? {
+    let rotated = keys.optional("rope.dimension_count")?;
+    match rotated {
         Some(rotated) if rotated != head_dim && !architecture.family().rotates_partially => {
             keys.only("rope.dimension_count", head_dim)?;
         }
@@ -102,25 +127,63 @@ fn translate(
         None => json.set("partial_rotary_factor", 1.0),
     }
     json.set("num_attention_heads", heads);
-    json.set("num_key_value_heads", keys.heads("attention.head_count_kv")?.unwrap_or(heads));
+    json.set("num_key_value_heads", heads);
+    numbers_of_layers(keys, layers, architecture, &mut json)?;
     json.set("head_dim", head_dim);
     json.set("vocab_size", vocab_size(keys, file)?);
     json.set("rms_norm_eps", number(keys.required_float("attention.layer_norm_rms_epsilon")?));
     json.set("rope_theta", number(keys.float("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA)));
     json.set("tie_word_embeddings", !file.contains("output.weight"));
-    json.set("rope_scaling", rope_scaling(keys, file, architecture)?);
-    window(keys, &mut json)?;
+    let pairs = rotated.unwrap_or(head_dim) / 2;
+    json.set("rope_scaling", rope_scaling(keys, file, architecture, pairs)?);
+    window(keys, layers, &mut json)?;
     for (key, field) in architecture.family().gguf_keys {
         if let Some(value) = keys.float(key)? {
             json.set(field, number(value));
         }
     }
+    (architecture.family().gguf_configure)(keys, file, &mut json)?;
     Ok(json)
 }
 
-/// The sizes of a mixture of experts; none where the family has none.
+/// Numbers that layers may have of their own, in families where they may.
+fn numbers_of_layers(
+    keys: &Keys<'_>,
+    layers: usize,
+    architecture: Architecture,
+    json: &mut Fields,
+) -> Result<(), ConfigError> {
+    let mut single: Vec<Map<String, Json>> = vec![Map::new(); layers];
+    for (key, field) in [
+        ("feed_forward_length", "intermediate_size"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+    ] {
+        if !architecture.family().gguf_layers_differ || !keys.is_list(key) {
+            match keys.metadata.get(&keys.key(key)) {
+                None if field == "num_key_value_heads" => {}
+                _ => json.set(field, keys.one_for_all(key)?),
+            }
+            continue;
+        }
+        let numbers = keys.listed(key, layers)?;
+        if let Some(&first) = numbers.first() {
+            json.set(field, first);
+        }
+        for (layer, number) in single.iter_mut().zip(numbers) {
+            layer.insert(field.to_owned(), number.into());
+        }
+    }
+    if single.iter().any(|layer| !layer.is_empty()) {
+        let named = |(index, layer): (usize, _)| (index.to_string(), Json::Object(layer));
+        json.set("per_layer_config", single.into_iter().enumerate().map(named).collect::<Json>());
+    }
+    Ok(())
+}
+
+/// The sizes of a mixture of experts; none where the family or the file has none.
 fn experts(
     keys: &Keys<'_>,
+    file: &GgufFile,
     architecture: Architecture,
     json: &mut Fields,
 ) -> Result<(), ConfigError> {
@@ -129,6 +192,10 @@ fn experts(
         return keys.only("expert_count", 0);
     }
     json.set_defaults((architecture.family().gguf_fields)());
+    let has_routers = || file.tensor_names().any(|name| name.ends_with(".ffn_gate_inp.weight"));
+    if keys.optional("expert_count")?.unwrap_or(0) == 0 && !has_routers() {
+        return Ok(());
+    }
     json.set("num_experts", keys.required("expert_count")?);
     json.set("num_local_experts", keys.required("expert_count")?);
     json.set("num_experts_per_tok", keys.required("expert_used_count")?);
@@ -144,7 +211,7 @@ fn experts(
 }
 
 /// JSON has no word for infinity and NaN; what is said of the field is then that it is text.
-fn number(value: f32) -> Json {
+pub(crate) fn number(value: f32) -> Json {
     let number = serde_json::Number::from_f64(f64::from(value));
     number.map_or_else(|| value.to_string().into(), Json::Number)
 }
@@ -169,16 +236,23 @@ fn vocab_size(keys: &Keys<'_>, file: &GgufFile) -> Result<usize, ConfigError> {
 
 /// The size of the window and, where the file says so, which layers have one: a list, or a number
 /// `n` of which every `n`-th layer has none.
-fn window(keys: &Keys<'_>, json: &mut Fields) -> Result<(), ConfigError> {
+fn window(keys: &Keys<'_>, layers: usize, json: &mut Fields) -> Result<(), ConfigError> {
     if let Some(size) = keys.optional("attention.sliding_window")? {
         json.set("sliding_window", Some(size).filter(|&size| size > 0));
         json.set("use_sliding_window", size > 0);
     }
     let pattern = keys.key("attention.sliding_window_pattern");
     match keys.metadata.get(&pattern) {
-        Some(Value::Array(layers)) => {
-            let windowed: Vec<bool> = match layers {
-                Array::Bool(layers) => layers.clone(),
+        Some(Value::Array(listed)) => {
+            if listed.len() != layers {
+                return Err(ConfigError::WrongLength {
+                    field: "attention.sliding_window_pattern",
+                    expected: layers,
+                    actual: listed.len(),
+                });
+            }
+            let windowed: Vec<bool> = match listed {
+                Array::Bool(listed) => listed.clone(),
                 _ => keys
                     .metadata
                     .integers(&pattern)?
@@ -203,6 +277,7 @@ fn rope_scaling(
     keys: &Keys<'_>,
     file: &GgufFile,
     architecture: Architecture,
+    pairs: usize,
 ) -> Result<Json, ConfigError> {
     let mut scaling = Map::new();
     let mut set = |field: &str, value: Option<f32>| {
@@ -258,73 +333,9 @@ fn rope_scaling(
     }
     if kind == "longrope" {
         for (field, tensor) in LONG_ROPE_FACTORS {
-            let factors = file.tensor(tensor)?.to_f32();
+            let factors = divisors(file, (tensor, field), pairs)?;
             scaling.insert(field.into(), factors.into_iter().map(number).collect());
         }
     }
     Ok(Json::Object(scaling))
-}
-
-/// The keys of one architecture: `llama.block_count` and so on.
-struct Keys<'a> {
-    metadata: &'a Metadata,
-    architecture: &'a str,
-}
-
-impl Keys<'_> {
-    fn key(&self, suffix: &str) -> String {
-        format!("{}.{suffix}", self.architecture)
-    }
-
-    fn optional(&self, suffix: &str) -> Result<Option<usize>, ConfigError> {
-        // A number that does not fit is out of every range that validation allows.
-        let value = self.metadata.unsigned(&self.key(suffix))?;
-        Ok(value.map(|value| usize::try_from(value).unwrap_or(usize::MAX)))
-    }
-
-    fn required(&self, suffix: &str) -> Result<usize, ConfigError> {
-        self.optional(suffix)?.ok_or_else(|| self.missing(suffix))
-    }
-
-    fn float(&self, suffix: &str) -> Result<Option<f32>, ConfigError> {
-        Ok(self.metadata.float(&self.key(suffix))?.map(|value| value as f32))
-    }
-
-    fn required_float(&self, suffix: &str) -> Result<f32, ConfigError> {
-        self.float(suffix)?.ok_or_else(|| self.missing(suffix))
-    }
-
-    fn missing(&self, suffix: &str) -> ConfigError {
-        GgufError::MissingKey { key: self.key(suffix) }.into()
-    }
-
-    /// A number of heads: one for all layers, or a list with the same one for each.
-    fn heads(&self, suffix: &str) -> Result<Option<usize>, ConfigError> {
-        let key = self.key(suffix);
-        let Some(Value::Array(_)) = self.metadata.get(&key) else { return self.optional(suffix) };
-        let counts = self.metadata.integers(&key)?.unwrap_or_default();
-        match counts.first().and_then(|&first| usize::try_from(first).ok()) {
-            Some(first) if counts.iter().all(|&count| count == first as i128) => Ok(Some(first)),
-            _ => Err(ConfigError::Unsupported {
-                field: key,
-                value: "a list of different numbers".into(),
-                supported: "the same number of heads in every layer",
-            }),
-        }
-    }
-
-    /// Refuses any value but `supported`; absent is fine.
-    fn only(&self, suffix: &str, supported: usize) -> Result<(), ConfigError> {
-        match self.optional(suffix)? {
-            Some(value) if value != supported => Err(ConfigError::Unsupported {
-                field: self.key(suffix),
-                value: value.to_string(),
-                supported: match supported {
-                    0 => "0",
-                    _ => "the size of a head",
-                },
-            }),
-            _ => Ok(()),
-        }
-    }
 }

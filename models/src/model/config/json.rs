@@ -52,7 +52,7 @@ impl Fields {
     }
 
     /// A value of its own, for files that spell the fields otherwise.
-    pub(super) fn set(&mut self, field: &str, value: impl Into<Value>) {
+    pub(crate) fn set(&mut self, field: &str, value: impl Into<Value>) {
         self.fields.insert(field.to_owned(), value.into());
     }
 

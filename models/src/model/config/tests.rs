@@ -105,7 +105,7 @@ fn an_unknown_architecture_is_answered_with_the_supported_ones() {
     assert_eq!(
         error.to_string(),
         "architecture `BloomForCausalLM` is not supported (supported: llama, mistral, \
-         ministral3, qwen2, qwen3, gemma2, gemma3, gemma4, phi3, granite, smollm3, olmo2, olmo3, \
+         ministral3, qwen2, qwen3, gemma2, gemma3, gemma4, phi3, granite, granite4, smollm3, olmo2, olmo3, \
          glm4, mixtral, qwen2moe, qwen3moe, gpt-oss)"
     );
     let name = Some(Value::String("bloom".into()));
@@ -257,6 +257,86 @@ fn gguf_frequency_factors_come_with_the_weights() {
 }
 
 #[test]
+fn gguf_lists_of_other_lengths_are_refused_before_they_are_expanded() {
+    let list = |length| Some(Value::Array(Array::Bool(vec![true; length])));
+    let pattern = "llama.attention.sliding_window_pattern";
+    for length in [1, 3, 1 << 20] {
+        let error = read_gguf(&[(pattern, list(length))]).expect_err("not two layers");
+        assert!(
+            matches!(error, ConfigError::WrongLength { expected: 2, actual, .. } if actual == length)
+        );
+    }
+    read_gguf(&[(pattern, list(2))]).expect("one for each layer");
+    let heads = Some(Value::Array(Array::U8(vec![4; 1 << 20])));
+    let error = read_gguf(&[("llama.attention.head_count", heads)]).expect_err("not two layers");
+    assert!(matches!(error, ConfigError::WrongLength { expected: 2, .. }), "{error}");
+
+    let phi = [
+        ("general.architecture", Some(Value::String("phi3".into()))),
+        ("phi3.vocab_size", Some(Value::U32(128))),
+        ("phi3.embedding_length", Some(Value::U32(64))),
+        ("phi3.feed_forward_length", Some(Value::U32(96))),
+        ("phi3.block_count", Some(Value::U32(2))),
+        ("phi3.attention.head_count", Some(Value::U32(4))),
+        ("phi3.context_length", Some(Value::U32(256))),
+        ("phi3.attention.layer_norm_rms_epsilon", Some(Value::F32(1e-5))),
+        ("phi3.rope.scaling.original_context_length", Some(Value::U32(128))),
+    ];
+    let factors = ["rope_factors_short.weight", "rope_factors_long.weight"];
+    ModelConfig::from_gguf(&gguf(&phi, &factors)).expect("8 for heads of 16");
+    let narrow = [&phi[..], &[("phi3.attention.key_length", Some(Value::U32(8)))]].concat();
+    let error = ModelConfig::from_gguf(&gguf(&narrow, &factors)).expect_err("8 for heads of 8");
+    assert!(matches!(
+        error,
+        ConfigError::WrongLength { field: "short_factor", expected: 4, actual: 8 }
+    ));
+}
+
+#[test]
+fn gguf_numbers_of_layers_are_read_where_a_family_has_them() {
+    let list = |numbers: &[u32]| Some(Value::Array(Array::U32(numbers.to_vec())));
+    let keys = |heads: &[u32], widths: &[u32]| {
+        [
+            ("general.architecture", Some(Value::String("gemma4".into()))),
+            ("gemma4.vocab_size", Some(Value::U32(128))),
+            ("gemma4.embedding_length", Some(Value::U32(64))),
+            ("gemma4.feed_forward_length", list(widths)),
+            ("gemma4.block_count", Some(Value::U32(2))),
+            ("gemma4.attention.head_count", Some(Value::U32(4))),
+            ("gemma4.attention.head_count_kv", list(heads)),
+            ("gemma4.attention.key_length", Some(Value::U32(16))),
+            ("gemma4.attention.key_length_swa", Some(Value::U32(8))),
+            ("gemma4.attention.sliding_window", Some(Value::U32(32))),
+            ("gemma4.context_length", Some(Value::U32(256))),
+            ("gemma4.attention.layer_norm_rms_epsilon", Some(Value::F32(1e-5))),
+        ]
+    };
+    let read = |keys: &[(&str, Option<Value>)]| {
+        ModelConfig::from_gguf(&gguf(keys, &["rope_freqs.weight"]))
+    };
+    let config = read(&keys(&[4, 1], &[96, 192])).expect("valid");
+    let sizes: Vec<_> = config
+        .layers
+        .iter()
+        .map(|it| (it.window, it.head_dim, it.kv_heads, it.intermediate_size))
+        .collect();
+    assert_eq!(sizes, [(Some(32), 8, 4, 96), (None, 16, 1, 192)]);
+    let factors = |layer: usize| config.layers[layer].rope.as_ref().map(|it| it.scaling.is_some());
+    assert_eq!([factors(0), factors(1)], [Some(false), Some(true)]);
+
+    for (heads, widths) in [(&[4, 1][..], &[96][..]), (&[4; 3], &[96; 2]), (&[], &[96; 2])] {
+        let error = read(&keys(heads, widths)).expect_err("not two layers");
+        assert!(matches!(error, ConfigError::WrongLength { expected: 2, .. }), "{error}");
+    }
+    let error = read(&keys(&[4, 3], &[96; 2])).expect_err("no divisor of the heads");
+    assert!(matches!(error, ConfigError::NotDivisible { .. }), "{error}");
+    let without = ModelConfig::from_gguf(&gguf(&keys(&[4, 1], &[96, 192]), &[]));
+    let error = without.expect_err("nothing says what is rotated");
+    let reason = std::error::Error::source(&error).expect("a reason").to_string();
+    assert!(reason.contains("rope_freqs.weight"), "{reason}");
+}
+
+#[test]
 fn gguf_rope_scaling_means_what_it_means_to_llama_cpp() {
     let scaling = |changes: &[(&str, Value)]| {
         let changes: Vec<(&str, Option<Value>)> =
@@ -367,6 +447,20 @@ fn generation_defaults_take_one_eos_or_several() {
     assert_eq!(read(json!({}), Some(json!({}))).expect("valid"), GenerationDefaults::default());
 
     assert!(matches!(read(json!({}), Some(json!([]))), Err(ConfigError::Json { .. })));
+}
+
+#[test]
+fn no_more_than_1024_tokens_end_a_generation() {
+    let ids: Vec<u32> = (0..5_000).collect();
+    let json = json!({"eos_token_id": ids}).to_string();
+    let defaults = GenerationDefaults::from_huggingface("{}", Some(&json)).expect("read");
+    assert_eq!(defaults.eos_tokens, ids[..1_024]);
+    let key = |name| format!("tokenizer.ggml.{name}_token_id");
+    let keys = [key("eos"), key("eot")];
+    let value = |ids: &[u32]| Some(Value::Array(Array::U32(ids.to_vec())));
+    let changes = [(keys[0].as_str(), value(&ids)), (keys[1].as_str(), value(&ids[1_000..]))];
+    let defaults = GenerationDefaults::from_gguf(&gguf(&changes, &[]));
+    assert_eq!(defaults.eos_tokens, ids[..1_024]);
 }
 
 #[test]

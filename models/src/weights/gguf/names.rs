@@ -13,7 +13,7 @@ use super::{GgufError, GgufFile};
 use crate::{
     model::ModelConfig,
     weights::{
-        Shape, Tensor, WeightFileError, Weights, WeightsError,
+        Format, Shape, Tensor, WeightFileError, Weights, WeightsError,
         fused::{self, Rows},
     },
 };
@@ -62,23 +62,38 @@ impl GgufWeights {
         }
         Ok(Self { file, entries })
     }
+
+    /// The rows of the file that a weight is made of, borrowed.
+    fn stored(&self, name: &str) -> Result<(&Entry, Tensor<'_>), WeightsError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(WeightsError::MissingTensor { name: name.to_owned() });
+        };
+        Ok((entry, entry.rows.take(name, self.file.tensor(&entry.stored_name)?)?))
+    }
+
+    fn fault(&self, name: &str, source: GgufError) -> WeightsError {
+        let (name, path) = (name.to_owned(), self.file.path().to_owned());
+        WeightsError::File { name, path, source: source.into() }
+    }
 }
 
 impl Weights for GgufWeights {
     fn tensor(&self, name: &str) -> Result<Tensor<'_>, WeightsError> {
-        let Some(entry) = self.entries.get(name) else {
-            return Err(WeightsError::MissingTensor { name: name.to_owned() });
-        };
-        let tensor = entry.rows.take(name, self.file.tensor(&entry.stored_name)?)?;
+        let (entry, tensor) = self.stored(name)?;
         match entry.reordered_heads {
             None => Ok(tensor),
-            Some(heads) => {
-                restore_row_order(&entry.stored_name, &tensor, heads).map_err(|source| {
-                    let (name, path) = (name.to_owned(), self.file.path().to_owned());
-                    WeightsError::File { name, path, source: source.into() }
-                })
-            }
+            Some(heads) => restore_row_order(&entry.stored_name, &tensor, heads)
+                .map_err(|source| self.fault(name, source)),
         }
+    }
+
+    fn describe(&self, name: &str) -> Result<(Format, Shape), WeightsError> {
+        let (entry, tensor) = self.stored(name)?;
+        if let Some(heads) = entry.reordered_heads {
+            HeadRows::of(&entry.stored_name, &tensor, heads)
+                .map_err(|source| self.fault(name, source))?;
+        }
+        Ok((tensor.format(), tensor.shape()))
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -90,12 +105,15 @@ impl Weights for GgufWeights {
     }
 }
 
-/// Parameters whose names end so in a Hugging Face checkpoint.
-const BARE: [&str; 1] = ["self_attn.sinks"];
-
 /// The name in a Hugging Face checkpoint, if the tensor has one. What `parts` says of a part of a
 /// layer goes first.
 fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
+    let own = |part| parts.iter().find(|(theirs, _)| *theirs == part).map(|(_, own)| *own);
+    if let Some((layer, parameter)) = layer_and_part(stored)
+        && let Some(own) = own(parameter)
+    {
+        return Some(format!("model.layers.{layer}.{own}"));
+    }
     let (stem, suffix) = stored.rsplit_once('.')?;
     if !matches!(suffix, "weight" | "bias") {
         return None;
@@ -104,11 +122,13 @@ fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
         "token_embd" => "model.embed_tokens".to_owned(),
         "output_norm" => "model.norm".to_owned(),
         "output" => "lm_head".to_owned(),
+        "per_layer_token_embd" => "model.embed_tokens_per_layer".to_owned(),
+        "per_layer_model_proj" => "model.per_layer_model_projection".to_owned(),
+        "per_layer_proj_norm" => "model.per_layer_projection_norm".to_owned(),
         _ => {
             let (layer, part) = layer_and_part(stem)?;
-            let own = parts.iter().find(|(theirs, _)| *theirs == part).map(|(_, own)| *own);
             let part = match part {
-                _ if own.is_some() => own?,
+                _ if let Some(own) = own(part) => own,
                 "attn_norm" => "input_layernorm",
                 "attn_q" => "self_attn.q_proj",
                 "attn_k" => "self_attn.k_proj",
@@ -123,11 +143,7 @@ fn huggingface_name(stored: &str, parts: &[(&str, &str)]) -> Option<String> {
                 "ffn_down" => "mlp.down_proj",
                 _ => return None,
             };
-            let module = format!("model.layers.{layer}.{part}");
-            if BARE.contains(&part) {
-                return Some(module);
-            }
-            module
+            format!("model.layers.{layer}.{part}")
         }
     };
     Some(format!("{module}.{suffix}"))
@@ -151,22 +167,38 @@ fn reordered_heads(stored: &str, config: &ModelConfig) -> Option<usize> {
     }
 }
 
+/// The rows of a tensor, or the elements of a bias, by head.
+struct HeadRows {
+    /// Rows of a head: an even number.
+    head_dim: usize,
+    row_bytes: usize,
+}
+
+impl HeadRows {
+    fn of(name: &str, tensor: &Tensor<'_>, heads: usize) -> Result<Self, GgufError> {
+        let (rows, row_bytes) = match tensor.shape() {
+            Shape::Matrix { .. } | Shape::Stack { .. } => {
+                (tensor.shape().rows(), tensor.row_bytes())
+            }
+            // A bias has an element where a matrix has a row. Blocks can't be taken apart.
+            Shape::Vector(_) if tensor.format().is_quantized() => (1, tensor.row_bytes()),
+            Shape::Vector(len) => (len, tensor.format().block_bytes()),
+        };
+        let head_dim = rows.checked_div(heads).unwrap_or(0);
+        if head_dim * heads != rows || !head_dim.is_multiple_of(2) {
+            return Err(GgufError::RowsAreNotHeads { name: name.to_owned(), rows, heads });
+        }
+        Ok(Self { head_dim, row_bytes })
+    }
+}
+
 /// Moves rows, or the elements of a bias, back to Hugging Face's order.
 fn restore_row_order(
     name: &str,
     tensor: &Tensor<'_>,
     heads: usize,
 ) -> Result<Tensor<'static>, GgufError> {
-    let (rows, row_bytes) = match tensor.shape() {
-        Shape::Matrix { .. } | Shape::Stack { .. } => (tensor.shape().rows(), tensor.row_bytes()),
-        // A bias has an element where a matrix has a row. Blocks can't be taken apart.
-        Shape::Vector(_) if tensor.format().is_quantized() => (1, tensor.row_bytes()),
-        Shape::Vector(len) => (len, tensor.format().block_bytes()),
-    };
-    let head_dim = rows.checked_div(heads).unwrap_or(0);
-    if head_dim * heads != rows || !head_dim.is_multiple_of(2) {
-        return Err(GgufError::RowsAreNotHeads { name: name.to_owned(), rows, heads });
-    }
+    let HeadRows { head_dim, row_bytes } = HeadRows::of(name, tensor, heads)?;
     let mut data = Vec::with_capacity(tensor.data().len());
     for head in tensor.data().chunks_exact((head_dim * row_bytes).max(1)) {
         for half in 0..2 {
@@ -185,7 +217,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::weights::Format;
 
     #[test]
     fn names_become_those_of_hugging_face() {
@@ -212,6 +243,23 @@ mod tests {
             ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.attn_sinks.weight", "", "."]
         {
             assert_eq!(huggingface_name(stranger, &[]), None, "{stranger}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_a_dot_is_that_of_a_whole_parameter() {
+        let parts = [
+            ("ffn_gate_inp", "router.proj"),
+            ("ffn_gate_inp.scale", "router.scale"),
+            ("layer_output_scale.weight", "layer_scalar"),
+        ];
+        for (stored, name) in [
+            ("blk.3.ffn_gate_inp.weight", Some("model.layers.3.router.proj.weight")),
+            ("blk.3.ffn_gate_inp.scale", Some("model.layers.3.router.scale")),
+            ("blk.12.layer_output_scale.weight", Some("model.layers.12.layer_scalar")),
+            ("blk.3.attn_q.scale", None),
+        ] {
+            assert_eq!(huggingface_name(stored, &parts).as_deref(), name, "{stored}");
         }
     }
 

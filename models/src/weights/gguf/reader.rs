@@ -153,7 +153,8 @@ impl TensorInfo {
             return Ok(Stored::UnsupportedType { kind: self.kind });
         };
         let shape = self.shape()?;
-        // Nothing needs a tensor without elements, and loops over its other dimensions would have no end.
+        // Nothing needs a tensor without elements, and loops over its other dimensions would have no
+        // end.
         let Some(shape) = Shape::from_dims(&shape).filter(|_| !shape.contains(&0)) else {
             return Ok(Stored::UnsupportedRank { shape });
         };

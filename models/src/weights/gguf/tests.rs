@@ -372,3 +372,19 @@ proptest! {
         let _ = read_all(file);
     }
 }
+
+#[test]
+fn tensors_without_elements_open_and_cannot_be_read() {
+    let shapes = [Shape::stack(1, 1 << 40, 0), Shape::matrix(0, 1 << 40), Shape::Vector(0)];
+    let names = ["stack", "matrix", "vector"];
+    let writer = names.into_iter().zip(shapes).fold(GgufWriter::new(), |writer, (name, shape)| {
+        writer.tensor(name, &Tensor::from_f32(Format::F32, shape, &[]).expect("no elements"))
+    });
+    let file = GgufFile::from_bytes(writer.finish()).expect("well-formed");
+    for (name, shape) in names.into_iter().zip(shapes) {
+        assert!(matches!(
+            file.tensor(name),
+            Err(WeightsError::UnsupportedRank { shape: found, .. }) if found == shape.dims()
+        ));
+    }
+}

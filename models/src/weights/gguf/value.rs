@@ -95,6 +95,25 @@ impl Value {
 }
 
 impl Array {
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Array::U8(values) => values.len(),
+            Array::I8(values) => values.len(),
+            Array::U16(values) => values.len(),
+            Array::I16(values) => values.len(),
+            Array::U32(values) => values.len(),
+            Array::I32(values) => values.len(),
+            Array::F32(values) => values.len(),
+            Array::Bool(values) => values.len(),
+            Array::String(values) => values.len(),
+            Array::Array(values) => values.len(),
+            Array::U64(values) => values.len(),
+            Array::I64(values) => values.len(),
+            Array::F64(values) => values.len(),
+        }
+    }
+
     /// The elements, if they are integers, whatever their width.
     pub fn as_integers(&self) -> Option<Vec<i128>> {
         fn widen<T: Copy + Into<i128>>(values: &[T]) -> Vec<i128> {

@@ -4,10 +4,10 @@
 use safetensors::tensor::Dtype;
 
 use super::{
-    parts::{Floats, Parts, push_float, push_nibbles},
+    parts::{Floats, Parts, Recipe, push_float, push_nibbles},
     scheme::Scheme,
 };
-use crate::weights::{Format, Shape, Tensor, WeightsError};
+use crate::weights::{Format, Shape, WeightsError};
 
 /// What E2M1 stands for.
 const E2M1: [f32; 16] =
@@ -15,7 +15,7 @@ const E2M1: [f32; 16] =
 
 /// `weight` in E4M3, to be multiplied with `weight_scale_inv` or `weight_scale`: one number, one for
 /// each output, or one for each block of outputs and inputs, of which the last ones may be cut.
-pub(super) fn floats8(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn floats8<'a>(parts: &Parts<'a>, scheme: &Scheme) -> Result<Recipe<'a>, WeightsError> {
     let raw = parts.required(if parts.module == parts.name { "" } else { ".weight" })?;
     let [rows, cols] = *raw.shape else { return Err(parts.unexpected(".weight", &raw)) };
     let suffix = match parts.optional(".weight_scale_inv") {
@@ -32,32 +32,31 @@ pub(super) fn floats8(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'stat
         [r, c] if [r, c] == blocks => (block_rows, block_cols, c),
         _ => return Err(parts.unexpected(suffix, &scales.raw)),
     };
-    let scale = |row: usize, col: usize| scales.get(row / tall * across + col / wide);
     let holds_blocks = cols.is_multiple_of(32) && (wide.is_multiple_of(32) || wide >= cols);
     let format = if holds_blocks { Format::F8_E4M3 } else { Format::F32 };
-    let shape = Shape::matrix(rows, cols);
-    let mut bytes = Vec::with_capacity(parts.byte_len(format, shape)?);
+    let scale = move |row: usize, col: usize| scales.get(row / tall * across + col / wide);
     let weights = Floats { raw };
-    for (row, codes) in raw.bytes.chunks_exact(cols.max(1)).enumerate() {
-        match holds_blocks {
-            true => {
-                for (block, codes) in codes.chunks_exact(32).enumerate() {
-                    bytes.extend(scale(row, 32 * block).to_le_bytes());
-                    bytes.extend(codes);
+    parts.recipe(format, Shape::matrix(rows, cols), move |bytes| {
+        for (row, codes) in raw.bytes.chunks_exact(cols.max(1)).enumerate() {
+            match holds_blocks {
+                true => {
+                    for (block, codes) in codes.chunks_exact(32).enumerate() {
+                        bytes.extend(scale(row, 32 * block).to_le_bytes());
+                        bytes.extend(codes);
+                    }
                 }
+                false => (0..cols).for_each(|col| {
+                    let value = weights.get(row * cols + col) * scale(row, col);
+                    push_float(bytes, format, value);
+                }),
             }
-            false => (0..cols).for_each(|col| {
-                let value = weights.get(row * cols + col) * scale(row, col);
-                push_float(&mut bytes, format, value);
-            }),
         }
-    }
-    parts.tensor(format, shape, bytes)
+    })
 }
 
 /// NVFP4 of compressed-tensors: `weight_packed` `[outputs, inputs / 2]`, the even input in the low
 /// nibble; `weight_scale` `[outputs, inputs / 16]` in E4M3, divided by `weight_global_scale`.
-pub(super) fn packed(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn packed<'a>(parts: &Parts<'a>) -> Result<Recipe<'a>, WeightsError> {
     let raw = parts.required(".weight_packed")?;
     let [rows, half] = *raw.shape else { return Err(parts.unexpected(".weight_packed", &raw)) };
     let cols = half.saturating_mul(2);
@@ -71,37 +70,36 @@ pub(super) fn packed(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsError>
     }
     let divisor = divisor.get(0);
     let format = if cols.is_multiple_of(64) { Format::NVFP4 } else { Format::F32 };
-    let shape = Shape::matrix(rows, cols);
-    let mut bytes = Vec::with_capacity(parts.byte_len(format, shape)?);
     let groups = cols.div_ceil(16);
-    let nibble = |row: usize, col: usize| {
+    let nibble = move |row: usize, col: usize| {
         let byte = raw.bytes.get(row * half + col / 2).copied().unwrap_or_default();
         (byte >> (4 * (col % 2))) & 15
     };
-    for row in 0..rows {
-        if format == Format::F32 {
-            for col in 0..cols {
-                let scale = Floats { raw: scales }.get(row * groups + col / 16) / divisor;
-                let value = E2M1[usize::from(nibble(row, col))] * scale;
-                bytes.extend(value.to_le_bytes());
+    parts.recipe(format, Shape::matrix(rows, cols), move |bytes| {
+        for row in 0..rows {
+            if format == Format::F32 {
+                for col in 0..cols {
+                    let scale = Floats { raw: scales }.get(row * groups + col / 16) / divisor;
+                    let value = E2M1[usize::from(nibble(row, col))] * scale;
+                    bytes.extend(value.to_le_bytes());
+                }
+                continue;
             }
-            continue;
-        }
-        for start in (0..cols).step_by(64) {
-            bytes.extend(divisor.to_le_bytes());
-            let first = row * groups + start / 16;
-            bytes.extend(scales.bytes.get(first..first + 4).unwrap_or(&[0; 4]));
-            for start in [start, start + 32] {
-                push_nibbles(&mut bytes, &std::array::from_fn(|i| nibble(row, start + i)));
+            for start in (0..cols).step_by(64) {
+                bytes.extend(divisor.to_le_bytes());
+                let first = row * groups + start / 16;
+                bytes.extend(scales.bytes.get(first..first + 4).unwrap_or(&[0; 4]));
+                for start in [start, start + 32] {
+                    push_nibbles(bytes, &std::array::from_fn(|i| nibble(row, start + i)));
+                }
             }
         }
-    }
-    parts.tensor(format, shape, bytes)
+    })
 }
 
 /// gpt-oss: `M_blocks` `[.., outputs, inputs / 32, 16]`, the even input in the low nibble, and
 /// `M_scales` `[.., outputs, inputs / 32]`, the exponents of powers of two.
-pub(super) fn microscaled(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn microscaled<'a>(parts: &Parts<'a>) -> Result<Recipe<'a>, WeightsError> {
     let blocks = parts.required("_blocks")?;
     let scales = parts.required("_scales")?;
     let [dims @ .., 16] = blocks.shape else { return Err(parts.unexpected("_blocks", &blocks)) };
@@ -114,10 +112,10 @@ pub(super) fn microscaled(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsE
         [count, rows, blocks] => Shape::stack(count, rows, blocks.saturating_mul(32)),
         _ => return Err(parts.unexpected("_blocks", &blocks)),
     };
-    let mut bytes = Vec::with_capacity(parts.byte_len(Format::MXFP4, shape)?);
-    for (block, exponent) in blocks.bytes.as_chunks::<16>().0.iter().zip(scales.bytes) {
-        bytes.push(*exponent);
-        push_nibbles(&mut bytes, &std::array::from_fn(|i| (block[i / 2] >> (4 * (i % 2))) & 15));
-    }
-    parts.tensor(Format::MXFP4, shape, bytes)
+    parts.recipe(Format::MXFP4, shape, move |bytes| {
+        for (block, exponent) in blocks.bytes.as_chunks::<16>().0.iter().zip(scales.bytes) {
+            bytes.push(*exponent);
+            push_nibbles(bytes, &std::array::from_fn(|i| (block[i / 2] >> (4 * (i % 2))) & 15));
+        }
+    })
 }

@@ -4,10 +4,10 @@
 use safetensors::tensor::Dtype;
 
 use super::{
-    parts::{Floats, Parts, push_float, push_nibbles},
+    parts::{Floats, Parts, Recipe, push_float, push_nibbles},
     scheme::Scheme,
 };
-use crate::weights::{Format, Shape, Tensor, WeightsError};
+use crate::weights::{Format, Shape, WeightsError};
 
 /// Where AWQ has number `i` of eight: its words hold numbers 0, 2, 4, 6, 1, 3, 5, 7.
 const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -16,8 +16,9 @@ const BLOCK: usize = 32;
 
 /// `qweight` `[inputs / n, outputs]`, `qzeros` `[groups, outputs / n]`, `scales` `[groups, outputs]`,
 /// with `n` numbers a word; `g_idx` `[inputs]` names each input's group.
-pub(super) fn gptq(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn gptq<'a>(parts: &Parts<'a>, scheme: &Scheme) -> Result<Recipe<'a>, WeightsError> {
     let (bits, a_word) = (scheme.bits, 32 / scheme.bits);
+    let zero_offset = scheme.zero_offset;
     let quants = parts.words(".qweight", None, None)?;
     let (rows, cols) = (quants.columns, quants.rows.saturating_mul(a_word));
     let scales = parts.floats(".scales")?;
@@ -31,17 +32,17 @@ pub(super) fn gptq(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'static>
         order,
         groups,
         scales,
-        quant: |row, col| quants.number(col / a_word, row, col % a_word, bits),
-        zero: |row, group| {
-            zeros.number(group, row / a_word, row % a_word, bits).wrapping_add(scheme.zero_offset)
+        quant: move |row, col| quants.number(col / a_word, row, col % a_word, bits),
+        zero: move |row, group| {
+            zeros.number(group, row / a_word, row % a_word, bits).wrapping_add(zero_offset)
         },
-        scale: |row: usize, group: usize| scales.get(group * rows + row),
+        scale: move |row: usize, group: usize| scales.get(group * rows + row),
     };
-    matrix.tensor(parts)
+    matrix.recipe(parts)
 }
 
 /// `qweight` `[inputs, outputs / 8]`, `qzeros` `[groups, outputs / 8]`, `scales` `[groups, outputs]`.
-pub(super) fn awq(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn awq<'a>(parts: &Parts<'a>, scheme: &Scheme) -> Result<Recipe<'a>, WeightsError> {
     let bits = scheme.bits;
     let quants = parts.words(".qweight", None, None)?;
     let (rows, cols) = (quants.columns.saturating_mul(8), quants.rows);
@@ -55,17 +56,17 @@ pub(super) fn awq(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'static>,
         order: GroupOrder::regular(parts, groups, cols)?,
         groups,
         scales,
-        quant: |row, col| quants.number(col, row / 8, AWQ_PLACES[row % 8], bits),
-        zero: |row, group| zeros.number(group, row / 8, AWQ_PLACES[row % 8], bits),
-        scale: |row: usize, group: usize| scales.get(group * rows + row),
+        quant: move |row, col| quants.number(col, row / 8, AWQ_PLACES[row % 8], bits),
+        zero: move |row, group| zeros.number(group, row / 8, AWQ_PLACES[row % 8], bits),
+        scale: move |row: usize, group: usize| scales.get(group * rows + row),
     };
-    matrix.tensor(parts)
+    matrix.recipe(parts)
 }
 
 /// `weight_packed` `[outputs, inputs / n]`, `weight_scale` `[outputs, groups]`, and for asymmetric
 /// quantization `weight_zero_point` `[outputs / n, groups]`; `weight_g_idx` as in GPTQ. Numbers are
 /// signed, and stored with half of their range added.
-pub(super) fn packed(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn packed<'a>(parts: &Parts<'a>, scheme: &Scheme) -> Result<Recipe<'a>, WeightsError> {
     let (bits, a_word) = (scheme.bits, 32 / scheme.bits);
     let quants = parts.words(".weight_packed", None, None)?;
     let rows = quants.rows;
@@ -96,17 +97,17 @@ pub(super) fn packed(parts: &Parts<'_>, scheme: &Scheme) -> Result<Tensor<'stati
         order: GroupOrder::read(parts, ".weight_g_idx", groups, cols)?,
         groups,
         scales,
-        quant: |row, col| quants.number(row, col / a_word, col % a_word, bits),
-        zero: |row: usize, group| {
+        quant: move |row, col| quants.number(row, col / a_word, col % a_word, bits),
+        zero: move |row: usize, group| {
             zeros.map_or(middle, |zeros| zeros.number(row / a_word, group, row % a_word, bits))
         },
-        scale: |row: usize, group: usize| scales.get(row * groups + group),
+        scale: move |row: usize, group: usize| scales.get(row * groups + group),
     };
-    matrix.tensor(parts)
+    matrix.recipe(parts)
 }
 
 /// compressed-tensors' `weight` of signed bytes, with a scale for each output, or for all.
-pub(super) fn whole_bytes(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn whole_bytes<'a>(parts: &Parts<'a>) -> Result<Recipe<'a>, WeightsError> {
     let raw = parts.required(".weight")?;
     let [rows, cols] = *raw.shape else { return Err(parts.unexpected(".weight", &raw)) };
     let scales = parts.floats(".weight_scale")?;
@@ -123,11 +124,11 @@ pub(super) fn whole_bytes(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsE
         order: GroupOrder::regular(parts, groups.max(1), cols)?,
         groups: groups.max(1),
         scales,
-        quant: |row, col| raw.bytes.get(row * cols + col).map_or(128, |byte| byte ^ 0x80),
-        zero: |_, _| 128,
-        scale: |row: usize, group: usize| scales.get(row * groups + group),
+        quant: move |row, col| raw.bytes.get(row * cols + col).map_or(128, |byte| byte ^ 0x80),
+        zero: move |_, _| 128,
+        scale: move |row: usize, group: usize| scales.get(row * groups + group),
     };
-    matrix.tensor(parts)
+    matrix.recipe(parts)
 }
 
 /// Groups of inputs, of which `scales` `[groups, outputs]` has a row each.
@@ -223,21 +224,20 @@ struct Matrix<'a, Q, Z, S> {
 
 impl<'a, Q, Z, S> Matrix<'a, Q, Z, S>
 where
-    Q: Fn(usize, usize) -> u8,
-    Z: Fn(usize, usize) -> u8,
-    S: Fn(usize, usize) -> f32,
+    Q: Fn(usize, usize) -> u8 + 'a,
+    Z: Fn(usize, usize) -> u8 + 'a,
+    S: Fn(usize, usize) -> f32 + 'a,
 {
-    fn tensor(&self, parts: &Parts<'a>) -> Result<Tensor<'static>, WeightsError> {
-        let shape = Shape::matrix(self.rows, self.cols);
-        let format = self.format();
-        let mut bytes = Vec::with_capacity(parts.byte_len(format, shape)?);
-        for row in 0..self.rows {
-            match format.is_quantized() {
-                true => self.blocks(format, row, &mut bytes),
-                false => self.expand(format, row, &mut bytes),
+    fn recipe(self, parts: &Parts<'a>) -> Result<Recipe<'a>, WeightsError> {
+        let (format, shape) = (self.format(), Shape::matrix(self.rows, self.cols));
+        parts.recipe(format, shape, move |bytes| {
+            for row in 0..self.rows {
+                match format.is_quantized() {
+                    true => self.blocks(format, row, bytes),
+                    false => self.expand(format, row, bytes),
+                }
             }
-        }
-        parts.tensor(format, shape, bytes)
+        })
     }
 
     /// The smallest format that holds the very numbers, or else that of the scales.

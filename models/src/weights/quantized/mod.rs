@@ -30,8 +30,8 @@ use safetensors::tensor::Dtype;
 pub(super) use parts::Raw;
 pub(crate) use scheme::Scheme;
 
-use super::{SafetensorsWeights, Tensor, Weights, WeightsError};
-use parts::Parts;
+use super::{Format, SafetensorsWeights, Shape, Tensor, Weights, WeightsError};
+use parts::{Parts, Recipe};
 
 /// What a module's other tensors are called behind its name; they are no weights of their own.
 const COMPANIONS: [&str; 14] = [
@@ -90,6 +90,30 @@ impl QuantizedWeights {
         }
         Self { stored, scheme, entries }
     }
+
+    fn parts<'a>(&'a self, name: &'a str) -> Parts<'a> {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        Parts { stored: &self.stored, name, module }
+    }
+
+    /// How a weight is put together; `None` if it is plain.
+    fn recipe<'a>(&self, parts: &Parts<'a>) -> Result<Option<Recipe<'a>>, WeightsError> {
+        let Some(entry) = self.entries.get(parts.name) else {
+            return Err(WeightsError::MissingTensor { name: parts.name.to_owned() });
+        };
+        let recipe = match entry {
+            Entry::Plain => return Ok(None),
+            Entry::Floats8 => floats::floats8(parts, &self.scheme),
+            Entry::Integers8 => integers::whole_bytes(parts),
+            Entry::Normal => normal::normal(parts),
+            Entry::Words if self.scheme.packs_outputs => integers::awq(parts, &self.scheme),
+            Entry::Words => integers::gptq(parts, &self.scheme),
+            Entry::Packed => integers::packed(parts, &self.scheme),
+            Entry::PackedFloats => floats::packed(parts),
+            Entry::Microscaled => floats::microscaled(parts),
+        };
+        recipe.map(Some)
+    }
 }
 
 /// The plain name of what is stored as `name`, unless it is a part of another weight.
@@ -128,21 +152,17 @@ fn classify(stored: &SafetensorsWeights, name: &str) -> Option<(String, Entry)> 
 
 impl Weights for QuantizedWeights {
     fn tensor(&self, name: &str) -> Result<Tensor<'_>, WeightsError> {
-        let Some(entry) = self.entries.get(name) else {
-            return Err(WeightsError::MissingTensor { name: name.to_owned() });
-        };
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let parts = Parts { stored: &self.stored, name, module };
-        match entry {
-            Entry::Plain => self.stored.tensor(name),
-            Entry::Floats8 => floats::floats8(&parts, &self.scheme),
-            Entry::Integers8 => integers::whole_bytes(&parts),
-            Entry::Normal => normal::normal(&parts),
-            Entry::Words if self.scheme.packs_outputs => integers::awq(&parts, &self.scheme),
-            Entry::Words => integers::gptq(&parts, &self.scheme),
-            Entry::Packed => integers::packed(&parts, &self.scheme),
-            Entry::PackedFloats => floats::packed(&parts),
-            Entry::Microscaled => floats::microscaled(&parts),
+        let parts = self.parts(name);
+        match self.recipe(&parts)? {
+            Some(recipe) => parts.tensor(recipe),
+            None => self.stored.tensor(name),
+        }
+    }
+
+    fn describe(&self, name: &str) -> Result<(Format, Shape), WeightsError> {
+        match self.recipe(&self.parts(name))? {
+            Some(recipe) => Ok((recipe.format, recipe.shape)),
+            None => self.stored.describe(name),
         }
     }
 

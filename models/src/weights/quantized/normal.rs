@@ -4,19 +4,22 @@
 
 use safetensors::tensor::Dtype;
 
-use super::parts::{Floats, Parts, push_float, push_nibbles};
+use super::parts::{Floats, Parts, Recipe, push_float, push_nibbles};
 use crate::{
     model::Fields,
-    weights::{Format, Shape, Tensor, WeightsError},
+    weights::{Format, Shape, WeightsError},
 };
+
+/// The longest description of a weight, in bytes: real ones have about 2,000, and JSON takes many
+/// times its length in memory.
+const MAX_STATE_BYTES: usize = 64 << 10;
 
 /// Elements of a block of ours.
 const BLOCK: usize = 64;
 
-pub(super) fn normal(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsError> {
+pub(super) fn normal<'a>(parts: &Parts<'a>) -> Result<Recipe<'a>, WeightsError> {
     let state = State::read(parts)?;
     let [rows, cols] = state.shape;
-    let shape = Shape::matrix(rows, cols);
     let raw = parts.required(".weight")?;
     let elements = rows.checked_mul(cols).filter(|it| it.div_ceil(2) == raw.bytes.len());
     let elements = elements.ok_or_else(|| parts.unexpected(".weight", &raw))?;
@@ -26,32 +29,33 @@ pub(super) fn normal(parts: &Parts<'_>) -> Result<Tensor<'static>, WeightsError>
         return Err(parts.unexpected(".weight.quant_map", &table.raw));
     }
     let table: [f32; 16] = std::array::from_fn(|index| table.get(index));
-    let nibble = |element: usize| {
+    let nibble = move |element: usize| {
         let byte = raw.bytes.get(element / 2).copied().unwrap_or_default();
         (byte >> (4 * (1 - element % 2))) & 15
     };
     let holds_blocks = cols.is_multiple_of(BLOCK) && state.block.is_multiple_of(BLOCK);
     let is_normal = is_table_of_nf4(&table);
     let format = if holds_blocks && is_normal { Format::NF4 } else { state.expanded };
-    let mut bytes = Vec::with_capacity(parts.byte_len(format, shape)?);
-    let magnitude = |element: usize| magnitudes.get(element / state.block).copied().unwrap_or(0.0);
-    match format {
-        Format::NF4 => {
-            for start in (0..elements).step_by(BLOCK) {
-                bytes.extend(magnitude(start).to_le_bytes());
-                for start in [start, start + 32] {
-                    push_nibbles(&mut bytes, &std::array::from_fn(|i| nibble(start + i)));
+    let block = state.block;
+    parts.recipe(format, Shape::matrix(rows, cols), move |bytes| {
+        let magnitude = |element: usize| magnitudes.get(element / block).copied().unwrap_or(0.0);
+        match format {
+            Format::NF4 => {
+                for start in (0..elements).step_by(BLOCK) {
+                    bytes.extend(magnitude(start).to_le_bytes());
+                    for start in [start, start + 32] {
+                        push_nibbles(bytes, &std::array::from_fn(|i| nibble(start + i)));
+                    }
+                }
+            }
+            _ => {
+                for element in 0..elements {
+                    let value = table[usize::from(nibble(element))] * magnitude(element);
+                    push_float(bytes, format, value);
                 }
             }
         }
-        _ => {
-            for element in 0..elements {
-                let value = table[usize::from(nibble(element))] * magnitude(element);
-                push_float(&mut bytes, format, value);
-            }
-        }
-    }
-    parts.tensor(format, shape, bytes)
+    })
 }
 
 /// Whether a table is that of [`Format::NF4`].
@@ -81,6 +85,12 @@ impl State {
             .find_map(|kind| parts.optional(&format!(".weight.quant_state.bitsandbytes__{kind}")));
         let fault = |what: &str| parts.fault(format!("`quant_state` {what}"));
         let raw = stored.ok_or_else(|| fault("is missing: only 4 bits are supported"))?;
+        if raw.bytes.len() > MAX_STATE_BYTES {
+            return Err(fault(&format!(
+                "has {} bytes, more than {MAX_STATE_BYTES}",
+                raw.bytes.len()
+            )));
+        }
         let text = std::str::from_utf8(raw.bytes).map_err(|_| fault("is not UTF-8"))?;
         let read = |error: crate::model::ConfigError| fault(&error.to_string());
         let json = Fields::parse(text).map_err(read)?;

@@ -4,7 +4,7 @@ use backend_api::weights::Levels;
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 
-use crate::weights::{Format, SafetensorsWeights, Shape, Tensor, WeightsError};
+use crate::weights::{Format, SafetensorsWeights, Shape, Tensor, TensorError, WeightsError};
 
 /// A tensor as a file has it.
 #[derive(Clone, Copy, Debug)]
@@ -73,23 +73,38 @@ impl<'a> Parts<'a> {
         WeightsError::Quantized { name: self.name.to_owned(), reason }
     }
 
-    /// A tensor of these bytes.
-    pub(super) fn tensor(
+    /// A weight whose bytes `fill` appends; no part of a file may claim that they are too many.
+    pub(super) fn recipe(
         &self,
         format: Format,
         shape: Shape,
-        bytes: Vec<u8>,
-    ) -> Result<Tensor<'static>, WeightsError> {
-        Tensor::new(format, shape, bytes)
-            .map_err(|source| WeightsError::Tensor { name: self.name.to_owned(), source })
+        fill: impl FnOnce(&mut Vec<u8>) + 'a,
+    ) -> Result<Recipe<'a>, WeightsError> {
+        let bytes = shape.byte_len(format).map_err(|source| self.inconsistent(source))?;
+        Ok(Recipe { format, shape, bytes, fill: Box::new(fill) })
     }
 
-    /// How many bytes a tensor takes, which no part of a file may claim to be too many.
-    pub(super) fn byte_len(&self, format: Format, shape: Shape) -> Result<usize, WeightsError> {
-        shape
-            .byte_len(format)
-            .map_err(|source| WeightsError::Tensor { name: self.name.to_owned(), source })
+    /// The weight, put together.
+    pub(super) fn tensor(&self, recipe: Recipe<'_>) -> Result<Tensor<'static>, WeightsError> {
+        let mut bytes = Vec::with_capacity(recipe.bytes);
+        (recipe.fill)(&mut bytes);
+        Tensor::new(recipe.format, recipe.shape, bytes).map_err(|source| self.inconsistent(source))
     }
+
+    fn inconsistent(&self, source: TensorError) -> WeightsError {
+        WeightsError::Tensor { name: self.name.to_owned(), source }
+    }
+}
+
+/// Appends the bytes of a weight.
+type Fill<'a> = dyn FnOnce(&mut Vec<u8>) + 'a;
+
+/// What a weight is, and how it is put together: its parts are checked, but their numbers not read.
+pub(super) struct Recipe<'a> {
+    pub(super) format: Format,
+    pub(super) shape: Shape,
+    bytes: usize,
+    fill: Box<Fill<'a>>,
 }
 
 /// A matrix of 32-bit words, each of which holds several numbers.

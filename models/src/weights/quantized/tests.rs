@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use safetensors::tensor::TensorView;
 use serde_json::json;
 
 use super::*;
@@ -39,6 +40,8 @@ fn check(kind: &str, format: Format, rounded: Format) {
         let found = weights.tensor(name).expect(kind);
         let expected = expected.tensor(name).expect("present");
         assert_eq!(found.shape(), expected.shape(), "{kind} {name}");
+        let described = weights.describe(name).expect(kind);
+        assert_eq!(described, (found.format(), found.shape()), "{kind} {name}");
         if name != "plain.weight" {
             assert_eq!(found.format(), format, "{kind} {name}");
         }
@@ -214,4 +217,72 @@ fn stacks_of_experts_keep_their_three_dimensions() {
     let weights = open("mxfp4");
     let experts = weights.tensor("experts.down_proj").expect("present");
     assert_eq!(experts.shape(), Shape::stack(3, 8, 128));
+}
+
+/// A checkpoint of these tensors, each of zeros.
+fn of_zeros(tensors: &[(&str, Dtype, &[usize])], config: serde_json::Value) -> QuantizedWeights {
+    let bytes = |dtype: Dtype, shape: &[usize]| {
+        vec![
+            0u8;
+            shape.iter().map(|&it| it as u128).product::<u128>() as usize * dtype.bitsize() / 8
+        ]
+    };
+    let data: Vec<_> = tensors.iter().map(|(_, dtype, shape)| bytes(*dtype, shape)).collect();
+    let views = tensors.iter().zip(&data).map(|((name, dtype, shape), data)| {
+        (*name, TensorView::new(*dtype, shape.to_vec(), data).expect("consistent"))
+    });
+    let file = safetensors::serialize(views, None).expect("serializable");
+    let config = Fields::parse(&json!({ "quantization_config": config }).to_string());
+    let scheme = Scheme::read(&config.expect("an object")).expect("supported").expect("quantized");
+    QuantizedWeights::new(SafetensorsWeights::from_bytes(file).expect("well-formed"), scheme)
+}
+
+#[test]
+fn weights_put_together_from_parts_without_elements_are_refused() {
+    const HUGE: usize = 1 << 40;
+    let fp8 = of_zeros(
+        &[("m.weight", Dtype::F8_E4M3, &[HUGE, 0]), ("m.weight_scale", Dtype::F32, &[1])],
+        json!({"quant_method": "fp8"}),
+    );
+    let gptq = of_zeros(
+        &[
+            ("m.qweight", Dtype::I32, &[0, HUGE]),
+            ("m.scales", Dtype::F16, &[1, 0]),
+            ("m.qzeros", Dtype::I32, &[1, 0]),
+        ],
+        json!({"quant_method": "gptq", "bits": 4}),
+    );
+    let blocks = of_zeros(
+        &[
+            ("m.weight_blocks", Dtype::U8, &[1, HUGE, 0, 16]),
+            ("m.weight_scales", Dtype::U8, &[1, HUGE, 0]),
+        ],
+        json!({"quant_method": "mxfp4"}),
+    );
+    let plain = of_zeros(&[("m.weight", Dtype::F32, &[HUGE, 0])], json!({"quant_method": "fp8"}));
+    for weights in [fp8, gptq, blocks, plain] {
+        let error = weights.tensor("m.weight").expect_err("no elements");
+        assert!(
+            matches!(
+                error,
+                WeightsError::MissingTensor { .. } | WeightsError::UnsupportedRank { .. }
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_description_longer_than_any_real_one_is_refused_unread() {
+    let state = "m.weight.quant_state.bitsandbytes__nf4";
+    let weights = of_zeros(
+        &[
+            ("m.weight", Dtype::U8, &[32, 1]),
+            ("m.weight.absmax", Dtype::F32, &[1]),
+            (state, Dtype::U8, &[(64 << 10) + 1]),
+        ],
+        json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+    );
+    let error = weights.tensor("m.weight").expect_err("too long");
+    assert!(error.to_string().contains("has 65537 bytes, more than 65536"), "{error}");
 }

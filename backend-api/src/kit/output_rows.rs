@@ -1,4 +1,4 @@
-//! A batch as the flat arrays that a device reads.
+//! The tokens of a batch after which something is wanted.
 
 use radix_cache::Token;
 
@@ -41,57 +41,13 @@ pub fn output_rows<'a>(batch: &Batch<'a>) -> impl Iterator<Item = OutputRow> + u
     })
 }
 
-/// The new tokens of a batch, row after row, without padding.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Packed {
-    /// `[tokens]`: ids, and [`Packed::PRODUCED`] for a token that the slot's next token stands for.
-    pub ids: Vec<u32>,
-    /// `[tokens]`: the slot of each.
-    pub slots: Vec<u32>,
-    /// `[tokens]`: the absolute position of each.
-    pub positions: Vec<u32>,
-    /// `[rows + 1]`: where each row's tokens start, and where the last one's end.
-    pub bounds: Vec<u32>,
-    /// `[rows]`: positions whose KV there is after the step.
-    pub kv_lens: Vec<u32>,
-}
-
-impl Packed {
-    /// Stands for the slot's next token.
-    pub const PRODUCED: u32 = u32::MAX;
-
-    /// Packs a batch.
-    pub fn new(batch: &Batch<'_>) -> Self {
-        let mut packed = Self::default();
-        packed.fill(batch);
-        packed
-    }
-
-    /// Packs another batch into the same memory.
-    pub fn fill(&mut self, batch: &Batch<'_>) {
-        let Self { ids, slots, positions, bounds, kv_lens } = self;
-        [&mut *ids, slots, positions, bounds, kv_lens].into_iter().for_each(|list| list.clear());
-        ids.extend(batch.tokens.iter().map(|token| match *token {
-            InputToken::Known(id) => id,
-            InputToken::Produced(_) => Self::PRODUCED,
-        }));
-        bounds.push(0);
-        for row in batch.rows {
-            slots.extend((0..row.tokens.len).map(|_| row.slot.0));
-            positions.extend(row.position..row.kv_len());
-            bounds.push(row.tokens.start + row.tokens.len);
-            kv_lens.push(row.kv_len());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{Draft, OutputRequest, Row, SlotId, Slots, Span};
 
     #[test]
-    fn rows_and_their_outputs_lie_one_after_the_other() {
+    fn output_rows_lie_one_after_the_other() {
         let span = |start, len| Span { start, len };
         let tokens = [
             InputToken::Produced(SlotId(4)),
@@ -110,13 +66,6 @@ mod tests {
         ];
         let slots = Slots::new(5, 1);
         let batch = Batch::new(0, &tokens, &rows, 1, &outputs, &[], &slots);
-
-        let packed = Packed::new(&batch);
-        assert_eq!(packed.ids, [Packed::PRODUCED, Packed::PRODUCED, 8, 9]);
-        assert_eq!(packed.slots, [4, 1, 1, 1]);
-        assert_eq!(packed.positions, [30, 7, 8, 9]);
-        assert_eq!(packed.bounds, [0, 1, 4]);
-        assert_eq!(packed.kv_lens, [31, 10]);
 
         let found: Vec<_> = output_rows(&batch)
             .map(|row| (row.output, row.index, row.row, row.token, row.position, row.proposal))
