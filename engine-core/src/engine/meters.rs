@@ -61,8 +61,12 @@ impl EngineSnapshot {
     }
 }
 
-/// Gauges: name, label `state` where it has one, and value.
-const GAUGES: [(&str, &str, fn(&EngineSnapshot) -> f64); 11] = [
+/// Name, label `state` where it has one, and value of a gauge.
+type GaugeOf = (&'static str, &'static str, fn(&EngineSnapshot) -> f64);
+/// Name and value of a counter, which only grows.
+type CounterOf = (&'static str, fn(&EngineSnapshot) -> u64);
+
+const GAUGES: [GaugeOf; 11] = [
     ("understory_requests_running", "", |now| now.scheduler.running as f64),
     ("understory_requests_waiting", "", |now| now.scheduler.waiting as f64),
     ("understory_requests_queued", "", |now| now.queued as f64),
@@ -76,8 +80,7 @@ const GAUGES: [(&str, &str, fn(&EngineSnapshot) -> f64); 11] = [
     ("understory_windowed_pages_in_use", "", |now| now.windowed_pages.in_use() as f64),
 ];
 
-/// Counters, which only grow.
-const COUNTERS: [(&str, fn(&EngineSnapshot) -> u64); 19] = [
+const COUNTERS: [CounterOf; 19] = [
     ("understory_compiles_in_traffic_total", |now| now.compiles_in_traffic),
     ("understory_prompt_tokens_total", |now| now.scheduler.prompt_tokens),
     ("understory_cached_tokens_total", |now| now.scheduler.cached_tokens),
