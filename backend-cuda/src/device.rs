@@ -1,5 +1,5 @@
 //! One device: memory, kernels and a stream, through cudarc. All `unsafe` of the backend is in here, in `driver`,
-//! `read_back` and `nvrtc`.
+//! `read_back`, `nvrtc` and `blas`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
