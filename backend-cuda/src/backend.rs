@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backend_api::kit::{available_bytes, check_memory, check_options, kv_bytes};
@@ -16,6 +16,8 @@ use backend_api::{
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUdevice_attribute_enum as DeviceAttribute;
 
+use crate::blas::{Blas, BlasLibrary};
+use crate::compiler::Compiler;
 use crate::device::{Device, failed};
 use crate::driver;
 use crate::executor::{Compiled, CudaExecutor, Settings};
@@ -24,7 +26,7 @@ use crate::load::{BACKEND, LoadedProgram};
 use crate::nvrtc::Nvrtc;
 use crate::read_back::ReadBack;
 use crate::weights::Use;
-use crate::{Kernel, Variant, append_shared_bytes, source};
+use crate::{Kernel, Variant, append_shared_bytes};
 
 /// How a [`CudaBackend`] is set up.
 #[derive(Clone, Debug)]
@@ -37,6 +39,15 @@ pub struct CudaOptions {
     pub driver: Option<PathBuf>,
     /// Path of `libnvrtc`; `None` leaves it to the system's loader.
     pub nvrtc: Option<PathBuf>,
+    /// Path of `libcublasLt`; `None` leaves it to the system's loader.
+    pub cublaslt: Option<PathBuf>,
+    /// Leave dense products of many rows to cuBLASLt, which must be there then; otherwise a kernel computes all. Default yes.
+    pub blas: bool,
+    /// Compile kernels to machine code of the device; otherwise to PTX, which the driver compiles, and which is all that the
+    /// emulator runs. Default yes.
+    pub machine_code: bool,
+    /// A folder for compiled kernels, so that the next start need not compile. Default none.
+    pub cache: Option<PathBuf>,
     /// Bytes of the device's free memory that are used at most. Default all.
     pub memory: Option<u64>,
     /// Activations and KV in IEEE f16; otherwise in bfloat16.
@@ -52,6 +63,10 @@ impl Default for CudaOptions {
             ordinal: 0,
             driver: None,
             nvrtc: None,
+            cublaslt: None,
+            blas: true,
+            machine_code: true,
+            cache: None,
             memory: None,
             half: false,
             longest_step: Duration::from_secs(120),
@@ -71,18 +86,25 @@ impl CudaOptions {
         Self { nvrtc: Some(path.into()), ..self }
     }
 
-    /// On the emulator: the paths of its stand-in for a driver and of `libnvrtc`. The emulated memory is this machine's, and
+    /// On the emulator, in whose stand-in cuBLASLt is too: the paths of its stand-in for a driver and of `libnvrtc`. The emulated memory is this machine's, and
     /// the emulator keeps notes on each byte of it; so an eighth of what is available is used at most.
     #[must_use]
     pub fn emulated(self, driver: impl Into<PathBuf>, nvrtc: impl Into<PathBuf>) -> Self {
         let memory = Some(available_bytes() / 8);
-        Self { driver: Some(driver.into()), nvrtc: Some(nvrtc.into()), memory, ..self }
+        let (driver, nvrtc) = (Some(driver.into()), Some(nvrtc.into()));
+        // One library stands for both.
+        let cublaslt = driver.clone();
+        Self { driver, nvrtc, cublaslt, machine_code: false, memory, ..self }
     }
 }
 
 backend_api::setters!(CudaOptions {
     ordinal: usize,
     driver: impl Into<Option<PathBuf>>,
+    cublaslt: impl Into<Option<PathBuf>>,
+    blas: bool,
+    machine_code: bool,
+    cache: impl Into<Option<PathBuf>>,
     memory: impl Into<Option<u64>>,
     half: bool,
     longest_step: Duration,
@@ -92,10 +114,8 @@ backend_api::setters!(CudaOptions {
 #[derive(Debug)]
 pub struct CudaBackend {
     context: Arc<CudaContext>,
-    nvrtc: Nvrtc,
-    /// PTX of what was compiled before.
-    compiled: Mutex<HashMap<(Kernel, Variant), Arc<str>>>,
-    architecture: String,
+    compiler: Compiler,
+    blas: Option<Arc<BlasLibrary>>,
     description: String,
     /// Bytes that are used at most.
     memory: u64,
@@ -111,6 +131,8 @@ impl CudaBackend {
     pub fn new(options: &CudaOptions) -> Result<Self, BackendError> {
         driver::open(options.driver.as_deref())?;
         let nvrtc = Nvrtc::load(options.nvrtc.clone().map(OsString::from))?;
+        let cublaslt = || BlasLibrary::load(options.cublaslt.clone().map(OsString::from));
+        let blas = options.blas.then(cublaslt).transpose()?.map(Arc::new);
         let context = CudaContext::new(options.ordinal)
             .map_err(|error| failed(&format!("opening device {}", options.ordinal), error))?;
         let ask = |attribute| {
@@ -129,10 +151,14 @@ impl CudaBackend {
         let processors = ask(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let name = context.name().map_err(|error| failed("asking the device", error))?;
         Ok(Self {
-            nvrtc,
-            compiled: Mutex::default(),
-            architecture: format!("compute_{major}{minor}"),
+            compiler: Compiler::new(
+                nvrtc,
+                (10 * major + minor).unsigned_abs(),
+                options.machine_code,
+                options.cache.clone(),
+            ),
             description: format!("cuda ({name}, {})", if options.half { "f16" } else { "bf16" }),
+            blas,
             memory: options.memory.unwrap_or(u64::MAX),
             settings: Settings {
                 half: options.half,
@@ -165,21 +191,8 @@ impl CudaBackend {
         names: &[&'static str],
         shared: u32,
     ) -> Result<(), BackendError> {
-        let key = (kernel, *variant);
-        let known = self.compiled.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let ptx = match known {
-            Some(ptx) => ptx,
-            None => {
-                let options = variant.options();
-                let ptx =
-                    self.nvrtc.ptx(&source(kernel), kernel.name(), &self.architecture, &options)?;
-                let ptx: Arc<str> = ptx.into();
-                let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-                compiled.insert(key, Arc::clone(&ptx));
-                ptx
-            }
-        };
-        device.load(kernel, variant, &ptx, names, shared)
+        self.compiler
+            .load(kernel, variant, |code| device.load(kernel, variant, code, names, shared))
     }
 
     /// Loads what the operations of a program launch.
@@ -292,7 +305,11 @@ impl Backend for CudaBackend {
         device.synchronize()?;
         let bounds = BatchBounds::new(programs, options);
         let host_pages = options.host_pages.clone();
-        let compiled = Compiled { device, read_backs, next_tokens, programs: loaded, groups };
+        let free = Device::free_bytes(&self.context)?;
+        let half = self.settings.half;
+        let blas = self.blas.as_ref().map(|library| Blas::new(library, &mut device, free, half));
+        let blas = blas.transpose()?;
+        let compiled = Compiled { blas, device, read_backs, next_tokens, programs: loaded, groups };
         let executor = CudaExecutor::new(compiled, bounds, self.settings, host_pages);
         Ok(Box::new(executor))
     }

@@ -342,7 +342,8 @@ mod tests {
     #[test]
     fn many_threads_pack_what_one_does() {
         let shape = Shape::matrix(258, 2048);
-        let values: Vec<f32> = (0..258 * 2048).map(|i| (i * 7919 % 1000) as f32 - 500.0).collect();
+        let values: Vec<f32> =
+            (0..258 * 2048u64).map(|i| (i * 7919 % 1000) as f32 - 500.0).collect();
         for format in [Format::Q5_K, Format::Q4_1, Format::F16] {
             let tensor = Tensor::from_f32(format, shape, &values).expect("consistent");
             let layout = BlockLayout::of(&tensor);

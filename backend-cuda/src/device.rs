@@ -13,6 +13,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
+use crate::compiler::Code;
 use crate::{Kernel, Variant};
 
 /// A page group's layer, as the kernels read it.
@@ -184,7 +185,7 @@ impl Device {
         &mut self,
         kernel: Kernel,
         variant: &Variant,
-        ptx: &str,
+        code: &Code,
         names: &[&'static str],
         shared: u32,
     ) -> Result<(), BackendError> {
@@ -192,9 +193,14 @@ impl Device {
             return Ok(());
         }
         let context = self.stream.context();
-        let module = context
-            .load_module(Ptx::from_src(ptx))
-            .map_err(|error| failed(kernel.name(), error))?;
+        let image = if code.is_machine_code {
+            Ptx::from_binary(code.bytes.to_vec())
+        } else {
+            let text = String::from_utf8_lossy(&code.bytes);
+            // cudarc panics where text holds a zero.
+            Ptx::from_src(text.trim_end_matches('\0').replace('\0', " "))
+        };
+        let module = context.load_module(image).map_err(|error| failed(kernel.name(), error))?;
         for &name in names {
             let function = module.load_function(name).map_err(|error| failed(name, error))?;
             if shared > 48 << 10 {

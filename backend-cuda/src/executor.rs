@@ -18,6 +18,7 @@ use backend_api::{
     RowFailure, SlotEvent, StepError, StepResult, Ticket, Tier, Want,
 };
 
+use crate::blas::Blas;
 use crate::device::Device;
 use crate::forward::{Forward, GroupMemory, Inputs, StepInput};
 use crate::load::{LoadedProgram, widen};
@@ -48,6 +49,7 @@ pub(crate) struct Settings {
 /// What was compiled, and its memory on the device.
 #[derive(Debug)]
 pub(crate) struct Compiled {
+    pub(crate) blas: Option<Blas>,
     pub(crate) device: Device,
     pub(crate) read_backs: [ReadBack; UNDER_WAY],
     /// See [`CudaExecutor::next_tokens`].
@@ -61,6 +63,7 @@ pub(crate) struct Compiled {
 pub(crate) struct CudaExecutor {
     /// In front of the device: it waits for the copies that the device makes.
     read_backs: [ReadBack; UNDER_WAY],
+    blas: Option<Blas>,
     pub(crate) device: Device,
     pub(crate) programs: Vec<LoadedProgram>,
     pub(crate) groups: Vec<GroupMemory>,
@@ -86,7 +89,7 @@ impl CudaExecutor {
         settings: Settings,
         host_pages: Vec<u32>,
     ) -> Self {
-        let Compiled { device, read_backs, next_tokens, programs, groups } = compiled;
+        let Compiled { blas, device, read_backs, next_tokens, programs, groups } = compiled;
         let slots = vec![Slot::new(programs.len()); bounds.limits().slots as usize];
         let host = host_pages
             .iter()
@@ -97,6 +100,7 @@ impl CudaExecutor {
             .collect();
         Self {
             read_backs,
+            blas,
             device,
             programs,
             groups,
@@ -242,6 +246,7 @@ impl CudaExecutor {
         };
         let sampled = Forward {
             device: &mut self.device,
+            blas: self.blas.as_mut(),
             loaded,
             groups: &self.groups,
             page_size: self.bounds.page_size(),

@@ -4,6 +4,7 @@ use backend_api::program::{Activation, Attention, Op, RopePairs, ValueId};
 use backend_api::{BackendError, Batch};
 use bytemuck::NoUninit;
 
+use crate::blas::Blas;
 use crate::device::{Argument, Device, Layer, Parts, Shape};
 use crate::load::{LoadedProgram, is_wide};
 use crate::plan::{self, AppendRow, DecodeRow, Plan, SharedRun};
@@ -91,6 +92,7 @@ pub(crate) struct Inputs<'a> {
 /// One run of a program.
 pub(crate) struct Forward<'a> {
     pub(crate) device: &'a mut Device,
+    pub(crate) blas: Option<&'a mut Blas>,
     pub(crate) loaded: &'a LoadedProgram,
     pub(crate) groups: &'a [GroupMemory],
     pub(crate) page_size: u32,
@@ -151,7 +153,13 @@ impl Forward<'_> {
         match op {
             Op::Embed { weight, scale, out } => {
                 if let Some(layout) = loaded.blocks(*weight) {
-                    return self.embed_blocks(layout, *weight, [lists.tokens, self.inputs.next], *scale, *out);
+                    return self.embed_blocks(
+                        layout,
+                        *weight,
+                        [lists.tokens, self.inputs.next],
+                        *scale,
+                        *out,
+                    );
                 }
                 let width = loaded.width(*out) as i32;
                 let arguments = [

@@ -11,7 +11,9 @@
 //! on the device, graphs, several devices.
 
 mod backend;
+mod blas;
 mod blocks;
+mod compiler;
 mod device;
 mod driver;
 mod executor;

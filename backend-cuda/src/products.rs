@@ -5,6 +5,7 @@ use backend_api::program::{
 };
 use backend_api::{BackendError, Limits};
 
+use crate::blas::{Operands, ProductShape};
 use crate::device::{Argument, Device, Shape};
 use crate::forward::Forward;
 use crate::load::{BACKEND, LoadedProgram, is_wide};
@@ -13,6 +14,8 @@ use Argument::{Address, Float, Int};
 
 /// Rows of a tile of `blocks_tile`, and its columns.
 const TILE: [u32; 2] = [64, 128];
+/// So many rows of dense products stay with `linear`, which reads weights once, as cuBLASLt has to.
+const FEW_ROWS: u32 = 8;
 /// Most experts, and most of them that a row goes through.
 const MOST_EXPERTS: u32 = 1024;
 const MOST_CHOSEN: u32 = 32;
@@ -196,6 +199,21 @@ impl Forward<'_> {
                 wide,
                 work,
             });
+        }
+        if rows > FEW_ROWS
+            && let Some(blas) = &mut self.blas
+        {
+            let shape = ProductShape {
+                rows: rows as usize,
+                columns: columns as usize,
+                inner: inner as usize,
+                wide,
+                has_bias: bias != 0,
+            };
+            let operands = Operands { out, input, weight: address, bias };
+            if blas.multiply(self.device, shape, &operands)? {
+                return Ok(());
+            }
         }
         let addresses = [out, input, address, bias].map(Address);
         let numbers = [rows, columns, inner, u32::from(wide)].map(|number| Int(number as i32));

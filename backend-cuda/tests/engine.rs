@@ -7,7 +7,7 @@ use std::time::Duration;
 use backend_cpu::CpuBackend;
 use backend_cuda::CudaOptions;
 use engine_core::backend::{Backend, BackendError, CompileOptions, KvFormat, Limits};
-use engine_core::engine::Engine;
+use engine_core::engine::{Engine, EngineOptions};
 use engine_core::error::GenerationError;
 use engine_core::model::{AttentionOptions, Program, ProgramBuilder};
 use engine_core::request::Output;
@@ -49,6 +49,40 @@ fn an_engine_generates_the_tokens_of_the_cpu() {
         }
         assert!(compared >= 2 * ANSWER, "{compared} tokens before near ties");
     }
+}
+
+#[test]
+fn machine_code_that_the_driver_refuses_gives_way_to_ptx_which_is_kept_on_disk() {
+    let folder = std::env::temp_dir().join(format!("understory-cuda-{}", std::process::id()));
+    let answer = || {
+        // The stand-in runs no machine code.
+        let options = CudaOptions::new().half(true).machine_code(true).cache(folder.clone());
+        answers(&engine(&stand_in::backend_as_given(options), options_of_one()))
+    };
+    let tokens = |outputs: Vec<Output>| outputs.into_iter().map(|it| it.tokens).collect::<Vec<_>>();
+    let first = tokens(answer());
+    let kept = || {
+        let files = std::fs::read_dir(&folder).expect("a folder");
+        files.filter_map(|file| file.ok().map(|file| file.path())).collect::<Vec<_>>()
+    };
+    let of_kind = |kind: &str| {
+        kept().iter().filter(|path| path.extension().is_some_and(|it| it == kind)).count()
+    };
+    assert_eq!(of_kind("cubin"), 1, "the first was refused");
+    let compiled = of_kind("ptx");
+    assert!(compiled > 5, "{:?}", kept());
+    // Damaged files are compiled anew.
+    for path in kept() {
+        let bytes = std::fs::read(&path).expect("a file");
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("it can be written");
+    }
+    assert_eq!(tokens(answer()), first);
+    assert_eq!(of_kind("ptx"), compiled);
+    std::fs::remove_dir_all(&folder).expect("it is there");
+}
+
+fn options_of_one() -> EngineOptions {
+    options().max_running_requests(1)
 }
 
 /// Whether an engine dies, and says that a deadline passed.

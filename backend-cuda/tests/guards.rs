@@ -43,6 +43,7 @@ fn a_case_runs_by_itself() {
         Ok("driver") => a_missing_driver(),
         Ok("old") => an_old_driver(),
         Ok("nvrtc") => a_missing_nvrtc(),
+        Ok("cublaslt") => a_missing_cublaslt(),
         Ok("load") => too_little_memory_to_load(),
         Ok("run") => too_little_memory_to_run(),
         Ok("fault") => a_faulting_kernel(),
@@ -63,7 +64,7 @@ fn refusal(options: &CudaOptions) -> String {
 
 fn stand_in_options() -> CudaOptions {
     let driver = cuda_emulator::stand_in::find().expect("the stand-in is built");
-    CudaOptions::new().half(true).driver(driver)
+    CudaOptions::new().half(true).driver(driver.clone()).cublaslt(driver).machine_code(false)
 }
 
 #[test]
@@ -100,6 +101,20 @@ fn without_nvrtc_the_error_says_where_it_comes_from() {
 fn a_missing_nvrtc() {
     let error = refusal(&stand_in_options().nvrtc("/none/libnvrtc.so"));
     assert!(error.contains("nvidia-cuda-nvrtc-cu12") && error.contains("/none/"), "{error}");
+}
+
+#[test]
+fn without_cublaslt_the_error_says_where_it_comes_from_unless_it_is_switched_off() {
+    run("cublaslt", &[]);
+}
+
+fn a_missing_cublaslt() {
+    let nvrtc = Nvrtc::locate().expect("NVRTC can be fetched");
+    let without =
+        stand_in_options().nvrtc(nvrtc).cublaslt(std::path::PathBuf::from("/none/libcublasLt.so"));
+    let error = refusal(&without);
+    assert!(error.contains("nvidia-cublas-cu12") && error.contains("/none/"), "{error}");
+    CudaBackend::new(&without.blas(false)).expect("kernels compute all products");
 }
 
 #[test]
@@ -150,6 +165,7 @@ fn too_little_memory_to_run() {
         assert!(reason.contains("bytes, but the device has"), "{reason}");
     }
     drop(taken);
+    stream.synchronize().expect("memory is given back in the order of the stream");
     for request in requests() {
         engine.submit(request).expect("taken").wait().expect("an answer");
     }

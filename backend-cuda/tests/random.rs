@@ -17,13 +17,8 @@ use testkit::random::Random;
 const NOISE: f32 = 0.05;
 const ANSWER: u32 = 8;
 /// Full attention, windows in all layers and in some, soft caps, experts.
-const MODELS: [(&str, usize); 5] = [
-    ("llama-tied", 384),
-    ("mistral", 96),
-    ("gemma3", 96),
-    ("gemma2", 160),
-    ("mixtral", 96),
-];
+const MODELS: [(&str, usize); 5] =
+    [("llama-tied", 384), ("mistral", 96), ("gemma3", 96), ("gemma2", 160), ("mixtral", 96)];
 
 /// Ways to set up an engine, none of which changes a token.
 const CHANGES: [fn(EngineOptions) -> EngineOptions; 4] = [

@@ -13,6 +13,10 @@ pub(super) fn open(
     progress: &mut dyn Progress,
 ) -> Result<Box<dyn Backend>, BackendChoiceError> {
     let mut options = backend_cuda::CudaOptions::new().ordinal(device);
+    options.cache = fetch.executables().unwrap_or_else(|error| {
+        tracing::warn!(%error, "compiled kernels are not kept");
+        None
+    });
     if emulate {
         options = emulated(options, fetch, progress)?;
     }

@@ -12,16 +12,22 @@ use cuda_emulator::stand_in;
 use engine_core::backend::{Backend, Compute};
 use engine_core::engine::{Engine, EngineOptions, KvMemory};
 use engine_core::error::EngineError;
+use engine_core::model::open_model;
 use engine_core::request::{Request, SamplingParams};
 
 /// Tokens of an answer.
 pub(crate) const ANSWER: u32 = 12;
 
-/// A backend on the stand-in.
+/// A backend on the stand-in, which runs PTX only.
 pub(crate) fn backend(options: CudaOptions) -> CudaBackend {
+    backend_as_given(options.machine_code(false))
+}
+
+pub(crate) fn backend_as_given(options: CudaOptions) -> CudaBackend {
     let driver = stand_in::find().expect("the stand-in is built");
     let nvrtc = Nvrtc::locate().expect("NVRTC can be fetched");
-    CudaBackend::new(&options.driver(driver).nvrtc(nvrtc)).expect("the stand-in has a device")
+    CudaBackend::new(&options.driver(driver.clone()).cublaslt(driver).nvrtc(nvrtc))
+        .expect("the stand-in has a device")
 }
 
 pub(crate) fn options() -> EngineOptions {
@@ -44,12 +50,17 @@ pub(crate) fn engine_of(model: &str, backend: &dyn Backend, options: EngineOptio
 }
 
 pub(crate) fn try_engine(
-    model: &str,
+    name: &str,
     backend: &dyn Backend,
     options: EngineOptions,
 ) -> Result<Engine, EngineError> {
     let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
-    Engine::builder().options(options).load(models.join(model), backend, &mut ())
+    let model = open_model(&models.join(name))?;
+    // Tokens alone: most of these models have no tokenizer.
+    let program =
+        model.program_for(options.context_length.unwrap_or(model.config.context_length))?;
+    let builder = Engine::builder().options(options).model_context(model.config.context_length);
+    builder.build(program, model.weights.as_ref(), backend, &mut ())
 }
 
 /// Greedy, with the two likeliest tokens at each place. Of three prompts two begin alike.

@@ -10,7 +10,7 @@ use super::{BLOCK, KvAccess, KvScratch, Scores, Tile, View};
 use crate::{
     isa::{
         LANES,
-        dot::{DotIsa, PAIRS, bf16_bits},
+        dot::{DotIsa, PAIRS},
     },
     kernels::kv::{PageShape, pairs::Pairs},
 };
@@ -25,16 +25,20 @@ impl<S: DotIsa> KvAccess<S> for Pairs {
     }
 
     #[inline(always)]
-    fn begin(&self, _: S, view: &View<'_>, count: usize, scratch: &mut KvScratch) {
+    fn begin(&self, isa: S, view: &View<'_>, count: usize, scratch: &mut KvScratch) {
         let pairs = view.shape.head_dim.div_ceil(2);
         scratch.gathered_pairs.resize(pairs, [0; PAIRS]);
         scratch.queries.clear();
-        for query in 0..count {
-            let query = view.layer.queries[view.place(query)].chunks(2);
-            scratch.queries.extend(query.map(|pair| {
-                let second = pair.get(1).map_or(0, |second| bf16_bits(*second));
-                u32::from(bf16_bits(pair[0])) | u32::from(second) << 16
-            }));
+        scratch.queries.resize(count * pairs, 0);
+        for (query, words) in scratch.queries.chunks_exact_mut(pairs).enumerate() {
+            let query = view.layer.queries[view.place(query)].chunks(LANES);
+            for (dimensions, words) in query.zip(words.chunks_mut(LANES / 2)) {
+                let mut bits = [0; LANES];
+                isa.store_bf16(isa.load_partial(dimensions, 0.0), &mut bits);
+                for (word, pair) in words.iter_mut().zip(bits.as_chunks::<2>().0) {
+                    *word = word_of(*pair);
+                }
+            }
         }
     }
 
@@ -69,15 +73,19 @@ impl<S: DotIsa> KvAccess<S> for Pairs {
         }
     }
 
-    /// Rounds weights in place: a pair of them becomes a word where the first one was.
+    /// Rounds weights in place: pairs of them become words, one behind another.
     #[inline(always)]
     fn weights(&self, isa: S, tile: &Tile<'_>, scores: &mut Scores) {
         for scores in &mut scores[..tile.state.len()] {
-            for scores in &mut scores.as_chunks_mut::<LANES>().0[tile.runs()] {
+            for run in tile.runs() {
                 let mut bits = [0; LANES];
-                isa.store_bf16(isa.load(scores), &mut bits);
-                for (word, pair) in scores.iter_mut().step_by(2).zip(bits.as_chunks::<2>().0) {
-                    *word = f32::from_bits(u32::from(pair[0]) | u32::from(pair[1]) << 16);
+                if let Some(weights) = scores.as_chunks::<LANES>().0.get(run) {
+                    isa.store_bf16(isa.load(weights), &mut bits);
+                }
+                // Words are half as many, so they lie where weights have been read already.
+                let words = &mut scores[run * LANES / 2..][..LANES / 2];
+                for (word, pair) in words.iter_mut().zip(bits.as_chunks::<2>().0) {
+                    *word = f32::from_bits(word_of(*pair));
                 }
             }
         }
@@ -101,7 +109,7 @@ impl<S: DotIsa> KvAccess<S> for Pairs {
                     let values = pair_of_pages(self, tile, position, first_vector + vector);
                     let values = isa.load_pairs(&values);
                     for query in 0..Q {
-                        let weights = scores[query][position].to_bits();
+                        let weights = scores[query][position / 2].to_bits();
                         fresh[query][vector] = isa.dot_pairs(fresh[query][vector], values, weights);
                     }
                 }
@@ -121,7 +129,7 @@ impl<S: DotIsa> KvAccess<S> for Pairs {
                     vectors[vector] = isa.load_pairs(&values[first_vector + vector]);
                 }
                 for query in 0..Q {
-                    let weights = scores[query][position + 2 * pair].to_bits();
+                    let weights = scores[query][position / 2 + pair].to_bits();
                     for vector in 0..V {
                         fresh[query][vector] =
                             isa.dot_pairs(fresh[query][vector], vectors[vector], weights);
@@ -132,6 +140,12 @@ impl<S: DotIsa> KvAccess<S> for Pairs {
         }
         fresh
     }
+}
+
+/// Two bf16 as [`DotIsa::dot_pairs`] takes them.
+#[inline(always)]
+fn word_of([first, second]: [u16; 2]) -> u32 {
+    u32::from(first) | u32::from(second) << 16
 }
 
 /// The queries of a tile, `[pair of dimensions]` each.

@@ -33,44 +33,35 @@ impl<B: ByteWeights> DotOp for ByteTask<'_, B> {
 
     #[inline(always)]
     fn run<S: DotIsa>(self, isa: S) {
-        let mut panel = self.range.start;
-        while panel < self.range.end {
-            let left = self.range.end - panel;
-            if self.rows.rows == 1 && left >= 4 {
-                self.tile::<S, 1, 4>(isa, 0, panel);
-                panel += 4;
-            } else {
-                self.every_row(isa, panel);
-                panel += 1;
-            }
+        let mut row = 0;
+        while row < self.rows.rows {
+            let left = (self.rows.rows - row).min(S::BYTE_ROWS);
+            row += match left {
+                12.. => self.every_panel::<S, 12>(isa, row),
+                8.. => self.every_panel::<S, 8>(isa, row),
+                4.. => self.every_panel::<S, 4>(isa, row),
+                2.. => self.every_panel::<S, 2>(isa, row),
+                _ => self.every_panel::<S, 1>(isa, row),
+            };
         }
     }
 }
 
 impl<B: ByteWeights> ByteTask<'_, B> {
-    /// All rows by a panel.
+    /// `R` rows by all panels: the rows stay in the first cache meanwhile. Returns `R`.
     #[inline(always)]
-    fn every_row<S: DotIsa>(&self, isa: S, panel: usize) {
-        let mut row = 0;
-        while row < self.rows.rows {
-            let left = (self.rows.rows - row).min(S::BYTE_ROWS);
-            if left >= 12 {
-                self.tile::<S, 12, 1>(isa, row, panel);
-                row += 12;
-            } else if left >= 8 {
-                self.tile::<S, 8, 1>(isa, row, panel);
-                row += 8;
-            } else if left >= 4 {
-                self.tile::<S, 4, 1>(isa, row, panel);
-                row += 4;
-            } else if left >= 2 {
-                self.tile::<S, 2, 1>(isa, row, panel);
-                row += 2;
+    fn every_panel<S: DotIsa, const R: usize>(&self, isa: S, row: usize) -> usize {
+        let mut panel = self.range.start;
+        while panel < self.range.end {
+            if R == 1 && self.rows.rows == 1 && self.range.end - panel >= 4 {
+                self.tile::<S, 1, 4>(isa, row, panel);
+                panel += 4;
             } else {
-                self.tile::<S, 1, 1>(isa, row, panel);
-                row += 1;
+                self.tile::<S, R, 1>(isa, row, panel);
+                panel += 1;
             }
         }
+        R
     }
 
     /// `R` rows by `P` panels over all inputs.

@@ -34,9 +34,8 @@ pub enum ConfigError {
     /// A tensor that is part of the configuration could not be read.
     #[error("cannot read a tensor that belongs to the configuration")]
     Weights {
-        /// The tensor, and why.
-        #[from]
-        source: WeightsError,
+        /// The tensor, and why; in a box, as it is larger than what the others hold.
+        source: Box<WeightsError>,
     },
     /// A model family that this crate has no program for.
     #[error("architecture `{found}` is not supported (supported: {})", supported(), found = clip(found))]
@@ -110,6 +109,12 @@ pub enum ConfigError {
         /// What it may be.
         supported: &'static str,
     },
+}
+
+impl From<WeightsError> for ConfigError {
+    fn from(source: WeightsError) -> Self {
+        Self::Weights { source: Box::new(source) }
+    }
 }
 
 fn supported() -> String {

@@ -96,12 +96,15 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// Appends the bytes of a weight.
+type Fill<'a> = dyn FnOnce(&mut Vec<u8>) + 'a;
+
 /// What a weight is, and how it is put together: its parts are checked, but their numbers not read.
 pub(super) struct Recipe<'a> {
     pub(super) format: Format,
     pub(super) shape: Shape,
     bytes: usize,
-    fill: Box<dyn FnOnce(&mut Vec<u8>) + 'a>,
+    fill: Box<Fill<'a>>,
 }
 
 /// A matrix of 32-bit words, each of which holds several numbers.
