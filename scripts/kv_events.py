@@ -9,12 +9,15 @@ namespaces (salts), a host tier, windowed layers, a cleared cache, and an indexe
 """
 
 import argparse
+import atexit
 import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -52,6 +55,7 @@ class Indexer:
         self.process = subprocess.Popen(
             [python, "-m", "dynamo.indexer", "--port", INDEXER.rsplit(":", 1)[1]], stdout=log, stderr=log
         )
+        atexit.register(self.process.kill)
         for _ in range(300):
             try:
                 post("/register", {"instance_id": 1, "model_name": "m", "block_size": PAGE, **endpoints})
@@ -80,10 +84,15 @@ class Indexer:
 
 class Probe:
     def __init__(self, host_tokens, model="llama-tied"):
+        folder = pathlib.Path(tempfile.mkdtemp())
+        shutil.copytree(ROOT / "tests/fixtures/tiny" / model, folder, dirs_exist_ok=True)
+        if not (folder / "tokenizer.json").exists():
+            size = json.loads((folder / "config.json").read_text())["vocab_size"]
+            (folder / "tokenizer.json").write_text(json.dumps(tokenizer(size)))
         config = {"publisher": "zmq", "endpoint": "tcp://127.0.0.1:0", "buffer_steps": 40}
         config["replay_endpoint"] = "tcp://127.0.0.1:0"
         command = ["cargo", "run", "--quiet", "--locked", "-p", "understory-server", "--example", "kv_events_probe", "--"]
-        command += ["--model", str(ROOT / "tests/fixtures/tiny" / model), "--page-size", str(PAGE)]
+        command += ["--model", str(folder), "--page-size", str(PAGE)]
         command += ["--kv-tokens", "1024", "--host-tokens", str(host_tokens)]
         command += ["--kv-events-config", json.dumps(config)]
         self.process = subprocess.Popen(
@@ -107,6 +116,16 @@ class Probe:
         self.process.wait()
 
 
+def tokenizer(size):
+    """The tiny tokenizer, as far as a vocabulary goes: prompts are tokens, and texts are not read."""
+    whole = json.loads((ROOT / "tests/fixtures/tiny/llama-tied/tokenizer.json").read_text())
+    model = whole["model"]
+    model["vocab"] = {text: number for text, number in model["vocab"].items() if number < size}
+    model["merges"] = []
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < size]
+    return whole
+
+
 def prompt(draw):
     beginning = draw.randrange(5)
     common = PAGE * draw.randrange(9)
@@ -114,13 +133,16 @@ def prompt(draw):
     return tokens + [10 + draw.randrange(100) for _ in range(1 + draw.randrange(60))], draw.choice(SALTS)
 
 
-def settle(indexer, tokens, salt, output):
-    """Waits until the indexer knows what a request has stored: it then knows all that came before."""
+def settle(indexer, tokens, salt, output, may_be_gone):
+    """Waits until the indexer knows what a request has stored: it then knows all that came before. With windows, the
+    engine may have had to evict it at once."""
     sequence = tokens + output[:-1]
     stored = len(sequence) // PAGE * PAGE
-    deadline = time.time() + 20
+    deadline = time.time() + (1 if may_be_gone else 20)
     while indexer.cached(sequence, salt) < stored:
         if time.time() > deadline:
+            if may_be_gone:
+                return
             raise SystemExit(f"the indexer knows {indexer.cached(sequence, salt)} of {stored} tokens")
         time.sleep(0.005)
 
@@ -154,7 +176,7 @@ def compare(python, requests, host_tokens, log, model="llama-tied", has_windows=
                 wrong += 1
                 print(f"request {number}: foretold {foretold}, found {answer['cached_tokens']}", file=sys.stderr)
         if not is_new:
-            settle(indexer, tokens, salt, answer["output_ids"])
+            settle(indexer, tokens, salt, answer["output_ids"], may_be_gone=has_windows)
             continue
         wait_for_subscriber(indexer, probe, draw)
     indexer.stop()
@@ -232,7 +254,7 @@ def main():
         passed = subscribe(python)
         for host_tokens in (0, 2048):
             passed &= compare(python, arguments.requests // 2, host_tokens, log)
-        passed &= compare(python, arguments.requests // 2, 0, log, "gemma3", has_windows=True)
+        passed &= compare(python, arguments.requests // 2, 0, log, "gemma2", has_windows=True)
     sys.exit(0 if passed else 1)
 
 

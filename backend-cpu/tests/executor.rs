@@ -2,15 +2,17 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use backend_cpu::{CpuBackend, CpuOptions};
 use engine_core::{
     PageId, Token,
     backend::{
-        Backend, BackendError, Batch, BatchError, Deadline, GroupId, InputToken, Mask, Masks,
-        OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Span, StepError, StepResult,
-        Ticket, Tier,
+        Backend, BackendError, Batch, BatchError, Compute, Deadline, GroupId, InputToken, Mask,
+        Masks, OutputRequest, PageCopy, Row, SlotEvent, SlotId, SlotSampling, Span, StepError,
+        StepResult, Ticket, Tier,
     },
     model::{LoadedModel, Program, open_model},
     weights::{Format, MapWeights, Shape, Tensor, Weights, WeightsError},
@@ -340,6 +342,48 @@ fn weights_that_do_not_fit_the_program_are_typed_errors() {
         }
         other => panic!("{other}"),
     }
+}
+
+/// Weights that count how often each of them is read.
+#[derive(Debug)]
+struct Counted<'a> {
+    weights: &'a dyn Weights,
+    reads: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Weights for Counted<'_> {
+    fn tensor(&self, name: &str) -> Result<Tensor<'_>, WeightsError> {
+        *self.reads.lock().unwrap().entry(name.to_owned()).or_default() += 1;
+        self.weights.tensor(name)
+    }
+
+    fn describe(&self, name: &str) -> Result<(Format, Shape), WeightsError> {
+        self.weights.describe(name)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.weights.contains(name)
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        self.weights.names()
+    }
+}
+
+#[test]
+fn loading_reads_each_weight_once_and_an_estimate_reads_none() {
+    // Of experts in blocks and scales, which are repacked whenever they are read.
+    let model = open_model(&fixtures().join("tiny/gpt-oss-mxfp4")).unwrap();
+    let program = model.program().unwrap();
+    let counted = Counted { weights: &*model.weights, reads: Mutex::default() };
+    let backend = CpuBackend::new();
+    let bytes = backend.weight_bytes(&program, &counted, Compute::Exact).unwrap();
+    assert!(bytes > 0 && counted.reads.lock().unwrap().is_empty());
+
+    let programs = [program.clone(), program];
+    backend.compile(&programs, &counted, &compile_options(&programs, Setup::default())).unwrap();
+    let expected = programs[0].weights().iter().map(|weight| (weight.name.clone(), 1)).collect();
+    assert_eq!(*counted.reads.lock().unwrap(), expected);
 }
 
 #[test]

@@ -93,7 +93,7 @@ struct Cut {
 
 // tokens: [row], next: [slot]; both get the sampled token. Where a logit is not finite, tokens gets -1 and next 0, a token that
 // exists. grid: rows.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 sample(int* __restrict__ tokens, int* __restrict__ next, const float* __restrict__ logits,
        const Sampling* __restrict__ samplings, const u32* __restrict__ masks, const int vocabulary) {
     __shared__ Best scratch[THREADS / 32];

@@ -29,7 +29,7 @@ pub(crate) fn parameters(batch: &Batch<'_>, slots: &[Slot]) -> Option<Vec<Parame
         let sampling = &*slots.get(row.slot.index())?.sampling;
         let position = row.kv_len();
         let plain = output.want == Want::Sample && !output.deferred && output.tokens.len == 1;
-        (plain && is_plain(sampling, position)).then(|| Parameters {
+        (plain && is_plain(sampling, position)).then_some(Parameters {
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,

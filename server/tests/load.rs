@@ -171,11 +171,11 @@ fn requests_that_are_given_up_at_any_time_leave_nothing() {
     let address = server.address;
     let all = (0..requests).map(|number: u32| async move {
         let body = json!({
-            "prompt": prompt(number), "max_tokens": 1900, "ignore_eos": true, "stream": number % 2 == 0,
+            "prompt": prompt(number), "max_tokens": 1900, "ignore_eos": true, "stream": number.is_multiple_of(2),
         });
         let asked = request("/v1/completions", &body.to_string(), "");
         // Some leave in the middle of what they ask.
-        let sent = if number % 7 == 0 { asked.len() / 2 } else { asked.len() };
+        let sent = if number.is_multiple_of(7) { asked.len() / 2 } else { asked.len() };
         let mut connection = TcpStream::connect(address).await.unwrap();
         connection.write_all(&asked.as_bytes()[..sent]).await.unwrap();
         let patience = Duration::from_millis(u64::from(number.wrapping_mul(2_654_435_761) >> 22));

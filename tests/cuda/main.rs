@@ -2,7 +2,7 @@
 
 use understory::prelude::*;
 
-/// How far log probabilities in bfloat16 may be from those in f32: NOISE_MEASURED was measured.
+/// How far log probabilities in bfloat16 may be from those in f32.
 const NOISE: f32 = 0.25;
 
 const TOKENS: u32 = 8;

@@ -56,15 +56,17 @@ impl LoadedWeights {
         let mut places = Vec::with_capacity(program.weights().len());
         let exact = kept_exact(program);
         for (index, weight) in program.weights().iter().enumerate() {
-            let tensor = weights.tensor(&weight.name)?;
-            check_weight_shape(weight, tensor.shape())?;
-            let compute = match exact.contains(&index) {
-                true => Compute::Exact,
-                false => compute.of(tensor.format(), fast),
-            };
+            let (format, shape) = weights.describe(&weight.name)?;
+            check_weight_shape(weight, shape)?;
             let place = match self.by_name.get(&weight.name) {
                 Some(known) => *known,
-                None => self.add(&weight.name, &tensor, compute)?,
+                None => {
+                    let compute = match exact.contains(&index) {
+                        true => Compute::Exact,
+                        false => compute.of(format, fast),
+                    };
+                    self.add(&weight.name, &weights.tensor(&weight.name)?, compute)?
+                }
             };
             self.by_name.insert(weight.name.clone(), place);
             places.push(place);

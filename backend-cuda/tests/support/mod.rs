@@ -1,32 +1,110 @@
 //! Kernels on the emulator.
 #![allow(dead_code, unreachable_pub)] // Each test crate uses a part.
 
+pub mod attention;
+pub mod blocks;
+pub mod experts;
+
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
 
 use backend_cuda::{Hopper, Kernel, Variant, source};
-use cuda_emulator::count::{CacheModel, Counting, Counts};
+use cuda_emulator::count::{CacheModel, Cost, Counting, Counts};
 use cuda_emulator::nvrtc::{CompileOptions, Nvrtc};
-use cuda_emulator::{Arguments, Launch, Memory, Options, Program, launch};
+use cuda_emulator::{Arguments, Launch, Memory, Options, Program, Schedule, launch};
 use half::{bf16, f16};
+
+/// A kernel with another source than its own, for the tests that this thread runs meanwhile.
+pub struct Trial {
+    kernel: Kernel,
+    source: String,
+    schedule: Schedule,
+    ptx: HashMap<Variant, String>,
+    /// Whether the compiler made anything else of it than of the kernel's own.
+    pub differs: bool,
+    /// What its launches cost.
+    pub costs: Vec<Cost>,
+}
+
+thread_local! {
+    static TRIAL: RefCell<Option<Trial>> = const { RefCell::new(None) };
+}
+
+/// Begins what the emulator reports.
+pub const REPORTED: &str = "reported: ";
+/// Says that a source does not compile.
+pub const REFUSED: &str = "the compiler refuses it";
+
+impl Trial {
+    /// Runs `case`, which panics where it finds something wrong; gives what it said.
+    pub fn run(
+        kernel: Kernel,
+        source: &str,
+        schedule: Schedule,
+        case: &dyn Fn(),
+    ) -> (Self, Result<(), String>) {
+        let (ptx, costs) = (HashMap::new(), Vec::new());
+        let trial =
+            Self { kernel, source: source.to_owned(), schedule, ptx, differs: false, costs };
+        TRIAL.with_borrow_mut(|current| *current = Some(trial));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(case));
+        let trial = TRIAL.with_borrow_mut(Option::take).expect("it was set above");
+        let said = outcome.map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+                .unwrap_or_default()
+        });
+        (trial, said)
+    }
+}
 
 /// PTX of a kernel; each variant is compiled once.
 pub fn compiled(kernel: Kernel, variant: &Variant) -> String {
     static DONE: OnceLock<Mutex<HashMap<(Kernel, Variant), String>>> = OnceLock::new();
-    let mut done = DONE.get_or_init(Mutex::default).lock().expect("no test panics in here");
-    let ptx = done.entry((kernel, *variant)).or_insert_with(|| {
-        let nvrtc = Nvrtc::find().expect("NVRTC can be fetched");
-        let mut options = CompileOptions { more: variant.options(), ..CompileOptions::default() };
-        if variant.fp8 {
-            options.architecture = "compute_89".to_owned();
+    let known = |ptx: Option<String>| {
+        let mut done = DONE.get_or_init(Mutex::default).lock().expect("no test panics in here");
+        match ptx {
+            Some(ptx) => done.insert((kernel, *variant), ptx),
+            None => done.get(&(kernel, *variant)).cloned(),
         }
-        if kernel == Kernel::PrefillHopper {
-            options.architecture = Hopper::ARCHITECTURE.to_owned();
-        }
-        let compiled = nvrtc.compile(&source(kernel), kernel.name(), &options);
-        compiled.unwrap_or_else(|error| panic!("{error}")).ptx
+    };
+    let own = known(None).unwrap_or_else(|| {
+        // On trial without lines: a line that a mutant moves would be a difference.
+        let line_info = TRIAL.with_borrow(Option::is_none);
+        let ptx = compile(kernel, variant, &source(kernel), line_info);
+        let ptx = ptx.unwrap_or_else(|error| panic!("{error}"));
+        known(Some(ptx.clone()));
+        ptx
     });
-    ptx.clone()
+    TRIAL.with_borrow_mut(|trial| {
+        let Some(trial) = trial.as_mut().filter(|trial| trial.kernel == kernel) else { return own };
+        let source = &trial.source;
+        let ptx = trial.ptx.entry(*variant).or_insert_with(|| {
+            compile(kernel, variant, source, false).unwrap_or_else(|_| panic!("{REFUSED}"))
+        });
+        trial.differs |= *ptx != own;
+        ptx.clone()
+    })
+}
+
+fn compile(
+    kernel: Kernel,
+    variant: &Variant,
+    source: &str,
+    line_info: bool,
+) -> Result<String, String> {
+    let nvrtc = Nvrtc::find().map_err(|error| error.to_string())?;
+    let mut options = CompileOptions { more: variant.options(), ..CompileOptions::default() };
+    options.line_info = line_info;
+    if variant.fp8 {
+        options.architecture = "compute_89".to_owned();
+    }
+    if kernel == Kernel::PrefillHopper {
+        options.architecture = Hopper::ARCHITECTURE.to_owned();
+    }
+    let compiled = nvrtc.compile(source, kernel.name(), &options);
+    compiled.map(|compiled| compiled.ptx).map_err(|error| error.to_string())
 }
 
 /// A device.
@@ -78,6 +156,7 @@ impl Device {
         if grid.contains(&0) {
             return Counts::default();
         }
+        let file = kernel;
         let program =
             Program::load(&compiled(kernel, variant), &mut self.memory).expect("good PTX");
         let shape = Launch {
@@ -86,13 +165,27 @@ impl Device {
             dynamic_shared,
             cluster: None,
         };
-        let options =
+        let mut options =
             Options { counting: Counting { memory: true, l2: self.l2 }, ..Options::default() };
+        let is_on_trial = TRIAL.with_borrow(|trial| {
+            let trial = trial.as_ref().filter(|trial| trial.kernel == file);
+            if let Some(trial) = trial {
+                // A mutant may never end.
+                options.instruction_limit = 1 << 22;
+                options.schedule = trial.schedule;
+                options.threads = Some(1);
+            }
+            trial.is_some()
+        });
         let kernel = program.kernel(function).unwrap_or_else(|error| panic!("{error}"));
         let outcome = launch(&kernel, &self.memory, &shape, arguments.bytes(), &options)
             .expect("a good launch");
         let errors: Vec<String> = outcome.errors().map(ToString::to_string).collect();
-        assert!(errors.is_empty(), "{}", errors.join("\n"));
+        assert!(errors.is_empty(), "{REPORTED}{}", errors.join("\n"));
+        if is_on_trial {
+            let cost = Cost::new(&kernel, &outcome);
+            TRIAL.with_borrow_mut(|trial| trial.as_mut().map(|trial| trial.costs.push(cost)));
+        }
         outcome.counts
     }
 }

@@ -133,8 +133,8 @@ pub enum GgufError {
     Tensor {
         /// The tensor.
         name: String,
-        /// What does not fit.
-        source: TensorError,
+        /// What does not fit; in a box, as it is larger than what the others hold.
+        source: Box<TensorError>,
     },
     /// A metadata key that a model can't do without.
     #[error("the metadata lacks `{key}`", key = clip(key))]

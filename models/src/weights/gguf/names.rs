@@ -209,7 +209,7 @@ fn restore_row_order(
         }
     }
     Tensor::new(tensor.format(), tensor.shape(), data)
-        .map_err(|source| GgufError::Tensor { name: name.to_owned(), source })
+        .map_err(|source| GgufError::Tensor { name: name.to_owned(), source: source.into() })
 }
 
 #[cfg(test)]

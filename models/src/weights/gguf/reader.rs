@@ -158,8 +158,9 @@ impl TensorInfo {
         let Some(shape) = Shape::from_dims(&shape).filter(|_| !shape.contains(&0)) else {
             return Ok(Stored::UnsupportedRank { shape });
         };
-        let size =
-            shape.byte_len(format).map_err(|source| GgufError::Tensor { name: name(), source })?;
+        let size = shape
+            .byte_len(format)
+            .map_err(|source| GgufError::Tensor { name: name(), source: source.into() })?;
         let range = usize::try_from(self.offset)
             .ok()
             .and_then(|offset| Some(offset..offset.checked_add(size)?))
@@ -185,7 +186,7 @@ impl TensorInfo {
             .map(|&size| {
                 usize::try_from(size).map_err(|_| GgufError::Tensor {
                     name: self.name.clone(),
-                    source: TensorError::TooLarge { rows: usize::MAX, cols: usize::MAX },
+                    source: TensorError::TooLarge { rows: usize::MAX, cols: usize::MAX }.into(),
                 })
             })
             .collect()
