@@ -230,6 +230,13 @@ fn range(ty: Type) -> Option<(i128, i128)> {
     })
 }
 
+/// What NaN becomes as a whole number: zero, but the highest bit alone where a type has 64 bits.
+fn nan_as_whole(to: Type, from: Type) -> Option<u64> {
+    range(to)?;
+    let is_wide = from == Type::F64 || to.bytes() == 8;
+    Some(if is_wide { 1 << (8 * to.bytes() - 1) } else { 0 })
+}
+
 fn is_scalar(ty: Type) -> bool {
     range(ty).is_some() || matches!(ty, Type::F16 | Type::Bf16 | Type::F32 | Type::F64)
 }
@@ -267,7 +274,11 @@ fn scalar(
     Ok(Action::lanes(move |registers, mask| {
         for lane in crate::machine::context::lanes(mask) {
             let bits = registers.lane(source.row, source.is_wide(), lane);
-            let result = convert(read(bits, from, flags.ftz), to, whole, rounding, flags);
+            let value = read(bits, from, flags.ftz);
+            let result = match (value, nan_as_whole(to, from)) {
+                (Value::Real(real), Some(nan)) if real.is_nan() => nan,
+                _ => convert(value, to, whole, rounding, flags),
+            };
             write(registers, target, lane, result, to, sign_extends);
         }
     }))
@@ -342,7 +353,7 @@ fn convert(value: Value, to: Type, whole: Option<Whole>, rounding: Rounding, fla
         return match value {
             Value::Whole(value) if flags.sat => value.clamp(least, most) as u64,
             Value::Whole(value) => value as u64,
-            // Always clamped; NaN becomes zero.
+            // Always clamped.
             Value::Real(value) => {
                 let value = to_whole(value, whole.unwrap_or(Whole::Zero));
                 (value as i128).clamp(least, most) as u64
