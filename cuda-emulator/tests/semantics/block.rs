@@ -68,6 +68,7 @@ impl Body<'_> {
             body = self.text,
         );
         let mut memory = Memory::default();
+        crate::coverage::note(&text);
         let program =
             Program::load(&text, &mut memory).unwrap_or_else(|e| panic!("{}: {e}", self.text));
         let kernel = program.kernel("k").unwrap_or_else(|e| panic!("{}: {e}", self.text));

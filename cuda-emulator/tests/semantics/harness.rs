@@ -38,6 +38,7 @@ pub(crate) fn run(instruction: &str, operands: &[[u64; 4]]) -> Vec<u64> {
          st.global.u64 [d8], d0; ret; }}"
     );
     let mut memory = Memory::default();
+    crate::coverage::note(&text);
     let program =
         Program::load(&text, &mut memory).unwrap_or_else(|e| panic!("{instruction}: {e}"));
     let kernel = program.kernel("k").unwrap_or_else(|e| panic!("{instruction}: {e}"));

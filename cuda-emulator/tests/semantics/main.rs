@@ -3,6 +3,7 @@
 mod bits;
 mod block;
 mod convert;
+mod coverage;
 mod exact;
 mod float;
 mod harness;

@@ -22,6 +22,7 @@ fn run(body: &str, inputs: &[[u32; 16]; 32]) -> Vec<[u32; 8]> {
          st.global.v4.u32 [d3], {{r0, r1, r2, r3}}; ret; }}"
     );
     let mut memory = Memory::default();
+    crate::coverage::note(&text);
     let program = Program::load(&text, &mut memory).unwrap_or_else(|e| panic!("{body}: {e}"));
     let kernel = program.kernel("k").unwrap_or_else(|e| panic!("{body}: {e}"));
     let input = memory.upload(inputs.as_flattened()).expect("memory");

@@ -14,6 +14,7 @@ fn run(body: &str, inputs: &[u32]) -> (Vec<u32>, Outcome) {
          ld.param.u64 d2, [out]; add.s64 d2, d2, d1; st.global.u32 [d2], r0; ret; }}"
     );
     let mut memory = Memory::default();
+    crate::coverage::note(&text);
     let program = Program::load(&text, &mut memory).unwrap_or_else(|e| panic!("{body}: {e}"));
     let kernel = program.kernel("k").unwrap_or_else(|e| panic!("{body}: {e}"));
     let input = memory.upload(inputs).expect("memory");
