@@ -26,7 +26,7 @@ use crate::load::{BACKEND, LoadedProgram};
 use crate::nvrtc::Nvrtc;
 use crate::read_back::ReadBack;
 use crate::weights::Use;
-use crate::{Kernel, Variant, append_shared_bytes};
+use crate::{Hopper, Kernel, Variant, append_shared_bytes};
 
 /// How a [`CudaBackend`] is set up.
 #[derive(Clone, Debug)]
@@ -163,6 +163,7 @@ impl CudaBackend {
             settings: Settings {
                 half: options.half,
                 processors: u32::try_from(processors).unwrap_or(1).max(1),
+                capability: (major.unsigned_abs(), minor.unsigned_abs()),
                 longest_step: options.longest_step,
             },
             context,
@@ -200,6 +201,7 @@ impl CudaBackend {
         &self,
         device: &mut Device,
         loaded: &LoadedProgram,
+        page_size: u32,
     ) -> Result<(), BackendError> {
         let plain = loaded.plain();
         for kernel in [
@@ -222,11 +224,36 @@ impl CudaBackend {
             for kernel in kernels {
                 self.load(device, kernel, &variant, &[kernel.name()], 0)?;
             }
-            let kernel = Kernel::AttentionAppend;
-            self.load(device, kernel, &variant, &[kernel.name()], append_shared_bytes(&variant))?;
+            let hopper = Hopper::new(self.settings.capability, &variant, page_size);
+            let (kernel, shared) = match hopper {
+                Some(hopper) => (Kernel::PrefillHopper, hopper.shared),
+                None => (Kernel::AttentionAppend, append_shared_bytes(&variant)),
+            };
+            self.load(device, kernel, &variant, &[kernel.name()], shared)?;
         }
         Ok(())
     }
+}
+
+/// Describes the KV of layers whose attention `prefill_hopper` computes.
+fn describe_layers(
+    device: &mut Device,
+    loaded: &LoadedProgram,
+    groups: &[GroupMemory],
+    settings: &Settings,
+    page_size: u32,
+    pages: &[u32],
+) -> Result<(), BackendError> {
+    for op in loaded.program.ops() {
+        let Op::Attention(attention) = op else { continue };
+        let variant = loaded.of_heads(attention);
+        let Some(hopper) = Hopper::new(settings.capability, &variant, page_size) else { continue };
+        let group = loaded.group(attention.group);
+        let map = hopper.map(&variant, attention.kv_heads, page_size, pages[group]);
+        let layer = groups[group].layers[attention.layer as usize];
+        device.describe(layer, &map, settings.half)?;
+    }
+    Ok(())
 }
 
 impl Backend for CudaBackend {
@@ -278,8 +305,7 @@ impl Backend for CudaBackend {
                 first_group,
                 self.settings.half,
             )?;
-            self.load_kernels(&mut device, &program_loaded)?;
-            loaded.push(program_loaded);
+            self.load_kernels(&mut device, &program_loaded, options.page_size)?;
             for (index, group) in program.groups().iter().enumerate() {
                 let page_bytes = self.page_bytes(
                     program,
@@ -289,12 +315,28 @@ impl Backend for CudaBackend {
                 );
                 let page_bytes = (page_bytes / u64::from(group.layers.max(1))) as usize;
                 let pages = limits.pages[first_group + index] as usize;
-                let layers = (0..group.layers).map(|_| device.allocate(page_bytes * pages));
+                let bytes = page_bytes * pages;
+                // TMA reads whole boxes, what was not written yet included.
+                let zeros = self.settings.capability == (9, 0);
+                let mut layer = || match zeros {
+                    true => device.allocate_zeros(bytes),
+                    false => device.allocate(bytes),
+                };
+                let layers = (0..group.layers).map(|_| layer());
                 let layers = layers.collect::<Result<Vec<_>, _>>()?;
                 let table_width = options.context_length.div_ceil(options.page_size) as usize + 1;
                 let tables = device.allocate_zeros(limits.slots as usize * table_width * 4)?;
                 groups.push(GroupMemory { layers, page_bytes, tables, table_width });
             }
+            describe_layers(
+                &mut device,
+                &program_loaded,
+                &groups,
+                &self.settings,
+                options.page_size,
+                &limits.pages,
+            )?;
+            loaded.push(program_loaded);
         }
         let step_bytes = loaded.iter().map(|program| program.step_bytes(&options.limits)).max();
         let step_bytes = step_bytes.unwrap_or(0);

@@ -77,7 +77,12 @@ impl Compiler {
         if let Some(code) = self.known().get(&key) {
             return Ok(code.clone());
         }
-        let target = self.nvrtc.target(self.capability, self.machine_code.load(Ordering::Relaxed));
+        let mut target =
+            self.nvrtc.target(self.capability, self.machine_code.load(Ordering::Relaxed));
+        if kernel == Kernel::PrefillHopper {
+            // Its instructions are those of one chip.
+            target.architecture.push('a');
+        }
         let (source, options) = (source(kernel), variant.options());
         let path =
             self.folder.as_ref().map(|folder| folder.join(self.name(&source, &options, &target)));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use backend_api::BackendError;
 use bytemuck::{NoUninit, Pod, Zeroable};
-use cudarc::driver::sys::{CUfunction_attribute_enum as Attribute, CUresult};
+use cudarc::driver::sys::{self, CUfunction_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig,
     PushKernelArg, result,
@@ -14,7 +14,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use crate::compiler::Code;
-use crate::{Kernel, Variant};
+use crate::{Kernel, KvMap, Variant};
 
 /// A page group's layer, as the kernels read it.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -45,9 +45,18 @@ unsafe impl DeviceRepr for Layer {}
 // SAFETY: plain numbers in the layout of C.
 unsafe impl DeviceRepr for Parts {}
 
+/// What TMA reads of a tensor: its address, sizes and box, as the driver encodes them.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct TensorMap(sys::CUtensorMap);
+
+// SAFETY: plain bytes in the layout of C.
+unsafe impl DeviceRepr for TensorMap {}
+
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Argument {
+    Map(TensorMap),
     Address(u64),
     Int(i32),
     Float(f32),
@@ -76,6 +85,8 @@ pub(crate) struct Device {
     stream: Arc<CudaStream>,
     memory: Vec<CudaSlice<u8>>,
     functions: HashMap<(Kernel, Variant, &'static str), CudaFunction>,
+    /// By the address of a layer's KV.
+    maps: HashMap<u64, TensorMap>,
 }
 
 impl Device {
@@ -83,7 +94,7 @@ impl Device {
         // SAFETY: one stream is used, which orders all work by itself.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
-        Ok(Self { stream, memory: Vec::new(), functions: HashMap::new() })
+        Ok(Self { stream, memory: Vec::new(), functions: HashMap::new(), maps: HashMap::new() })
     }
 
     /// Bytes that are free on the device.
@@ -221,6 +232,51 @@ impl Device {
         Ok(())
     }
 
+    /// Encodes the tensor map of KV at an address.
+    pub(crate) fn describe(
+        &mut self,
+        address: u64,
+        kv: &KvMap,
+        half: bool,
+    ) -> Result<(), BackendError> {
+        let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
+        let element = if half {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+        } else {
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+        };
+        let steps = [1u32; 2];
+        // SAFETY: the lists have an entry for each of two dimensions, strides one less, and outlive the call; the address is
+        // not read by it.
+        let encoded = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map.0,
+                element,
+                2,
+                address as *mut std::ffi::c_void,
+                kv.sizes.as_ptr(),
+                kv.strides.as_ptr(),
+                kv.box_sizes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        encoded.result().map_err(|error| failed("describing KV to TMA", error))?;
+        self.maps.insert(address, map);
+        Ok(())
+    }
+
+    /// The map of KV at an address.
+    pub(crate) fn map(&self, address: u64) -> Result<TensorMap, BackendError> {
+        self.maps.get(&address).copied().ok_or_else(|| BackendError::Device {
+            context: "attention".to_owned(),
+            message: "the layer's KV was not described to TMA".to_owned(),
+        })
+    }
+
     /// Queues a kernel. An empty grid is no work.
     pub(crate) fn launch(
         &self,
@@ -242,6 +298,7 @@ impl Device {
         let mut call = self.stream.launch_builder(function);
         for argument in arguments {
             match argument {
+                Argument::Map(x) => call.arg(x),
                 Argument::Address(x) => call.arg(x),
                 Argument::Int(x) => call.arg(x),
                 Argument::Float(x) => call.arg(x),

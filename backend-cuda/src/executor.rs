@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     /// Activations in f16; otherwise in bfloat16.
     pub(crate) half: bool,
     pub(crate) processors: u32,
+    /// Compute capability, major and minor.
+    pub(crate) capability: (u32, u32),
     pub(crate) longest_step: Duration,
 }
 
@@ -251,6 +253,7 @@ impl CudaExecutor {
             groups: &self.groups,
             page_size: self.bounds.page_size(),
             processors: self.settings.processors,
+            capability: self.settings.capability,
             step: &mut self.step,
             inputs,
         }

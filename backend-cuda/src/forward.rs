@@ -9,7 +9,7 @@ use crate::device::{Argument, Device, Layer, Parts, Shape};
 use crate::load::{LoadedProgram, is_wide};
 use crate::plan::{self, AppendRow, DecodeRow, Plan, SharedRun};
 use crate::sampling::Parameters;
-use crate::{Kernel, Variant, append_shared_bytes, append_slices};
+use crate::{Hopper, Kernel, Variant, append_shared_bytes, append_slices};
 use Argument::{Address, Float, Int};
 
 /// Blocks that attention is divided for, where the device doesn't say how many processors it has.
@@ -97,6 +97,7 @@ pub(crate) struct Forward<'a> {
     pub(crate) groups: &'a [GroupMemory],
     pub(crate) page_size: u32,
     pub(crate) processors: u32,
+    pub(crate) capability: (u32, u32),
     pub(crate) step: &'a mut StepInput,
     pub(crate) inputs: Inputs<'a>,
 }
@@ -461,16 +462,26 @@ impl Forward<'_> {
         device.launch(Kernel::AttentionDecode, variant, "attention_decode", blocks, &arguments)?;
 
         let token_list = token_list.filled(device, &plan.token_list)?;
+        let hopper = Hopper::new(self.capability, variant, self.page_size);
         for (list, place) in [(&plan.tiles, tiles), (&plan.shared_tiles, shared_tiles)] {
             let address = place.filled(device, list)?;
             let window = attention.window.unwrap_or(0) as i32;
-            let arguments = layer_and(&[
+            let mut arguments = layer_and(&[
                 Address(address),
                 Address(token_list),
                 Address(sinks),
                 Int(window),
                 Argument::Parts(parts),
             ]);
+            if let Some(hopper) = hopper {
+                arguments.insert(0, Argument::Map(device.map(layer.kv)?));
+                arguments.extend([Int(list.len() as i32), Int(hopper.box_rows as i32)]);
+                let grid = [Hopper::blocks(list.len()), attention.kv_heads];
+                let blocks = Shape { grid, threads: Hopper::THREADS, shared: hopper.shared };
+                let kernel = Kernel::PrefillHopper;
+                device.launch(kernel, variant, kernel.name(), blocks, &arguments)?;
+                continue;
+            }
             let grid = [list.len() as u32, attention.kv_heads * append_slices(variant.head)];
             let blocks = Shape { grid, threads: 128, shared: append_shared_bytes(variant) };
             device.launch(
