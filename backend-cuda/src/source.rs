@@ -11,7 +11,8 @@ pub enum Kernel {
     AttentionMerge,
     /// Several new tokens a row over paged KV; shared prefixes.
     AttentionAppend,
-    /// [`AttentionAppend`](Self::AttentionAppend) with what compute capability 9.0 has: see [`Hopper`].
+    /// [`AttentionAppend`](Self::AttentionAppend) with what compute capability 9.0 has: see
+    /// [`Hopper`](crate::Hopper).
     PrefillHopper,
     /// Adds a residual and normalizes.
     RmsNorm,

@@ -270,14 +270,16 @@ pub(crate) fn launch_attributes() {
     std::mem::forget((context, reverse));
 }
 
-/// Every block writes its rank in its cluster; the second kernel says how large those are.
+/// The first thread of every block writes its block's rank in its cluster; the second kernel says how large those are.
 const CLUSTERS: &str = r#"
 .version 8.0
 .target sm_90
 .address_size 64
 .visible .entry rank(.param .u64 out)
 {
-    .reg .b32 %r<3>; .reg .b64 %d<4>;
+    .reg .b32 %r<4>; .reg .b64 %d<4>; .reg .pred %p<2>;
+    mov.u32 %r3, %tid.x; setp.ne.u32 %p1, %r3, 0;
+    @%p1 ret;
     ld.param.u64 %d1, [out];
     mov.u32 %r1, %ctaid.x; mov.u32 %r2, %cluster_ctarank;
     mul.wide.u32 %d2, %r1, 4; add.s64 %d3, %d1, %d2;
@@ -286,7 +288,9 @@ const CLUSTERS: &str = r#"
 }
 .visible .entry fixed(.param .u64 out) .reqnctapercluster 4, 1, 1
 {
-    .reg .b32 %r<3>; .reg .b64 %d<4>;
+    .reg .b32 %r<4>; .reg .b64 %d<4>; .reg .pred %p<2>;
+    mov.u32 %r3, %tid.x; setp.ne.u32 %p1, %r3, 0;
+    @%p1 ret;
     ld.param.u64 %d1, [out];
     mov.u32 %r1, %ctaid.x; mov.u32 %r2, %cluster_ctarank;
     mul.wide.u32 %d2, %r1, 4; add.s64 %d3, %d1, %d2;
