@@ -214,15 +214,20 @@ fn the_end_gives_up_what_lasts_too_long_whatever_it_is() {
     options.limits.drain = Some(Duration::from_millis(200));
     let (mut server, completion) = prefilling(options);
     let vector = server.send("/v1/embeddings", &json!({"input": completion["prompt"]}));
+    let wait_for = |requests| {
+        loop {
+            let load = server.engine.snapshot().scheduler;
+            if load.running + load.waiting >= requests {
+                break;
+            }
+            std::thread::yield_now();
+        }
+    };
+    // A flush of an idle engine would be done at once.
+    wait_for(1);
     let flush = server.send("/flush_cache?timeout=600", &json!({}));
     let text = server.send(TEXT, &completion);
-    let loads = || {
-        let load = server.engine.snapshot().scheduler;
-        load.running + load.waiting
-    };
-    while loads() < 2 {
-        std::thread::yield_now();
-    }
+    wait_for(2);
     let begin = Instant::now();
     server.drain();
     assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
