@@ -180,12 +180,10 @@ fn every_kernel_assembles_for_each_architecture_and_spills_nothing() {
     }
     println!("{table}");
     let page = include_str!("../../docs/cuda-kernels.md");
-    for line in table.lines() {
-        assert!(
-            page.lines().any(|written| written == line),
-            "docs/cuda-kernels.md lacks:\n{line}\nof\n{table}"
-        );
-    }
+    assert!(
+        page.contains(table.trim_end()),
+        "docs/cuda-kernels.md has another table than this:\n{table}"
+    );
 }
 
 /// Whether the machine code of a kernel has each instruction.

@@ -180,7 +180,8 @@ impl Device {
         let kernel = program.kernel(function).unwrap_or_else(|error| panic!("{error}"));
         let outcome = launch(&kernel, &self.memory, &shape, arguments.bytes(), &options)
             .expect("a good launch");
-        let errors: Vec<String> = outcome.errors().map(ToString::to_string).collect();
+        let errors: Vec<String> =
+            outcome.errors().chain(outcome.warnings()).map(ToString::to_string).collect();
         assert!(errors.is_empty(), "{REPORTED}{}", errors.join("\n"));
         if is_on_trial {
             let cost = Cost::new(&kernel, &outcome);
