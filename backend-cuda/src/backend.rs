@@ -48,7 +48,8 @@ pub struct CudaOptions {
     pub machine_code: bool,
     /// A folder for compiled kernels, so that the next start need not compile. Default none.
     pub cache: Option<PathBuf>,
-    /// Bytes of the device's free memory that are used at most. Default all.
+    /// Bytes of the device's free memory that limits are planned with: weights, KV and activations. Workspaces and buffers
+    /// that grow with a step are not held to it. Default all.
     pub memory: Option<u64>,
     /// Activations and KV in IEEE f16; otherwise in bfloat16.
     pub half: bool,
@@ -87,7 +88,7 @@ impl CudaOptions {
     }
 
     /// On the emulator, in whose stand-in cuBLASLt is too: the paths of its stand-in for a driver and of `libnvrtc`. The emulated memory is this machine's, and
-    /// the emulator keeps notes on each byte of it; so an eighth of what is available is used at most.
+    /// the emulator keeps notes on each byte of it; so limits are planned with an eighth of what is available.
     #[must_use]
     pub fn emulated(self, driver: impl Into<PathBuf>, nvrtc: impl Into<PathBuf>) -> Self {
         let memory = Some(available_bytes() / 8);
@@ -117,7 +118,7 @@ pub struct CudaBackend {
     compiler: Compiler,
     blas: Option<Arc<BlasLibrary>>,
     description: String,
-    /// Bytes that are used at most.
+    /// See [`CudaOptions::memory`].
     memory: u64,
     settings: Settings,
 }

@@ -355,6 +355,10 @@ impl Blas {
             (set, status)
         };
         check("cublasLtMatmulPreferenceSetAttribute", set)?;
+        // Shapes that cuBLASLt does not take are left to a kernel; anything else is trouble of the device or the library.
+        if !matches!(status, INVALID_VALUE | NOT_SUPPORTED) {
+            check("cublasLtMatmulAlgoGetHeuristic", status)?;
+        }
         (plan.algorithm, plan.workspace) = (found.algorithm, found.workspace);
         Ok(status == 0 && found.state == 0 && count > 0 && found.workspace <= self.workspace_bytes)
     }
@@ -393,6 +397,9 @@ impl fmt::Debug for Blas {
             .finish_non_exhaustive()
     }
 }
+
+const INVALID_VALUE: Status = 7;
+const NOT_SUPPORTED: Status = 15;
 
 fn check(call: &str, status: Status) -> Result<(), BackendError> {
     if status == 0 {

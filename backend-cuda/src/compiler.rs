@@ -119,11 +119,11 @@ impl Compiler {
     }
 }
 
-/// The contents of a file that is whole.
+/// The contents of a file that is whole. No code is empty.
 fn read(path: &Path) -> Option<Vec<u8>> {
     let bytes = fs::read(path).ok()?;
     let (hash, code) = bytes.split_at_checked(HASH)?;
-    (Sha256::digest(code).as_slice() == hash).then(|| code.to_vec())
+    (!code.is_empty() && Sha256::digest(code).as_slice() == hash).then(|| code.to_vec())
 }
 
 /// Writes a file beside its place and renames it. One that can't be written costs time at the next start, and nothing else.
@@ -133,8 +133,12 @@ fn keep(path: &Path, code: &[u8]) {
             fs::create_dir_all(folder)?;
         }
         let part = path.with_extension(format!("{}.part", process::id()));
-        fs::write(&part, [Sha256::digest(code).as_slice(), code].concat())?;
-        fs::rename(&part, path)
+        let done = fs::write(&part, [Sha256::digest(code).as_slice(), code].concat())
+            .and_then(|()| fs::rename(&part, path));
+        if done.is_err() {
+            _ = fs::remove_file(&part);
+        }
+        done
     };
     _ = written();
 }

@@ -211,7 +211,14 @@ impl Device {
             // cudarc panics where text holds a zero.
             Ptx::from_src(text.trim_end_matches('\0').replace('\0', " "))
         };
-        let module = context.load_module(image).map_err(|error| failed(kernel.name(), error))?;
+        let module = context.load_module(image).map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => BackendError::Memory {
+                what: format!("the kernel {}", kernel.name()),
+                needed: code.bytes.len() as u64,
+                available: Self::free_bytes(context).unwrap_or(0),
+            },
+            _ => failed(kernel.name(), error),
+        })?;
         for &name in names {
             let function = module.load_function(name).map_err(|error| failed(name, error))?;
             if shared > 48 << 10 {

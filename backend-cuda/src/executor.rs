@@ -313,7 +313,8 @@ impl Executor for CudaExecutor {
     }
 
     fn warm_up(&mut self, progress: &mut dyn Progress) -> Result<(), BackendError> {
-        // Kernels don't depend on the shape of a step; they were compiled before the weights were loaded.
+        // Kernels don't depend on the shape of a step; they were compiled before the weights were loaded. What cuBLASLt
+        // needs for a number of rows is found when a step first has it.
         progress.update("ready", 1, 1);
         Ok(())
     }
@@ -330,6 +331,14 @@ impl Executor for CudaExecutor {
         let on_device = step.on_device;
         let ticket = self.tickets.issue(Work::Step(Box::new(step)));
         self.under_way.push_back((ticket.number(), place));
+        // Until the masks are there, nothing goes on with the token before.
+        for output in batch.outputs.iter().filter(|output| output.deferred) {
+            let slot = &mut self.slots[batch.rows[output.row as usize].slot.index()];
+            let next = &mut slot.next[batch.program.index()];
+            if *next != NextToken::Failed {
+                *next = NextToken::None;
+            }
+        }
         if on_device {
             for output in batch.outputs {
                 let slot = &mut self.slots[batch.rows[output.row as usize].slot.index()];

@@ -145,11 +145,11 @@ impl Nvrtc {
                 let get: Symbol<'_, Text> = self.library.get(get).map_err(missing)?;
                 let mut bytes = 0;
                 if size(handle, &raw mut bytes) != 0 {
-                    return Ok(Vec::new());
+                    return Err(failed("NVRTC does not tell the size of its output".to_owned()));
                 }
                 let mut buffer = vec![0u8; bytes];
                 if get(handle, buffer.as_mut_ptr().cast()) != 0 {
-                    return Ok(Vec::new());
+                    return Err(failed("NVRTC does not give its output".to_owned()));
                 }
                 Ok(buffer)
             };

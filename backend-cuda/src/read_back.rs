@@ -25,6 +25,8 @@ pub(crate) struct ReadBack {
     done: CudaEvent,
     /// Whether copies were queued that have not been seen to end.
     pending: bool,
+    /// Whether the event stands behind the copies that are pending.
+    recorded: bool,
 }
 
 impl ReadBack {
@@ -33,7 +35,7 @@ impl ReadBack {
         // SAFETY: bytes of any value are bytes; what is read was copied there before.
         let room = unsafe { context.alloc_pinned_with_flags(bytes.max(1), 0) };
         let room = room.map_err(|error| failed(&format!("pinning {bytes} bytes"), error))?;
-        Ok(Self { room: ManuallyDrop::new(room), done, pending: false })
+        Ok(Self { room: ManuallyDrop::new(room), done, pending: false, recorded: false })
     }
 
     /// Queues copies of memory of the device, given by address and bytes. They come to lie one behind the other.
@@ -50,7 +52,7 @@ impl ReadBack {
         }
         let stream = device.bound()?;
         let mut to = self.room.as_mut_ptr().map_err(|error| failed("pinned memory", error))?;
-        self.pending = true;
+        (self.pending, self.recorded) = (true, false);
         for &(from, bytes) in pieces.iter().filter(|(_, bytes)| *bytes > 0) {
             // SAFETY: the pieces fit the room one behind the other, and nothing reads the room before the copies end.
             let target = unsafe { std::slice::from_raw_parts_mut(to, bytes) };
@@ -60,7 +62,9 @@ impl ReadBack {
             // SAFETY: at most the end of the room.
             to = unsafe { to.add(bytes) };
         }
-        self.done.record(stream).map_err(|error| failed("recording an event", error))
+        self.done.record(stream).map_err(|error| failed("recording an event", error))?;
+        self.recorded = true;
+        Ok(())
     }
 
     /// Waits for what was queued; false if the deadline passed before.
@@ -108,8 +112,9 @@ impl ReadBack {
 
 impl Drop for ReadBack {
     fn drop(&mut self) {
-        // A device that hangs may write here at any time: then the memory stays.
-        if !self.pending || matches!(self.wait(Deadline::after(GRACE)), Ok(true)) {
+        // A device that hangs, or copies whose end no event tells, may write here at any time: then the memory stays.
+        let is_done = |it: &mut Self| matches!(it.wait(Deadline::after(GRACE)), Ok(true));
+        if !self.pending || (self.recorded && is_done(self)) {
             // SAFETY: dropped once, here.
             unsafe { ManuallyDrop::drop(&mut self.room) };
         }
